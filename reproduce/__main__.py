@@ -1,0 +1,90 @@
+"""``python -m reproduce train | sweep | report``: a thin layer over ``fit``, ``sweep`` and the notebooks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import yaml
+
+from reproduce.config import Config, ConfigError, read_settings
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m reproduce", description="Deep image clustering, reproduced.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    one = commands.add_parser("train", help="one run, as notebooks/train.ipynb without Jupyter")
+    one.add_argument("-f", "--settings", help="YAML file of settings, as papermill's -f")
+    one.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+
+    many = commands.add_parser("sweep", help="many runs through papermill; finished ones are skipped")
+    many.add_argument("settings", help="YAML file of settings")
+    many.add_argument("--grid", action="append", default=[], metavar="NAME=V,V", help="repeat for a product")
+    many.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    many.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
+    many.add_argument("--keep", choices=("all", "first", "none"), default="all",
+                      help="which runs keep notebook, HTML and embedding: all, the first seed of a setting, none")
+
+    pages = commands.add_parser("report", help="re-run the figure notebooks, write results/index.html")
+    pages.add_argument("--results-dir", default="", help="the study's run directories (default: results)")
+
+    args = parser.parse_args(words)
+    try:
+        return {"train": train, "sweep": sweep, "report": report}[args.command](args)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def given(args) -> dict:
+    """The settings file, overridden by ``-p name value`` (values read as YAML, like papermill's -y)."""
+    settings = read_settings(args.settings) if args.settings else {}
+    return {**settings, **{name: yaml.safe_load(value) for name, value in args.parameter}}
+
+
+def train(args) -> int:
+    from tqdm import tqdm
+
+    from reproduce import Diverged, fit
+    from reproduce.report import scores_table
+    from reproduce.runs import Run
+
+    config = Config.from_params(given(args))
+    run = Run(config)
+    try:
+        with tqdm(total=config.epochs, unit="epoch", disable=None) as bar:
+            for row in fit(config, run):
+                bar.update()
+                bar.set_postfix(loss=f"{row['loss']:.3f}")
+    except Diverged as error:
+        print(f"error: diverged: {error}", file=sys.stderr)
+        return 3
+    for note in run.notes:
+        print(note)
+    print(scores_table(run.json("metrics.json")).to_string())
+    print(run.path)
+    return 0
+
+
+def sweep(args) -> int:
+    from reproduce import sweep as driver
+
+    rows = driver.sweep(driver.expand(given(args), driver.parse_grid(args.grid)), args.jobs, args.keep)
+    for status in ("finished", "skipped", "failed"):
+        print(f"{sum(r['status'] == status for r in rows):4d} {status}")
+    for row in rows:
+        if row["status"] == "failed":
+            print(f"     {row['name']}: {row['log']}")
+    return int(any(r["status"] == "failed" for r in rows))
+
+
+def report(args) -> int:
+    from reproduce.report import build
+
+    print(build(args.results_dir))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

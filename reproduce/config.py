@@ -1,0 +1,256 @@
+"""One frozen dataclass holds every setting of a run, under the papers' names.
+
+A setting is checked once, before anything is loaded, and a wrong one is answered by one sentence
+that names the parameter, the value and what is allowed. papermill itself only logs an unknown
+parameter and runs with the default, which is how a sweep over ``lamda1`` finishes without one
+difference; here it is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+
+class ConfigError(ValueError):
+    """A setting, or a file that a setting names, cannot be used."""
+
+    def _render_traceback_(self):
+        """In a notebook the sentence stands alone: the frames below it are of no use to its reader."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def setting(default, why, choices=None, low=None, high=None, identity=True, group=None):
+    """A dataclass field with its reason, its range and whether it changes what a run computes."""
+    return dataclasses.field(
+        default=default,
+        metadata=dict(why=why, choices=choices, low=low, high=high, identity=identity, group=group),
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    # ---- data
+    dataset: str = setting("digits", "which images", choices=("digits", "cifar10", "folder"), group="data")
+    folder: str = setting("", "for dataset 'folder': <folder>/{train,test}/<class>/* or images without classes")
+    image_size: int = setting(0, "side in pixels to which a folder's images are resized; 0: the data set's own (folder: 64)", low=0, high=1024)
+    split: str = setting("all", "test: train on the training part, score on the test part; all: train and score on both", choices=("test", "all"))
+    limit: int = setting(0, "use only so many images of each part, for a quick look; 0: every image", low=0)
+    n_clusters: int = setting(0, "K; 0: the number of classes of the data set", low=0, high=100_000)
+    # ---- method and loss
+    method: str = setting("crlc", "one file in reproduce/methods/", choices=("crlc",), group="method and loss")
+    lambda1: float = setting(1.0, "weight of the entropy, averaged over the views, that CRLC maximises", low=0)
+    entropy: str = setting("batch", "entropy of the mean over the batch, or of each sample (the course's reading)", choices=("batch", "sample"))
+    entropy_smoothed: bool = setting(False, "take that entropy of the smoothed probabilities")
+    lambda2: float = setting(10.0, "weight of the feature contrast", low=0)
+    temperature: float = setting(0.1, "of the feature contrast", low=1e-3, high=100)
+    critic: str = setting("log_dot", "of the probability contrast", choices=("log_dot", "dot", "neg_l2", "neg_js"))
+    smoothing: float = setting(0.01, "gamma: p -> (1 - gamma) p + gamma / K inside the probability contrast", low=0, high=1)
+    logit_clamp: float = setting(25.0, "logits beyond this are pulled back; 0: never", low=0)
+    logit_clamp_weight: float = setting(0.01, "how hard they are pulled back", low=0)
+    n_heads: int = setting(10, "H, clustering heads on one backbone", low=1, high=1000)
+    projection_dim: int = setting(128, "width of the contrasted features", low=2, high=65_536)
+    # ---- network
+    backbone: str = setting("small", "small is a residual net of four convolutions, for digits", choices=("small", "resnet18", "resnet34", "resnet50"), group="network")
+    width: int = setting(32, "channels of the small backbone", low=1, high=1024)
+    stem: str = setting("cifar", "first layer of a ResNet: 3x3 stride 1, or 7x7 stride 2 with max-pool", choices=("cifar", "imagenet"))
+    head_hidden: int = setting(128, "hidden width of every head", low=1, high=65_536)
+    head_bias: bool = setting(True, "linear layers of the heads have a bias")
+    head_init: str = setting("kaiming", "kaiming: uniform with gain sqrt(2), zero bias; torch: the library's default", choices=("kaiming", "torch"))
+    views: str = setting("together", "both views through the network in one pass, or apart: one batch norm for each", choices=("together", "apart"))
+    batchnorm_split: int = setting(1, "batch norm over 1/n of the batch, as on n devices", low=1, high=64)
+    # ---- augmentation
+    augmentation: str = setting("digits", "digits: affine, gamma, contrast, noise; images: crop, flip, jitter, grayscale, blur", choices=("digits", "images", "none"), group="augmentation")
+    rotation: float = setting(15.0, "digits: up to so many degrees either way", low=0, high=180)
+    zoom: float = setting(0.15, "digits: scale within 1 +- this", low=0, high=0.9)
+    shear: float = setting(10.0, "digits: up to so many degrees either way", low=0, high=60)
+    shift: float = setting(0.1, "digits: up to this share of the side", low=0, high=1)
+    gamma: float = setting(0.3, "digits: exponent within exp(+- this)", low=0, high=3)
+    contrast: float = setting(0.3, "digits: factor within 1 +- this", low=0, high=1)
+    noise: float = setting(0.1, "digits: standard deviation of Gaussian noise on pixels in 0..1", low=0, high=1)
+    crop_scale: float = setting(0.2, "images: least share of the area that a random crop keeps", low=0.001, high=1)
+    flip: float = setting(0.5, "images: probability of a horizontal flip", low=0, high=1)
+    jitter: float = setting(0.4, "images: brightness, contrast, saturation; a quarter of it for hue", low=0, high=2)
+    jitter_p: float = setting(0.8, "images: probability of the colour jitter", low=0, high=1)
+    grayscale: float = setting(0.2, "images: probability of grayscale", low=0, high=1)
+    blur: float = setting(0.0, "images: probability of a Gaussian blur", low=0, high=1)
+    normalize: bool = setting(True, "subtract the data set's channel means, divide by its deviations")
+    # ---- optimisation
+    epochs: int = setting(60, "passes over the training images", low=0, high=1_000_000, group="optimisation")
+    batch_size: int = setting(128, "images, each seen in two views", low=2)
+    optimizer: str = setting("sgd", "sgd has momentum and no Nesterov", choices=("sgd", "adam"))
+    learning_rate: float = setting(0.1, "the peak, where the schedule has one", low=0, high=1000)
+    schedule: str = setting("onecycle", "of the learning rate over the steps", choices=("constant", "cosine", "onecycle"))
+    warmup_epochs: int = setting(0, "linear warm-up before a cosine schedule", low=0)
+    momentum: float = setting(0.9, "of sgd; beta1 of adam", low=0, high=0.9999)
+    weight_decay: float = setting(5e-4, "L2", low=0, high=10)
+    decay: str = setting("weights", "weights: tensors of two dimensions and more; all: biases and batch norm too", choices=("weights", "all"))
+    sampler: str = setting("epoch", "epoch: a permutation each, last part batch dropped; endless: permutations joined", choices=("epoch", "endless"))
+    # ---- evaluation
+    evaluate_every: int = setting(2, "epochs between evaluations; labels are used for evaluation only", low=1, group="evaluation")
+    trace_images: int = setting(32, "images whose class probabilities are kept at each evaluation", low=0, high=10_000)
+    # ---- the run
+    seed: int = setting(0, "of initialisation, sampling and augmentation", low=0, high=2**31 - 1, group="the run")
+    precision: str = setting("auto", "auto: bfloat16 on CUDA, float32 elsewhere", choices=("auto", "float32", "bfloat16"))
+    compile: bool = setting(False, "torch.compile the network")
+    device: str = setting("auto", "auto: CUDA where there is one", choices=("auto", "cpu", "cuda"), identity=False)
+    resume: bool = setting(True, "continue an interrupted run, show a finished one; False: train anew", identity=False)
+    results_dir: str = setting("", "where run directories go; empty: results/local of the repository", identity=False)
+    data_dir: str = setting("", "where data sets are kept; empty: data of the repository", identity=False)
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> "Config":
+        """Check every parameter and return the configuration; raise ConfigError on the first wrong one.
+
+        >>> Config.from_params({"lambda1": 0.3}).lambda1
+        0.3
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        values = {}
+        for name, value in params.items():
+            if name not in fields:
+                raise ConfigError(unknown(name, fields))
+            values[name] = checked(fields[name], value)
+        config = cls(**values)
+        for broken in config.contradictions():
+            raise ConfigError(broken)
+        return config
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> "Config":
+        """The configuration in a notebook's variables (pass ``globals()`` before assigning others).
+
+        Everything that papermill could have injected is looked at, so that a mistyped ``-p`` is found.
+        """
+        ipython = {"In", "Out", "exit", "quit"}
+        plain = (bool, int, float, str, list, dict, tuple, set, type(None))
+        return cls.from_params({
+            name: value for name, value in namespace.items()
+            if isinstance(value, plain) and name not in ipython and not name.startswith("_")
+        })
+
+    def contradictions(self):
+        """Yield a sentence for each pair of settings that cannot go together."""
+        if self.dataset == "folder" and not self.folder:
+            yield "folder is empty, but dataset is 'folder': name the folder of images, as in -p folder my_images"
+        if self.folder and self.dataset != "folder":
+            yield f"folder is {self.folder!r}, but dataset is {self.dataset!r}: add -p dataset folder"
+        if self.image_size and self.dataset != "folder":
+            yield f"image_size is {self.image_size}, but only dataset 'folder' is resized, not {self.dataset!r}"
+        side = self.side
+        if self.stem == "imagenet" and self.backbone == "small":
+            yield "stem is 'imagenet', but backbone is 'small', which has no such stem: choose a resnet or stem 'cifar'"
+        if self.stem == "imagenet" and side < 32:
+            yield f"stem is 'imagenet', but the images of {self.dataset!r} are {side} x {side}: it needs 32 pixels, stem 'cifar' does not"
+        if self.backbone != "small" and side < 16:
+            yield f"backbone is {self.backbone!r}, but the images of {self.dataset!r} are {side} x {side}: it needs 16 pixels, 'small' does not"
+        if self.n_clusters == 1:
+            yield "n_clusters is 1: it must be at least 2, or 0 for the number of classes"
+        passes = self.batchnorm_split * (2 if self.views == "apart" else 1)
+        if (2 * self.batch_size) % passes or 2 * self.batch_size // passes < 2:
+            yield f"batchnorm_split is {self.batchnorm_split}, which does not divide batch_size {self.batch_size} into equal parts of two images or more"
+        if self.warmup_epochs and self.schedule != "cosine":
+            yield f"warmup_epochs is {self.warmup_epochs}, but schedule is {self.schedule!r}: only 'cosine' has a warm-up"
+        if self.warmup_epochs > self.epochs:
+            yield f"warmup_epochs is {self.warmup_epochs}, more than epochs, {self.epochs}"
+        if self.smoothing == 0 and self.critic == "log_dot" and self.logit_clamp == 0:
+            yield "smoothing and logit_clamp are both 0: the logarithm of the log_dot critic would reach -inf; set one of them"
+
+    @property
+    def side(self) -> int:
+        """Side of the images in pixels."""
+        return {"digits": 8, "cifar10": 32}.get(self.dataset) or self.image_size or 64
+
+    def identity(self) -> dict:
+        """The settings that change what a run computes, in alphabetical order."""
+        return {f.name: getattr(self, f.name) for f in sorted(dataclasses.fields(self), key=lambda f: f.name)
+                if f.metadata["identity"]}
+
+    def hash(self) -> str:
+        """Eight hexadecimal digits over ``identity()``. A setting that is added later and left at its
+        default does not change the hash of earlier runs: defaults are left out."""
+        default = Config().identity()
+        changed = {k: v for k, v in self.identity().items() if v != default[k]}
+        return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+
+    @classmethod
+    def parameter_cell(cls) -> str:
+        """The source of the notebooks' parameters cell: ``name: type = default  # why``, as papermill reads it."""
+        lines = []
+        for f in dataclasses.fields(cls):
+            if f.metadata["group"]:
+                lines += [""] * bool(lines) + [f"# {f.metadata['group']}"]
+            choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+            default = json.dumps(f.default) if isinstance(f.default, str) else repr(f.default)
+            lines.append(f"{f.name}: {f.type} = {default}  # {f.metadata['why']}{choices}")
+        return "\n".join(lines)
+
+    def replace(self, **changes) -> "Config":
+        """A checked copy with some settings changed."""
+        return Config.from_params({**dataclasses.asdict(self), **changes})
+
+
+def unknown(name: str, known) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(known))}"
+    return f"unknown parameter {name!r}: {hint}"
+
+
+def checked(field: dataclasses.Field, value: Any) -> Any:
+    """The value in the field's own type, or ConfigError."""
+    name, m, kind = field.name, field.metadata, field.type
+    got = f"got {value!r} ({type(value).__name__})"
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be True or False (with a capital letter on papermill's command line), {got}")
+        return value
+    if kind == "str":
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} must be a text, {got}")
+        if m["choices"] and value not in m["choices"]:
+            raise ConfigError(f"{name} must be one of {', '.join(m['choices'])}; {got}")
+        if "\x00" in value:
+            raise ConfigError(f"{name} must be a text without null bytes, {got}")
+        return value
+    low, high = m["low"], m["high"]
+    if low is not None and high is not None:
+        allowed = f"between {low:g} and {high:g}" if kind == "float" else f"between {low} and {high}"
+    else:
+        allowed = f"of at least {low}" if low is not None else "of any size"
+    noun = "a whole number" if kind == "int" else "a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hint = " (in YAML write 5.0e-4, not 5e-4)" if isinstance(value, str) and "e" in value.lower() else ""
+        raise ConfigError(f"{name} must be {noun} {allowed}, {got}{hint}")
+    whole = isinstance(value, int) or (math.isfinite(value) and value == int(value))
+    if not (isinstance(value, int) or math.isfinite(value)) or (kind == "int" and not whole):
+        raise ConfigError(f"{name} must be {noun} {allowed}, {got}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ConfigError(f"{name} must be {noun} {allowed}, {got}")
+    try:
+        return int(value) if kind == "int" else float(value)
+    except OverflowError:
+        raise ConfigError(f"{name} must be {noun} {allowed}, {got}") from None
+
+
+def read_settings(path: str | Path) -> dict:
+    """The parameters in a YAML file of settings (a preset)."""
+    import yaml
+
+    path = Path(path)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"settings file {str(path)!r} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"settings file {str(path)!r} is not YAML: {str(error).splitlines()[0]}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"settings file {str(path)!r} must hold lines 'name: value', got a {type(settings).__name__}")
+    return settings

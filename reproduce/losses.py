@@ -1,0 +1,147 @@
+"""The losses, as pure functions: the formula stands above the line that computes it.
+
+Shapes: B images, each seen in two views; D features; K clusters; ``...`` any leading dimensions,
+usually the H heads, which are all computed at once. Logarithms are natural, so entropies are in nats.
+Everything is computed in float32 or better, also from half-precision inputs and under autocast.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """float64 as it is, anything narrower as float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def gram(x: Tensor) -> Tensor:
+    """x_i . x_j, ``[..., N, n]`` -> ``[..., N, N]``; a matrix product is what autocast would narrow."""
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ x.mT
+
+
+def info_nce(similarity: Tensor) -> Tensor:
+    """InfoNCE over two views of one batch, from the similarities of all pairs.
+
+    similarity: ``[..., 2B, 2B]``, rows i and i + B being two views of one image. Returns ``[...]``.
+
+    mean_i  -f(i, i') + log sum_{j != i} exp f(i, j)
+
+    The positive i' stays in the sum; a view is never its own negative (self-pairs are masked).
+    """
+    similarity, n = wide(similarity), similarity.shape[-1]
+    itself = torch.eye(n, dtype=torch.bool, device=similarity.device)
+    positive = torch.cat([similarity.diagonal(n // 2, -2, -1), similarity.diagonal(-n // 2, -2, -1)], -1)
+    return (similarity.masked_fill(itself, float("-inf")).logsumexp(-1) - positive).mean(-1)
+
+
+def feature_contrast(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
+    """NT-Xent on L2-normalised features (SimCLR, eq. 1; CRLC's FC). z1, z2: ``[..., B, D]`` -> ``[...]``.
+
+    f(i, j) = cos(z_i, z_j) / temperature, then ``info_nce``
+    """
+    same_shape("feature_contrast", z1, z2)
+    z = F.normalize(wide(torch.cat([z1, z2], -2)), dim=-1)
+    return info_nce(gram(z) / temperature)
+
+
+def probability_contrast(p1: Tensor, p2: Tensor, critic: str = "log_dot") -> Tensor:
+    """CRLC's contrast between the cluster probabilities of two views (PC). No temperature.
+
+    p1, p2: ``[..., B, K]``, probabilities as given: smoothing is the caller's. Returns ``[...]``.
+
+    With the paper's critic f(i, j) = log(p_i . p_j) the sum over the negatives is linear in p_j, so
+    nothing of size B x B is ever built:
+
+    sum_{j != i} exp f(i, j) = p_i . (S - p_i),   S = sum_j p_j
+
+    O(B K) time and memory a head instead of O(B^2 K). The subtraction cancels where one sample holds
+    nearly all the mass of a cluster. The other critics (``CRITICS``) compare all pairs.
+    """
+    same_shape("probability_contrast", p1, p2)
+    p1, p2 = wide(p1), wide(p2)
+    if critic != "log_dot":
+        return info_nce(CRITICS[critic](torch.cat([p1, p2], -2)))
+    total = p1.sum(-2, keepdim=True) + p2.sum(-2, keepdim=True)
+    tiny = torch.finfo(p1.dtype).tiny
+    # log sum_{j != i} p_i . p_j, for the rows of either view
+    others = [(p * (total - p)).sum(-1).clamp_min(tiny).log() for p in (p1, p2)]
+    # log p_i . p_i', the same for both views
+    positive = (p1 * p2).sum(-1).clamp_min(tiny).log()
+    return ((others[0] + others[1]) / 2 - positive).mean(-1)
+
+
+def pairwise_log_dot(p: Tensor) -> Tensor:
+    """f(i, j) = log(p_i . p_j), ``[..., N, K]`` -> ``[..., N, N]``; the linear form never needs it."""
+    return gram(p).clamp_min(torch.finfo(p.dtype).tiny).log()
+
+
+def pairwise_dot(p: Tensor) -> Tensor:
+    """f(i, j) = p_i . p_j"""
+    return gram(p)
+
+
+def pairwise_neg_l2(p: Tensor) -> Tensor:
+    """f(i, j) = -|p_i - p_j|^2 = 2 p_i . p_j - |p_i|^2 - |p_j|^2"""
+    square = p.square().sum(-1)
+    return 2 * gram(p) - square.unsqueeze(-1) - square.unsqueeze(-2)
+
+
+def pairwise_neg_js(p: Tensor) -> Tensor:
+    """f(i, j) = -JS(p_i, p_j) = (H(p_i) + H(p_j)) / 2 - H((p_i + p_j) / 2)"""
+    single = entropy(p)
+    mixture = entropy((p.unsqueeze(-2) + p.unsqueeze(-3)) / 2)
+    return (single.unsqueeze(-1) + single.unsqueeze(-2)) / 2 - mixture
+
+
+CRITICS = {
+    "log_dot": pairwise_log_dot,
+    "dot": pairwise_dot,
+    "neg_l2": pairwise_neg_l2,
+    "neg_js": pairwise_neg_js,
+}
+
+
+def entropy(p: Tensor) -> Tensor:
+    """H(p) = -sum_k p_k log p_k in nats, ``[..., K]`` -> ``[...]``; 0 log 0 is 0, its gradient finite."""
+    p = wide(p)
+    return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(-1)
+
+
+def batch_entropy(p: Tensor) -> Tensor:
+    """Entropy of the mean over the batch: high when the clusters are used equally.
+
+    H(1/B sum_i p_i), ``[..., B, K]`` -> ``[...]`` in nats. What CRLC's authors maximise.
+    """
+    return entropy(wide(p).mean(-2))
+
+
+def sample_entropy(p: Tensor) -> Tensor:
+    """Mean over the batch of each sample's entropy: high when every prediction is undecided.
+
+    1/B sum_i H(p_i), ``[..., B, K]`` -> ``[...]`` in nats. What the course reproduction maximised.
+    """
+    return entropy(p).mean(-1)
+
+
+def smooth(p: Tensor, gamma: float) -> Tensor:
+    """p -> (1 - gamma) p + gamma / K"""
+    return (1 - gamma) * p + gamma / p.shape[-1]
+
+
+def logit_clamp(logits: Tensor, limit: float) -> Tensor:
+    """A pull on logits beyond +-limit, zero within. ``[..., B, K]`` -> ``[...]``.
+
+    mean_i sum_k excess(l_ik) l_ik, excess(l) = l - clip(l, -limit, limit) taken as a constant
+    """
+    logits = wide(logits)
+    excess = (logits - logits.clamp(-limit, limit)).detach()
+    return (excess * logits).sum(-1).mean(-1)
+
+
+def same_shape(name: str, a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape or a.dim() < 2:
+        raise ValueError(f"{name} takes two views of one shape [..., B, n], got {tuple(a.shape)} and {tuple(b.shape)}")

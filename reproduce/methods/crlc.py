@@ -1,0 +1,53 @@
+"""CRLC: clustering by maximising mutual information across views (Do et al., ICCV 2021).
+
+One backbone, one projection head for the feature contrast, H clustering heads. The loss is that of
+the authors' released code, all heads at once:
+
+    lambda2 FC + mean_heads(PC - lambda1 H + clamp)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from reproduce import losses
+from reproduce.config import Config
+from reproduce.methods.base import Method, heads_mlp
+
+
+class CRLC(Method):
+    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+        super().__init__(config, backbone)
+        hidden, width = config.head_hidden, backbone.n_features
+        self.projector = heads_mlp(1, width, hidden, config.projection_dim, config.head_bias, config.head_init)
+        self.heads = heads_mlp(config.n_heads, width, hidden, n_clusters, config.head_bias, config.head_init)
+
+    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
+        c = self.config
+        features = self.encode(torch.cat([view1, view2]))
+        z1, z2 = self.projector(features)[0].chunk(2)  # [B, D]
+        logits = losses.wide(self.heads(features))  # [H, 2B, K]
+        p1, p2 = p = logits.softmax(-1).chunk(2, -2)
+
+        feature_contrast = losses.feature_contrast(z1, z2, c.temperature)
+        smooth1, smooth2 = smoothed = [losses.smooth(q, c.smoothing) for q in p]
+        probability_contrast = losses.probability_contrast(smooth1, smooth2, c.critic)  # [H]
+        measure = losses.batch_entropy if c.entropy == "batch" else losses.sample_entropy
+        entropy1, entropy2 = map(measure, smoothed if c.entropy_smoothed else p)
+        entropy = (entropy1 + entropy2) / 2
+        head_losses = probability_contrast - c.lambda1 * entropy
+        if c.logit_clamp:
+            # the mean over both views' images is the mean over the views
+            head_losses = head_losses + c.logit_clamp_weight * losses.logit_clamp(logits, c.logit_clamp)
+        return {
+            "loss": c.lambda2 * feature_contrast + head_losses.mean(),
+            "feature_contrast": feature_contrast,
+            "probability_contrast": probability_contrast.mean(),
+            "entropy": entropy.mean(),
+            "head_losses": head_losses,
+        }
+
+    def assign(self, images: Tensor) -> Tensor:
+        """Cluster probabilities ``[H, N, K]`` of every head."""
+        return losses.wide(self.heads(self.backbone(images))).softmax(-1)

@@ -1,0 +1,99 @@
+"""How good a clustering is, and which head to believe without looking at labels.
+
+Scores are in 0..1. Labels are for evaluation only; whatever is picked with them is called oracle.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+def contingency(labels, assignments) -> np.ndarray:
+    """Counts ``[clusters, classes]`` of how often an assignment meets a label. Both int ``[N]``, from 0 on."""
+    labels, assignments = (np.asarray(a).ravel() for a in (labels, assignments))
+    if labels.shape != assignments.shape or not labels.size:
+        raise ValueError("labels and assignments must be of one length, at least 1, "
+                         f"got {labels.size} and {assignments.size}")
+    if labels.dtype.kind not in "iu" or assignments.dtype.kind not in "iu":
+        raise ValueError(f"labels and assignments must be whole numbers, got {labels.dtype} and {assignments.dtype}")
+    if labels.min() < 0 or assignments.min() < 0:
+        raise ValueError("labels and assignments must be 0 or more; images without a label cannot be scored")
+    table = np.zeros((assignments.max() + 1, labels.max() + 1), dtype=np.int64)
+    np.add.at(table, (assignments, labels), 1)
+    return table
+
+
+def accuracy(labels, assignments) -> float:
+    """Accuracy under the best one-to-one matching of clusters with classes."""
+    table = contingency(labels, assignments)
+    return float(table[linear_sum_assignment(table, maximize=True)].sum() / table.sum())
+
+
+def matching(labels, assignments) -> np.ndarray:
+    """For each cluster the class that the best one-to-one matching gives it, -1 for none (Hungarian)."""
+    table = contingency(labels, assignments)
+    clusters, classes = linear_sum_assignment(table, maximize=True)
+    matched = np.full(len(table), -1)
+    matched[clusters] = classes
+    return matched
+
+
+def clustering_scores(labels, assignments) -> dict[str, float]:
+    """{"acc", "nmi", "ari"}: accuracy under the best one-to-one matching, normalised mutual information
+    (arithmetic mean), adjusted Rand index."""
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    acc = accuracy(labels, assignments)
+    labels, assignments = np.asarray(labels).ravel(), np.asarray(assignments).ravel()
+    return {
+        "acc": acc,
+        "nmi": float(normalized_mutual_info_score(labels, assignments)),
+        "ari": float(adjusted_rand_score(labels, assignments)),
+    }
+
+
+def many_to_one_accuracy(labels, assignments) -> float:
+    """Accuracy when each cluster takes its commonest class (purity): for more clusters than classes."""
+    table = contingency(labels, assignments)
+    return float(table.max(1).sum() / table.sum())
+
+
+def align_heads(probabilities: Tensor) -> Tensor:
+    """``[H, N, K]`` -> the same, every head's clusters permuted to agree best with those of head 0.
+
+    Hungarian matching on the co-occurrence ``p_0^T p_h`` of the heads' probabilities; no label is used.
+    """
+    if probabilities.dim() != 3:
+        raise ValueError(f"align_heads takes probabilities [H, N, K], got shape {tuple(probabilities.shape)}")
+    p = probabilities.detach().float()
+    together = (p[0].T @ p).cpu().numpy()  # [H, K, K]
+    order = np.stack([linear_sum_assignment(t, maximize=True)[1] for t in together])  # [H, K], once a run
+    order = torch.from_numpy(order).to(probabilities.device)
+    return probabilities.gather(-1, order.unsqueeze(1).expand_as(probabilities))
+
+
+def lowest_loss_head(head_losses) -> int:
+    """The head with the lowest loss: a choice without labels. head_losses: ``[H]``, finite."""
+    head_losses = np.asarray(head_losses, dtype=float)
+    if head_losses.ndim != 1 or not head_losses.size or not np.isfinite(head_losses).all():
+        raise ValueError(f"lowest_loss_head takes the finite losses of one head or more, got {head_losses.tolist()}")
+    return int(head_losses.argmin())
+
+
+def collapse_monitor(embedding: Tensor, assignments: Tensor, n_clusters: int) -> dict[str, float]:
+    """Signs of collapse. embedding ``[N, D]``, assignments int ``[N]``.
+
+    embedding_std: mean over D of the deviation of the L2-normalised embedding, times sqrt(D): about 1
+    when spread over the sphere, 0 when all are one (SimSiam, fig. 2). Then the share of the largest
+    cluster and the number of clusters in use.
+    """
+    z = torch.nn.functional.normalize(embedding.float(), dim=-1)
+    mass = torch.bincount(assignments, minlength=n_clusters)
+    return {
+        "embedding_std": float(z.std(0, correction=0).mean() * z.shape[1] ** 0.5),
+        "largest_cluster": float(mass.max() / mass.sum()),
+        "nonempty_clusters": int((mass > 0).sum()),
+    }

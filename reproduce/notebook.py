@@ -1,0 +1,89 @@
+"""What the notebooks say around their figures: sentences made from the run's own numbers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Iterable, Iterator
+
+from IPython.display import Markdown
+
+from reproduce.config import Config
+from reproduce.runs import Run, provenance
+
+
+def introduce(config: Config) -> Run:
+    """Print a run's provenance in two lines; returns the run."""
+    origin, run = provenance(config), Run(config)
+    git, packages = origin["git"], origin["packages"]
+    state = {None: "", False: "", True: " with uncommitted changes"}[git["dirty"]]
+    print(f"source {origin['source'][:12]}, commit {(git['commit'] or 'none')[:12]}{state}, settings {config.hash()}")
+    print(f"Python {origin['python']}, torch {packages['torch']}, {origin['device']}, {origin['threads']} threads")
+    return run
+
+
+def progress(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
+    """Pass the rows on; print at most one line for each 5 % of the epochs, with the time left."""
+    began, first, shown = time.perf_counter(), None, -1
+    for row in rows:
+        first = row["epoch"] if first is None else first
+        part = 20 * row["epoch"] // max(1, epochs)
+        if part > shown:
+            shown = part
+            per_epoch = (time.perf_counter() - began) / (row["epoch"] - first + 1)
+            acc = row.get("aligned_average_acc")
+            said = "" if acc is None else f"  aligned average ACC {100 * acc:5.1f} %"
+            print(f"epoch {row['epoch']:4d}/{epochs}  loss {row['loss']:8.4f}{said}  {per_epoch * (epochs - row['epoch']):5.0f} s left")
+            sys.stdout.flush()
+        yield row
+
+
+def conclude(run: Run) -> None:
+    """Where the run lies, what it took, and what happened on the way."""
+    metrics = run.json("metrics.json")
+    for note in run.notes:
+        print(f"note: {note}")
+    print(f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {metrics['images_per_second']:.0f} images/s, {metrics['precision']}")
+    print(f"run directory: {run.path}")
+
+
+def read_scores(metrics: dict) -> Markdown:
+    """The table of scores in a sentence."""
+    s = metrics["scores"]
+    if not s:
+        return Markdown("The images have no labels, so there is nothing to score against: look at the clusters below.")
+    floor = s["kmeans_pixels"]["acc"]
+    if "aligned_average" not in s:
+        acc = s["kmeans_embedding"]["acc"]
+        return Markdown(f"k-means on the learned features reaches ACC {acc:.1%}, {100 * (acc - floor):+.1f} points from k-means on pixels.")
+    low, mean, best = (s[k]["acc"] for k in ("lowest_loss_head", "aligned_average", "best_head_oracle"))
+    verdict = "the same as" if low == best else f"{100 * (best - low):.1f} points below"
+    return Markdown(
+        f"Without labels, the head with the lowest loss (head {s['lowest_loss_head']['head']}) reaches ACC **{low:.1%}**, {verdict} the best head "
+        f"by label, and the aligned average **{mean:.1%}**; k-means on pixels has {floor:.1%}. n = 1: another seed will differ.")
+
+
+def read_heads(metrics: dict) -> Markdown | None:
+    """How the heads differ, and whether their loss tells which is good."""
+    heads = metrics.get("heads")
+    if not heads or "acc" not in heads[0]:
+        return None
+    if len(heads) < 3:
+        return Markdown(f"With {len(heads)} head{'s' * (len(heads) > 1)} there is little to choose from.")
+    from scipy.stats import spearmanr
+
+    acc, loss = [h["acc"] for h in heads], [h["loss"] for h in heads]
+    rank = spearmanr(loss, acc).statistic
+    sense = "a low loss marks a good head here" if rank < -0.5 else "the loss tells little about the head here"
+    return Markdown(f"The {len(heads)} heads reach {min(acc):.1%} to {max(acc):.1%}. Rank correlation between loss and ACC: {rank:+.2f}; {sense}.")
+
+
+def chosen_head(metrics: dict) -> int:
+    """The head with the lowest loss; 0 before any training."""
+    losses = [h["loss"] for h in metrics.get("heads", [])]
+    return losses.index(min(losses)) if losses else 0
+
+
+def final_rule(metrics: dict, stored: dict) -> str:
+    """The label-free rule whose clustering a notebook shows: the aligned average, or k-means on the features."""
+    return next(r for r in ("aligned_average", "kmeans_embedding") if r in stored)

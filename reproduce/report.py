@@ -1,0 +1,153 @@
+"""From run directories to pages: tables, the figure notebooks executed, HTML that needs no network."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from string import Template
+
+import pandas as pd
+
+from reproduce.config import ConfigError
+from reproduce.runs import ROOT, find
+
+NOTEBOOKS = {
+    "report": "The report: what was claimed, what came out, what it cost",
+    "results": "The tables: ours beside the published figures",
+    "probabilities": "How cluster probabilities move while a network learns",
+    "embeddings": "The learned features, by label and by cluster",
+}
+RULES = {
+    "first_head": "first head",
+    "mean_of_heads": "mean of heads",
+    "lowest_loss_head": "lowest-loss head",
+    "aligned_average": "aligned average of heads",
+    "best_head_oracle": "best head (oracle: picked by label)",
+    "kmeans_embedding": "k-means on the features",
+    "kmeans_pixels": "k-means on raw pixels",
+}
+
+
+def scores_table(metrics: dict) -> pd.DataFrame:
+    """ACC, NMI and ARI in percent by selection rule, the mean of heads with its deviation; empty without labels."""
+    rows = {}
+    for rule, text in RULES.items():
+        if rule in metrics["scores"]:
+            s = metrics["scores"][rule]
+            rows[text] = {k.upper(): f"{100 * s[k]:.1f}" + (f" ± {100 * s[k + '_std']:.1f}" if k + "_std" in s else "")
+                          for k in ("acc", "nmi", "ari")}
+            if "many_to_one_acc" in s:
+                rows[text]["ACC many-to-one"] = f"{100 * s['many_to_one_acc']:.1f}"
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def mean_and_spread(values, scale: float = 100.0, digits: int = 1) -> str:
+    """``97.3 ± 0.8 (n = 5)``: mean and sample standard deviation; one value says n = 1 and has no spread."""
+    values = pd.Series(values).dropna() * scale
+    if not len(values):
+        return "–"
+    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread} (n = {len(values)})"
+
+
+def execute(notebook: Path, executed: Path, **parameters) -> None:
+    """papermill, in a process of its own; ConfigError with the last line of what it said if it fails."""
+    words = [w for k, v in parameters.items() for w in ("-r", k, str(v))]
+    done = subprocess.run([sys.executable, "-m", "papermill", str(notebook), str(executed), "--no-progress-bar", *words],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"})
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ConfigError(f"{notebook.name}: {lines[-1]}")
+
+
+def build(results_dir: str = "") -> Path:
+    """Execute the figure notebooks, render them, write ``index.html``; returns its path."""
+    results = Path(results_dir).resolve() if results_dir else ROOT / "results"
+    running = []
+    for name in NOTEBOOKS:
+        executed = results / f"{name}.ipynb"
+        execute(ROOT / "notebooks" / f"{name}.ipynb", executed, results_dir=results_dir)
+        to_html(executed, executed.with_suffix(".html"))
+        running.append(executed)
+    index = results / "index.html"
+    index.write_text(page("Deep image clustering, reproduced", index_body(results)), encoding="utf-8")
+    return index
+
+
+def index_body(results: Path) -> str:
+    figure = os.path.relpath(ROOT / "figures" / "lambda1.png", results)
+    links = "".join(f'<li><a href="{name}.html">{name}</a>: {html.escape(text)}</li>' for name, text in NOTEBOOKS.items())
+    parts = [
+        "<h1>Deep image clustering, reproduced</h1>",
+        "<p>Clustering accuracy against the weight of the entropy, for the two readings of that entropy. "
+        "The pages below need no network; every number in them comes from a run directory listed at the end.</p>",
+        f'<p><a href="results.html"><img src="{figure}" alt="accuracy against lambda1 for two entropies" width="760"></a></p>',
+        f"<ul>{links}</ul>",
+    ]
+    for title, folder in (("Runs on this machine", results / "local"), ("The committed study", results)):
+        if runs := find(folder):
+            parts.append(f"<h2>{title} ({len(runs)})</h2>{runs_table(runs, results)}")
+    return "\n".join(parts)
+
+
+def runs_table(runs: list[Path], results: Path) -> str:
+    """One line a run with its accuracies by label-free rules; the name leads to its notebook or its metrics."""
+    head = "<tr><th>run</th><th>aligned average ACC</th><th>lowest-loss head ACC</th><th>seconds</th><th>device</th></tr>"
+    lines = []
+    for run in runs:
+        metrics, origin = (json.loads((run / f"{f}.json").read_text()) for f in ("metrics", "provenance"))
+        target = next(f for f in ("train.html", "metrics.json") if (run / f).exists())
+        link = html.escape(os.path.relpath(run / target, results))
+        acc = [f"{100 * metrics['scores'][r]['acc']:.1f}" if r in metrics["scores"] else "–"
+               for r in ("aligned_average", "lowest_loss_head")]
+        cells = [f'<a href="{link}">{html.escape(str(run.relative_to(results)))}</a>', *acc,
+                 f"{metrics['seconds']:.0f}", html.escape(origin["device"])]
+        lines.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
+
+
+def to_html(executed: Path, page_path: Path) -> None:
+    """An executed notebook as one page with its pictures inside: no script, no address of any network."""
+    import nbformat
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    notebook = nbformat.read(executed, as_version=4)
+    title = next((line.lstrip("# ") for cell in notebook.cells if cell.cell_type == "markdown"
+                  for line in cell.source.splitlines() if line.startswith("# ")), executed.stem)
+    body, _ = exporter.from_notebook_node(notebook)
+    body = body.replace("<title>Notebook</title>", "")
+    page_path.write_text(page(title, body, HtmlFormatter(style="friendly").get_style_defs(".highlight")), encoding="utf-8")
+
+
+def page(title: str, body: str, style: str = "") -> str:
+    return PAGE.substitute(title=html.escape(title), body=body, style=style)
+
+
+PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 16px/1.55 system-ui, sans-serif; color: #1d2733; max-width: 58rem; margin: 2rem auto; padding: 0 1.2rem; }
+h1, h2, h3 { line-height: 1.2; margin: 1.6em 0 .5em; } h1 { margin-top: 0; }
+a { color: #0b5fa5; } .anchor-link { display: none; }
+img { max-width: 100%; height: auto; }
+pre { font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
+code { font: .88em ui-monospace, Menlo, Consolas, monospace; }
+.highlight { background: #f5f7f9; border-left: 3px solid #c9d3dd; padding: .5rem .8rem; margin: .8rem 0 .4rem; }
+.jp-RenderedText, .jp-RenderedHTMLCommon { margin: .4rem 0; overflow-x: auto; }
+.jp-OutputArea-output > pre, .jp-RenderedText pre { padding: .3rem .8rem; color: #39424d; }
+table { border-collapse: collapse; font-size: .9rem; margin: .6rem 0; } .wide { overflow-x: auto; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #dfe5ea; text-align: right; vertical-align: top; }
+th { border-bottom: 2px solid #9fadba; } td:first-child, th:first-child { text-align: left; }
+$style
+</style></head>
+<body>
+$body
+</body></html>
+""")

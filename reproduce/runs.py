@@ -1,0 +1,248 @@
+"""The run directory: what a run leaves behind, how it is written, and where it came from.
+
+While a run lasts, its checkpoints live in ``<run>.partial``; a finished run is renamed to ``<run>``, so
+that nothing half-written is ever read as whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reproduce.config import Config, ConfigError
+
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
+SCORES = ("acc", "nmi", "ari")
+
+
+@contextlib.contextmanager
+def atomic(path: Path):
+    """A temporary path beside ``path`` that takes its name once it is whole and on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Run:
+    """One run's directory, ``<results_dir>/<data set>/<method>/<name>``."""
+
+    def __init__(self, config: Config):
+        results = Path(config.results_dir).expanduser() if config.results_dir else ROOT / "results" / "local"
+        self.config = config
+        self.path = results.resolve() / config.dataset / config.method / name(config)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.notes: list[str] = []  # what a reader of the notebook should know, as "continued at epoch 12"
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "metrics.json").exists()
+
+    def json(self, file: str) -> dict:
+        return json.loads((self.path / file).read_text())
+
+    def history(self) -> list[dict]:
+        """The rows that the run yielded, one an epoch; None where a column was not measured."""
+        with open(self.path / "history.csv", newline="") as file:
+            return [{k: None if v == "" else int(v) if k == "epoch" else float(v) for k, v in row.items()}
+                    for row in csv.DictReader(file)]
+
+    @contextlib.contextmanager
+    def hold(self):
+        """Own the directory while training; a second process is refused, and a killed one lets go."""
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            lock = open(self.partial / "lock", "a+")
+        except OSError as error:
+            raise ConfigError(f"results_dir: {str(self.partial)!r} cannot be written: {error.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                raise ConfigError(f"results_dir: {str(self.path)!r} is being written by {lock.read().strip() or 'another process'}") from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            yield
+
+    # ---- checkpoints
+
+    def save_checkpoint(self, state: dict) -> None:
+        """Write a checkpoint behind its own SHA-256; the one before it is kept until the next."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        payload = buffer.getbuffer()
+        current = self.partial / "checkpoint.pt"
+        with atomic(current) as temporary:
+            with open(temporary, "wb") as file:
+                file.write(hashlib.sha256(payload).digest())
+                file.write(payload)
+            if current.exists():
+                current.replace(self.partial / "checkpoint.previous.pt")
+
+    def load_checkpoint(self) -> dict | None:
+        """The newest whole checkpoint, or None if there is none; a damaged one is passed over, not in silence."""
+        damaged = []
+        for file in ("checkpoint.pt", "checkpoint.previous.pt"):
+            path = self.partial / file
+            if not path.exists():
+                continue
+            content = path.read_bytes()
+            if hashlib.sha256(content[32:]).digest() == content[:32]:
+                state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+                self.notes += damaged + [f"continued after epoch {state['epoch']} from {file}"]
+                return state
+            damaged.append(f"{file} is damaged and was passed over")
+        if damaged:
+            raise ConfigError(f"{str(self.partial)!r}: {'; '.join(damaged)}; no whole checkpoint is left: "
+                              f"start anew with -p resume False")
+        return None
+
+    def discard(self) -> None:
+        """Forget an interrupted run's checkpoints."""
+        for file in self.partial.glob("checkpoint*.pt"):
+            file.unlink()
+
+    def finish(self, metrics: dict, history: list[dict], weights: dict, **arrays: dict) -> None:
+        """Write everything that a finished run leaves behind, then give the directory its name."""
+        settings = dataclasses.asdict(self.config)
+        for where in ("results_dir", "data_dir"):  # a place on one machine, of no use on another
+            settings.pop(where)
+        self.write_json("config.json", settings)
+        self.write_json("provenance.json", provenance(self.config))
+        columns = list(dict.fromkeys(c for row in history for c in row))
+        with open(self.partial / "history.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows([{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history])
+        for stem, content in arrays.items():
+            np.savez_compressed(self.partial / f"{stem}.npz", **content)
+        torch.save(weights, self.partial / "model.pt")
+        self.write_json("metrics.json", metrics)
+        for file in ("checkpoint.pt", "checkpoint.previous.pt"):
+            (self.partial / file).unlink(missing_ok=True)
+        (self.partial / "lock").unlink()
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.partial.replace(self.path)
+
+    def write_json(self, file: str, content: dict) -> None:
+        (self.partial / file).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def name(config: Config) -> str:
+    """A readable name with the hash of all settings: ``lambda1-0.3_entropy-sample_seed-0_1a2b3c4d``."""
+    shown = ["lambda1", "entropy"] if config.method == "crlc" else []
+    parts = [f"{k}-{v:g}" if isinstance(v, float) else f"{k}-{v}" for k in shown + ["seed"] for v in [getattr(config, k)]]
+    return "_".join(parts + [config.hash()])
+
+
+def find(results: str | Path | None = None) -> list[Path]:
+    """Finished run directories below ``results`` (default: the committed ones in results/), oldest name first.
+
+    Directories called ``local`` are left out unless they are named.
+    """
+    root = Path(results) if results else ROOT / "results"
+    found = (p.parent for p in root.rglob("metrics.json"))
+    return sorted(p for p in found if "local" not in p.relative_to(root).parts and not p.name.endswith(".partial"))
+
+
+def table(results: str | Path | None = None):
+    """One row a finished run: its settings, its scores as ``<rule>_<score>``, seconds, device, path."""
+    import pandas as pd
+
+    rows = []
+    for path in find(results):
+        config, metrics, origin = (json.loads((path / f"{f}.json").read_text()) for f in ("config", "metrics", "provenance"))
+        scores = {f"{rule}_{k}": v for rule, s in metrics["scores"].items() for k, v in s.items()}
+        rows.append({**config, **scores, "seconds": metrics["seconds"], "images_per_second": metrics["images_per_second"],
+                     "hash": path.name.rsplit("_", 1)[-1], "commit": origin["git"]["commit"], "device_name": origin["device"], "path": str(path)})
+    return pd.DataFrame(rows)
+
+
+# ---- provenance
+
+def provenance(config: Config) -> dict:
+    """Where a run's numbers come from: source, versions, device, data."""
+    packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "umap-learn", "papermill")
+    cuda = torch.cuda.is_available() and config.device != "cpu"
+    return {
+        "git": git_state(),
+        "source": source_tree(),
+        "python": platform.python_version(),
+        "packages": {p: importlib.metadata.version(p) for p in packages},
+        "cuda": torch.version.cuda if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "device": torch.cuda.get_device_name() if cuda else processor(),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "platform": sys.platform,
+        "settings_hash": config.hash(),
+        "labels": "evaluation only",
+    }
+
+
+@functools.cache
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def git_state() -> dict:
+    def git(*words):
+        try:
+            return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    changed = git("status", "--porcelain", "--", "reproduce", "notebooks")
+    return {"commit": git("rev-parse", "HEAD"), "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+            "dirty": None if changed is None else bool(changed)}
+
+
+@functools.cache
+def source_tree() -> str:
+    """The identifier that git gives to the tree ``reproduce/``, computed without git.
+
+    ``git log --format=%H --all | while read c; do git rev-parse $c:reproduce; done`` finds its commits.
+    """
+    def digest(kind: str, content: bytes) -> bytes:
+        return hashlib.sha1(f"{kind} {len(content)}\0".encode() + content).digest()
+
+    def tree(folder: Path) -> bytes:
+        entries = []
+        for item in folder.iterdir():
+            if item.is_dir() and item.name != "__pycache__":
+                entries.append((item.name + "/", b"40000 " + item.name.encode() + b"\0" + tree(item)))
+            elif item.suffix == ".py":
+                entries.append((item.name, b"100644 " + item.name.encode() + b"\0" + digest("blob", item.read_bytes())))
+        return digest("tree", b"".join(entry for _, entry in sorted(entries)))
+
+    return tree(PACKAGE).hex()

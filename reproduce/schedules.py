@@ -1,0 +1,29 @@
+"""Schedules as pure functions of the step. Steps count from 0; the last is ``steps - 1``."""
+
+from __future__ import annotations
+
+import math
+
+
+def learning_rate(schedule: str, peak: float, step: int, steps: int, warmup: int = 0) -> float:
+    """The rate at ``step``.
+
+    constant: the peak. cosine: linear warm-up over ``warmup`` steps, reaching the peak at step
+    ``warmup``, then half a cosine down to 0. onecycle: half a cosine from peak/25 up over the first
+    30 %, half a cosine down to peak/1e4 (Smith and Topin, 2018).
+    """
+    if schedule == "constant":
+        return peak
+    if schedule == "cosine":
+        if step < warmup:
+            return peak * (step + 1) / (warmup + 1)
+        return blend(peak, 0.0, (step - warmup) / max(1, steps - 1 - warmup))
+    top = 0.3 * (steps - 1)
+    if step < top:
+        return blend(peak / 25, peak, step / top)
+    return blend(peak, peak / 1e4, (step - top) / (steps - 1 - top or 1))
+
+
+def blend(start: float, end: float, progress: float) -> float:
+    """Half a cosine from start (progress 0) to end (progress 1)."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

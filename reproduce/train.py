@@ -1,0 +1,195 @@
+"""The one loop: ``fit`` trains a method and yields a plain row an epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import time
+from typing import Iterator
+
+import torch
+from torch import Tensor
+
+from reproduce import backbones, data, evaluation
+from reproduce.augment import Augment
+from reproduce.config import Config, ConfigError
+from reproduce.methods import METHODS
+from reproduce.runs import Run
+from reproduce.schedules import learning_rate
+
+
+class Diverged(RuntimeError):
+    """A loss term is no longer finite."""
+
+
+def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
+    """Train, evaluate, and leave a run directory; yield one dict an epoch.
+
+    {"epoch", "learning_rate", "loss", its terms, "seconds", "images_per_second", and in epochs with an
+    evaluation the accuracies by selection rule and the collapse monitor}
+
+    An interrupted run is continued after its last whole epoch, to the same bits on one CPU with one
+    number of threads. A finished one is not trained again: its rows are yielded from its directory.
+    Raises ConfigError before any work if the data cannot be trained on, Diverged if a loss is not finite.
+    """
+    run = run or Run(config)
+    if run.finished and config.resume:
+        run.notes.append("was finished before and is shown, not trained again (-p resume False trains)")
+        yield from run.history()
+        return
+    images = data.load(config)
+    n_clusters = check(config, images)
+    with run.hold():
+        if not config.resume:
+            run.discard()
+        yield from train(config, run, images, n_clusters)
+
+
+def check(config: Config, images: data.Images) -> int:
+    """The number of clusters; ConfigError where settings and data do not go together."""
+    n = {part: len(images.part(part, config.limit)) for part in ("train", "test", "all")}
+    n_train = n["all"] if config.split == "all" else n["train"]
+    if config.split == "test" and not n["test"]:
+        raise ConfigError(f"split is 'test', but data set {images.name!r} has no test part: use split 'all'")
+    if config.batch_size > n_train:
+        raise ConfigError(f"batch_size is {config.batch_size}, more than the {n_train} images to train on")
+    if not config.n_clusters and not images.labelled:
+        raise ConfigError(f"n_clusters is 0, but data set {images.name!r} has no classes to count: say how many clusters")
+    n_clusters = config.n_clusters or len(images.classes)
+    n_eval = n["all"] if config.split == "all" else n["test"]
+    if n_clusters > min(n_train, n_eval):
+        raise ConfigError(f"n_clusters is {n_clusters}, more than the {min(n_train, n_eval)} images to cluster")
+    if n_clusters < 2:
+        raise ConfigError(f"n_clusters is {n_clusters}: data set {images.name!r} has one class; say how many clusters")
+    return n_clusters
+
+
+def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Iterator[dict]:
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and device.type == "cpu":
+        raise ConfigError("device is 'cuda', but torch finds no CUDA device here: use 'auto' or 'cpu'")
+    low_precision = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    torch.manual_seed(config.seed)
+    generator = torch.Generator(device).manual_seed(config.seed)
+
+    train_part = images.part("all" if config.split == "all" else "train", config.limit)
+    eval_part = images.part(config.split, config.limit)
+    pixels = train_part.pixels.to(device)
+    n, channels = pixels.shape[:2]
+    steps = n // config.batch_size
+
+    scaled = train_part.pixels.flatten(2).transpose(0, 1).flatten(1).double().div_(255)
+    augment = Augment(config, scaled.mean(1).float().to(device), scaled.std(1).clamp_min(1e-3).float().to(device))
+    method = METHODS[config.method](config, backbones.build(config, channels), n_clusters, n)
+    method = method.to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(config, method)
+    watch = evaluation.Watch(config, method, augment, eval_part, n_clusters, device, low_precision)
+    loss_of = torch.compile(method.loss) if config.compile else method.loss
+
+    start, history, left_over, seconds = 0, [], torch.empty(0, dtype=torch.long, device=device), 0.0
+    state = run.load_checkpoint()
+    if state:
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_rng"])
+        watch.load_state_dict(state["watch"])
+        start, history, left_over, seconds = state["epoch"], state["history"], state["left_over"].to(device), state["seconds"]
+        yield from history
+
+    if not history:
+        watch.look(0, None)  # the probabilities before training
+    for epoch in range(start + 1, config.epochs + 1):
+        began = time.perf_counter()
+        method.train()
+        row = {"epoch": epoch, **method.before_epoch(epoch, watch.extract)}
+        order, left_over = draw_order(config, n, steps, generator, left_over)
+        terms = []
+        for i, index in enumerate(order):
+            step = (epoch - 1) * steps + i
+            rate = learning_rate(config.schedule, config.learning_rate, step, config.epochs * steps, config.warmup_epochs * steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            view1, view2 = augment(pixels[index], generator)
+            with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
+                named = loss_of(view1, view2, index)
+            optimizer.zero_grad(set_to_none=True)
+            named["loss"].backward()
+            optimizer.step()
+            method.after_step()
+            terms.append(torch.cat([t.detach().float().view(-1) for t in named.values()]))
+        terms = torch.stack(terms).cpu()  # [steps, terms]: the one synchronisation of an epoch
+        head_losses = record(named, terms, row, epoch)
+        took = time.perf_counter() - began
+        seconds += took
+        row |= {"learning_rate": rate, "seconds": took, "images_per_second": steps * config.batch_size / took}
+        if epoch % config.evaluate_every == 0 or epoch == config.epochs:
+            row |= watch.look(epoch, head_losses)
+        history.append(row)
+        run.save_checkpoint({
+            "epoch": epoch, "method": method.state_dict(), "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(), "torch_rng": torch.get_rng_state(), "watch": watch.state_dict(),
+            "left_over": left_over, "history": history, "seconds": seconds,
+        })
+        yield row
+
+    weights = {k: v.cpu() for k, v in method.state_dict().items()}
+    digest = hashlib.sha256()
+    for value in weights.values():
+        digest.update(value.contiguous().numpy())
+    metrics, arrays = watch.finish()
+    metrics = {
+        "status": "finished", "epochs": config.epochs, "data": {"name": images.name, "sha256": images.sha256,
+        "split": config.split, "n_train": n, "n_eval": len(eval_part), "n_clusters": n_clusters}, **metrics,
+        "seconds": seconds, "images_per_second": config.epochs * steps * config.batch_size / seconds if seconds else 0.0,
+        "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "precision": "bfloat16" if low_precision else "float32", "weights_sha256": digest.hexdigest(),
+    }
+    run.finish(metrics, history, weights, **arrays)
+
+
+def build_optimizer(config: Config, method: torch.nn.Module) -> torch.optim.Optimizer:
+    """SGD or Adam; weight decay on every parameter, or only on tensors of two dimensions and more."""
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if config.decay == "all" or is_weight(p)]
+    spared = [p for p in parameters if not (config.decay == "all" or is_weight(p))]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    groups = [g for g in groups if g["params"]]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+
+
+def is_weight(p: Tensor) -> bool:
+    return sum(size > 1 for size in p.shape) > 1
+
+
+def draw_order(config: Config, n: int, steps: int, generator: torch.Generator, left_over: Tensor) -> tuple[Tensor, Tensor]:
+    """An epoch's images ``[steps, B]``, and what is left of the last permutation.
+
+    epoch: a permutation each, the last part batch dropped. endless: one permutation after the other,
+    so that no image is ever dropped.
+    """
+    need = steps * config.batch_size
+    order = left_over if config.sampler == "endless" else left_over[:0]
+    while len(order) < need:
+        order = torch.cat([order, torch.randperm(n, generator=generator, device=generator.device)])
+    return order[:need].view(steps, config.batch_size), order[need:]
+
+
+def record(named: dict[str, Tensor], terms: Tensor, row: dict, epoch: int) -> Tensor | None:
+    """Put the epoch's means into the row; return the heads' mean losses. Diverged where a term is not finite."""
+    column, head_losses = 0, None
+    for name, value in named.items():
+        values = terms[:, column:column + value.numel()]
+        column += value.numel()
+        if not values.isfinite().all():
+            step = int((~values.isfinite()).any(1).nonzero()[0, 0])
+            raise Diverged(f"{name} is {float(values[step][~values[step].isfinite()][0])} at epoch {epoch}, step {step}: "
+                           f"lower learning_rate, or see the run's history; the last whole epoch is kept")
+        if name == "head_losses":
+            head_losses = values.mean(0)
+        else:
+            row[name] = float(values.mean())
+    return head_losses
