@@ -21,6 +21,7 @@ def main(words: list[str] | None = None) -> int:
     many = commands.add_parser("sweep", help="many runs through papermill; finished ones are skipped")
     many.add_argument("settings", help="YAML file of settings")
     many.add_argument("--grid", action="append", default=[], metavar="NAME=V,V", help="repeat for a product")
+    many.add_argument("--one", action="append", default=[], metavar="NAME=V[,NAME=V]", help="repeat: each factor changed alone")
     many.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     many.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
     many.add_argument("--keep", choices=("all", "first", "none"), default="all",
@@ -70,7 +71,8 @@ def train(args) -> int:
 def sweep(args) -> int:
     from reproduce import sweep as driver
 
-    rows = driver.sweep(driver.expand(given(args), driver.parse_grid(args.grid)), args.jobs, args.keep)
+    configs = driver.expand(given(args), driver.parse_grid(args.grid), [driver.parse_one(word) for word in args.one])
+    rows = driver.sweep(configs, args.jobs, args.keep)
     for status in ("finished", "skipped", "failed"):
         print(f"{sum(r['status'] == status for r in rows):4d} {status}")
     for row in rows:

@@ -197,8 +197,8 @@ def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
     sixths = torch.where(high == r, (g - b) / safe, torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
     opposite = 0.5 + torch.arange(3, device=x.device).view(3, 1, 1) / 3  # red is at 0, green at 1/3, blue at 2/3
     distance = sixths / 6 + turns.view(-1, 1, 1, 1) - opposite
-    distance = (distance - distance.round()).abs()
-    return high - chroma * (2 - 6 * distance).clamp(0, 1)
+    distance = distance.sub_(distance.round()).abs_()
+    return torch.addcmul(high, chroma, (2 - 6 * distance).clamp_(0, 1), value=-1)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:

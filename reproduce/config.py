@@ -37,9 +37,10 @@ def setting(default, why, choices=None, low=None, high=None, identity=True, grou
 @dataclass(frozen=True)
 class Config:
     # ---- data
-    dataset: str = setting("digits", "which images", choices=("digits", "cifar10", "folder"), group="data")
+    dataset: str = setting("digits", "which images", choices=("digits", "cifar10", "cifar20", "stl10", "folder"), group="data")
     folder: str = setting("", "for dataset 'folder': <folder>/{train,test}/<class>/* or images without classes")
     image_size: int = setting(0, "side in pixels to which a folder's images are resized; 0: the data set's own (folder: 64)", low=0, high=1024)
+    bad_images: str = setting("stop", "when some images of a folder cannot be read: stop and name them, or skip and count them", choices=("stop", "skip"))
     split: str = setting("all", "test: train on the training part, score on the test part; all: train and score on both", choices=("test", "all"))
     limit: int = setting(0, "use only so many images of each part, for a quick look; 0: every image", low=0)
     n_clusters: int = setting(0, "K; 0: the number of classes of the data set", low=0, high=100_000)
@@ -83,9 +84,9 @@ class Config:
     normalize: bool = setting(True, "subtract the data set's channel means, divide by its deviations")
     # ---- optimisation
     epochs: int = setting(60, "passes over the training images", low=0, high=1_000_000, group="optimisation")
-    batch_size: int = setting(128, "images, each seen in two views", low=2)
+    batch_size: int = setting(64, "images, each seen in two views", low=2)
     optimizer: str = setting("sgd", "sgd has momentum and no Nesterov", choices=("sgd", "adam"))
-    learning_rate: float = setting(0.1, "the peak, where the schedule has one", low=0, high=1000)
+    learning_rate: float = setting(0.4, "the peak, where the schedule has one", low=0, high=1000)
     schedule: str = setting("onecycle", "of the learning rate over the steps", choices=("constant", "cosine", "onecycle"))
     warmup_epochs: int = setting(0, "linear warm-up before a cosine schedule", low=0)
     momentum: float = setting(0.9, "of sgd; beta1 of adam", low=0, high=0.9999)
@@ -153,7 +154,7 @@ class Config:
         if self.n_clusters == 1:
             yield "n_clusters is 1: it must be at least 2, or 0 for the number of classes"
         passes = self.batchnorm_split * (2 if self.views == "apart" else 1)
-        if (2 * self.batch_size) % passes or 2 * self.batch_size // passes < 2:
+        if self.batch_size % self.batchnorm_split or 2 * self.batch_size // passes < 2:
             yield f"batchnorm_split is {self.batchnorm_split}, which does not divide batch_size {self.batch_size} into equal parts of two images or more"
         if self.warmup_epochs and self.schedule != "cosine":
             yield f"warmup_epochs is {self.warmup_epochs}, but schedule is {self.schedule!r}: only 'cosine' has a warm-up"
@@ -165,7 +166,7 @@ class Config:
     @property
     def side(self) -> int:
         """Side of the images in pixels."""
-        return {"digits": 8, "cifar10": 32}.get(self.dataset) or self.image_size or 64
+        return {"digits": 8, "cifar10": 32, "cifar20": 32, "stl10": 96}.get(self.dataset) or self.image_size or 64
 
     def identity(self) -> dict:
         """The settings that change what a run computes, in alphabetical order."""
@@ -247,7 +248,7 @@ def read_settings(path: str | Path) -> dict:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"settings file {str(path)!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
         raise ConfigError(f"settings file {str(path)!r} is not YAML: {str(error).splitlines()[0]}") from None
     if settings is None:
         return {}

@@ -1,16 +1,21 @@
-"""Data sets as uint8 tensors: digits (ships with scikit-learn), CIFAR-10 (downloaded), a folder of images.
+"""Data sets as uint8 tensors: digits (ships with scikit-learn), CIFAR-10, CIFAR-20 and STL-10 (downloaded
+by torchvision), or a folder of one's own images.
 
-After its first load a data set is one file in ``data_dir``, ``<name>.npz`` with images, labels, split
-and classes: a machine without network needs just that file. Its content hash stands in every run.
+A data set is built once and kept as one file in ``data_dir``, with images, labels, split, classes, files,
+skipped and the SHA-256 of all of them. A machine without network needs just that file, ``<name>.npz``;
+a folder's file is made anew when the folder changes. The SHA-256 stands in every run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
+import http.client
+import json
 import os
-import warnings
-from concurrent.futures import ThreadPoolExecutor
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,22 +24,24 @@ import torch
 from torch import Tensor
 
 from reproduce.config import Config, ConfigError
+from reproduce.folder import fingerprint, list_folder, read_folder
+from reproduce.runs import ROOT, atomic
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+ARRAYS, TEXTS = {"images": "u1", "labels": "<i8", "split": "u1"}, ("classes", "files", "skipped")  # in a cached file
 
 
 @dataclass(frozen=True)
 class Images:
-    """pixels: uint8 ``[N, C, H, W]``; labels: int64 ``[N]``, -1 where unknown, for evaluation only;
-    split: uint8 ``[N]``, 0 train, 1 test; classes: names, empty without labels."""
+    """A data set, or a part of one: N images of one size. Its labels are for evaluation only."""
 
     name: str
-    pixels: Tensor
-    labels: Tensor
-    split: Tensor
-    classes: tuple[str, ...]
-    sha256: str
-    files: tuple[str, ...] = ()  # of a folder, relative to it
+    pixels: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N], index into classes; -1 without
+    split: Tensor  # uint8 [N], 0 train, 1 test
+    classes: tuple[str, ...]  # names, empty without labels
+    sha256: str  # of the whole data set, in a part too
+    files: tuple[str, ...] = ()  # [N], of a folder, relative to it
+    skipped: tuple[str, ...] = ()  # files of a folder that cannot be read and were left out
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -43,154 +50,147 @@ class Images:
     def labelled(self) -> bool:
         return bool(self.classes)
 
-    def part(self, which: str, limit: int = 0) -> "Images":
-        """The images of 'train', 'test' or 'all'; with a limit so many, drawn by a fixed seed."""
-        keep = torch.arange(len(self)) if which == "all" else (self.split == ("train", "test").index(which)).nonzero()[:, 0]
-        if limit and limit < len(keep):
-            keep = keep[torch.randperm(len(keep), generator=torch.Generator().manual_seed(0))[:limit]].sort()[0]
+    def part(self, which: str, limit: int = 0) -> Images:
+        """The images of 'train', 'test' or 'all', in their order.
+
+        With a limit only so many of them, drawn without a look at labels and the same on every call:
+        the 100 of one limit are among the 200 of another.
+        """
+        of_part = torch.ones(len(self)) if which == "all" else self.split == ("train", "test").index(which)
+        keep = of_part.nonzero()[:, 0]
+        if 0 < limit < len(keep):
+            drawn = torch.randperm(len(keep), generator=torch.Generator().manual_seed(0))[:limit]
+            keep = keep[drawn.sort()[0]]
         if len(keep) == len(self):
             return self
-        return dataclasses.replace(self, pixels=self.pixels[keep], labels=self.labels[keep], split=self.split[keep],
-                                   files=tuple(self.files[i] for i in keep) if self.files else ())
+        return dataclasses.replace(
+            self, pixels=self.pixels.index_select(0, keep), labels=self.labels[keep], split=self.split[keep],
+            files=tuple(self.files[i] for i in keep.tolist()) if self.files else ())
 
 
 def load(config: Config) -> Images:
     """The data set of a configuration, from its cached file if there is one; ConfigError if it cannot be had."""
-    root = data_dir(config)
+    root = Path(os.path.expanduser(config.data_dir)) if config.data_dir else ROOT / "data"
     if config.dataset == "folder":
-        return load_folder(Path(config.folder), config.image_size or 64, root)
-    path = root / f"{config.dataset}.npz"
-    if path.exists():
-        return read_cached(config.dataset, path)
-    return write_cached(config.dataset, path, *{"digits": digits, "cifar10": cifar10}[config.dataset](root))
+        folder = Path(os.path.expanduser(config.folder))
+        try:
+            found, classes = list_folder(folder)
+            name, key = folder.resolve().name, fingerprint(folder, found, config)
+        except OSError as error:
+            why = f"{error.strerror}, {str(error.filename)!r}"
+            raise ConfigError(f"folder {str(folder)!r} cannot be listed: {why}") from None
+        path = root / f"folder-{name[:40]}-{key}.npz"
+    else:
+        name, path = config.dataset, root / f"{config.dataset}.npz"
+    if not os.path.exists(path):
+        with alone(path):
+            if not path.exists():  # still: another process may have made it meanwhile
+                write_cached(path, **(read_folder(folder, found, classes, config) if config.dataset == "folder"
+                                      else fetch(name, root)))
+    return read_cached(name, path)
 
 
-def data_dir(config: Config) -> Path:
-    from reproduce.runs import ROOT
+# ---- data sets with a name: each a function from data_dir to the arguments of write_cached
 
-    return Path(config.data_dir).expanduser() if config.data_dir else ROOT / "data"
+def fetch(name: str, root: Path) -> dict:
+    try:
+        return {"digits": digits, "cifar10": cifar10, "cifar20": cifar20, "stl10": stl10}[name](root)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise ConfigError(
+            f"dataset {name!r} is not in data_dir {str(root)!r} and cannot be downloaded "
+            f"({getattr(error, 'reason', error)}): connect to a network once, or copy {name}.npz into that folder "
+            f"from a machine that has it") from None
 
 
-def digits(root: Path):
-    """scikit-learn's 1,797 digits, 8 x 8, grey levels 0..16 spread over 0..255; the last fifth is the test part."""
+def digits(root: Path) -> dict:
+    """scikit-learn's 1,797 digits, 1 x 8 x 8, grey levels 0..16 spread over 0..255; the last fifth is the test part."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    split = (np.arange(len(pixels)) >= len(pixels) * 4 // 5).astype(np.uint8)
-    return pixels, bunch.target, split, [str(d) for d in range(10)]
+    pixels = np.round(bunch.images * (255 / 16))[:, None]
+    split = np.arange(len(pixels)) >= len(pixels) * 4 // 5
+    return {"images": pixels, "labels": bunch.target, "split": split, "classes": [str(d) for d in range(10)]}
 
 
-def cifar10(root: Path):
-    """CIFAR-10 by torchvision: 50,000 training and 10,000 test images, 32 x 32."""
+def cifar10(root: Path) -> dict:
+    """50,000 training and 10,000 test images, 3 x 32 x 32, in 10 classes."""
     from torchvision.datasets import CIFAR10
 
+    parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
+    return joined([p.data.transpose(0, 3, 1, 2) for p in parts], [p.targets for p in parts], parts[0].classes)
+
+
+def cifar20(root: Path) -> dict:
+    """CIFAR-100's 50,000 training and 10,000 test images, 3 x 32 x 32, in its 20 superclasses."""
+    from torchvision.datasets import CIFAR100
+
+    parts = [CIFAR100(root, train=train, download=True) for train in (True, False)]
+    train, test, meta = (pickle.loads((root / CIFAR100.base_folder / file).read_bytes(), encoding="latin1")
+                         for file in ("train", "test", "meta"))  # torchvision has compared their MD5
+    return joined([p.data.transpose(0, 3, 1, 2) for p in parts], [train["coarse_labels"], test["coarse_labels"]],
+                  meta["coarse_label_names"])
+
+
+def stl10(root: Path) -> dict:
+    """The labelled images, 5,000 of training and 8,000 of test, 3 x 96 x 96, in 10 classes."""
+    from torchvision.datasets import STL10
+
+    parts = [STL10(root, split=split, download=True) for split in ("train", "test")]
+    return joined([p.data for p in parts], [p.labels for p in parts], parts[0].classes)
+
+
+def joined(images: list, labels: list, classes: list) -> dict:
+    """A training and a test part as one data set."""
+    return {"images": np.concatenate(images), "labels": np.concatenate(labels), "classes": classes,
+            "split": np.repeat([0, 1], [len(part) for part in images])}
+
+
+# ---- the cached file
+
+@contextlib.contextmanager
+def alone(path: Path):
+    """Of several processes that want to make a file one does, and the others wait for it."""
     try:
-        parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:  # URLError is an OSError
-        raise ConfigError(
-            f"dataset 'cifar10' is not in data_dir {str(root)!r} and cannot be downloaded ({error}): "
-            f"connect to a network once, or copy cifar10.npz from a machine that has it into that folder"
-        ) from None
-    pixels = np.concatenate([p.data for p in parts]).transpose(0, 3, 1, 2)
-    labels = np.concatenate([p.targets for p in parts])
-    return pixels, labels, np.repeat([0, 1], [len(p.data) for p in parts]), parts[0].classes
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(f".{path.stem}.lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise ConfigError(f"data_dir {str(path.parent)!r} cannot be written: {error.strerror}") from None
 
 
-def load_folder(folder: Path, side: int, root: Path) -> Images:
-    """``<folder>/{train,test}/<class>/*``, ``<folder>/<class>/*`` or, without labels, ``<folder>/*``."""
-    files, labels, split, classes = list_folder(folder)
-    stats = [f.stat() for f in files]
-    key = repr([(str(f.relative_to(folder)), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats)]) + f" at {side}"
-    name = folder.resolve().name
-    path = root / f"folder-{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npz"
-    if path.exists():
-        return read_cached(name, path)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pixels = np.stack(list(pool.map(lambda f: read_image(f, side), files)))
-    return write_cached(name, path, pixels, labels, split, classes, [str(f.relative_to(folder)) for f in files])
+def canonical(**content) -> dict[str, np.ndarray]:
+    """The arrays of a cached file, with the same types and byte order on every machine."""
+    return ({k: np.ascontiguousarray(content[k], dtype) for k, dtype in ARRAYS.items()}
+            | {k: np.asarray(content.get(k, ()), np.str_) for k in TEXTS})
 
 
-def list_folder(folder: Path):
-    """Every image file with its label, its split and the names of the classes."""
-    if not folder.is_dir():
-        raise ConfigError(f"folder {str(folder)!r} {'is not a folder' if folder.exists() else 'does not exist'}")
-    has_parts = (folder / "train").is_dir()
-    parts = [folder / "train", folder / "test"] if has_parts else [folder]
-    folders = [[d for d in sorted(part.iterdir()) if d.is_dir() and not d.name.startswith(".")]
-               if part.is_dir() else [] for part in parts]
-    classes = [d.name for d in folders[0]]
-    files, labels, split = [], [], []
-    if not classes:  # images without labels
-        for s, part in enumerate(parts):
-            found = image_files(part) if part.is_dir() else []
-            files, labels, split = files + found, labels + [-1] * len(found), split + [s] * len(found)
-    for s, directories in enumerate(folders if classes else []):
-        for directory in directories:
-            if directory.name not in classes:
-                raise ConfigError(f"class folder {str(directory)!r} has no counterpart in {str(parts[0])!r}, whose classes are {', '.join(classes)}")
-            found = image_files(directory)
-            if not found:
-                raise ConfigError(f"class folder {str(directory)!r} holds no image: fill or remove it (read are {', '.join(sorted(SUFFIXES))})")
-            files, split = files + found, split + [s] * len(found)
-            labels += [classes.index(directory.name)] * len(found)
-    if not files:
-        raise ConfigError(f"folder {str(folder)!r} holds no image (read are {', '.join(sorted(SUFFIXES))})")
-    return files, labels, split, classes
-
-
-def image_files(directory: Path) -> list[Path]:
-    return [f for f in sorted(directory.iterdir()) if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith(".")]
-
-
-def read_image(path: Path, side: int) -> np.ndarray:
-    """uint8 ``[3, side, side]``: upright, RGB, the shorter side resized to ``side``, the centre cut out."""
-    from PIL import Image, ImageOps
-
-    try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BILINEAR)
-            return np.asarray(image).transpose(2, 0, 1)
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        reason = str(error) or type(error).__name__
-        raise ConfigError(f"image {str(path)!r} cannot be read: {reason.splitlines()[0]}") from None
-
-
-def content_hash(*arrays: np.ndarray) -> str:
+def content_hash(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for a in arrays:
-        digest.update(f"{a.dtype}{a.shape}".encode())
-        digest.update(np.ascontiguousarray(a))
+    for name in ARRAYS:
+        digest.update(json.dumps([name, arrays[name].shape]).encode())
+        digest.update(arrays[name])
+    digest.update(json.dumps([arrays[name].tolist() for name in TEXTS]).encode())
     return digest.hexdigest()
 
 
-def write_cached(name: str, path: Path, pixels, labels, split, classes, files=()) -> Images:
-    from reproduce.runs import atomic
-
-    arrays = [np.ascontiguousarray(pixels), np.asarray(labels, np.int64), np.asarray(split, np.uint8)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, images=arrays[0], labels=arrays[1], split=arrays[2], classes=np.asarray(classes, dtype=np.str_),
-                     files=np.asarray(files, dtype=np.str_), sha256=np.asarray(content_hash(*arrays)))
-    except OSError as error:
-        raise ConfigError(f"data_dir {str(path.parent)!r} cannot be written: {error.strerror}") from None
-    return read_cached(name, path)
+def write_cached(path: Path, **content) -> None:
+    arrays = canonical(**content)
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays, sha256=np.asarray(content_hash(arrays)))
 
 
 def read_cached(name: str, path: Path) -> Images:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = [file["images"], file["labels"], file["split"]]
-            classes, files = tuple(map(str, file["classes"])), tuple(map(str, file["files"]))
+            arrays = canonical(**{key: file[key] for key in (*ARRAYS, *TEXTS)})
             sha256 = str(file["sha256"])
-    except Exception as error:
-        raise ConfigError(f"data file {str(path)!r} cannot be read ({error}): delete it, it will be made again") from None
-    if content_hash(*arrays) != sha256:
-        raise ConfigError(f"data file {str(path)!r} does not have the content hash written in it: delete it, it will be made again")
-    pixels, labels, split = map(torch.from_numpy, arrays)
-    return Images(name, pixels, labels, split, classes, sha256, files)
+    except Exception as error:  # zipfile and numpy raise many kinds
+        raise ConfigError(f"data file {str(path)!r} is damaged or of another kind "
+                          f"({str(error) or type(error).__name__}): delete it, and it is made again") from None
+    if content_hash(arrays) != sha256:
+        raise ConfigError(f"data file {str(path)!r} is not what its SHA-256 says: delete it, and it is made again")
+    labels = arrays["labels"].astype(np.int64, copy=False)  # in this machine's byte order
+    pixels, labels, split = map(torch.from_numpy, (arrays["images"], labels, arrays["split"]))
+    classes, files, skipped = (tuple(arrays[name].tolist()) for name in TEXTS)
+    return Images(name, pixels, labels, split, classes, sha256, files, skipped)

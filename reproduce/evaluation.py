@@ -65,14 +65,16 @@ class Watch:
     def rules(self, probabilities: Tensor) -> dict[str, np.ndarray]:
         """Assignments ``[N]`` by each way to make one clustering of H heads (all ``[H, N]`` for the mean)."""
         heads = probabilities.argmax(-1).cpu().numpy()
-        aligned = metrics.align_heads(probabilities).mean(0).argmax(-1).cpu().numpy()
-        chosen = {"first_head": heads[0], "mean_of_heads": heads, "aligned_average": aligned}
+        chosen = {"first_head": heads[0], "mean_of_heads": heads}
         if self.head_losses is not None:
             chosen["lowest_loss_head"] = heads[metrics.lowest_loss_head(self.head_losses)]
+            # the head that the others are aligned with comes first: the one with the lowest loss
+            probabilities = probabilities[np.argsort(self.head_losses, kind="stable")]
+        chosen["aligned_average"] = metrics.align_heads(probabilities).mean(0).argmax(-1).cpu().numpy()
         return chosen
 
-    def finish(self) -> tuple[dict, dict]:
-        """The last evaluation: (for metrics.json, {file: its arrays})."""
+    def finish(self) -> tuple[dict, dict, list[dict]]:
+        """The last evaluation: for metrics.json, {file: its arrays}, and a row for each file of a folder."""
         embedding = self.extract(self.method.embed)
         probabilities = self.extract(self.method.assign)
         kmeans = KMeans(self.n_clusters, seed=self.config.seed).fit_predict(embedding).cpu().numpy()
@@ -94,12 +96,11 @@ class Watch:
             "embeddings": {"embedding": reduced(embedding).half().cpu().numpy(), "labels": self.labels.astype(np.int16),
                            **{k: v.astype(np.int16) for k, v in shown.items()}},
         }
-        if self.images.files:
-            arrays["embeddings"]["files"] = np.asarray(self.images.files)
         if self.traces:
             arrays["traces"] = {"epochs": np.asarray(self.epochs), "images": self.traced, "labels": self.labels[self.traced],
                                 "probabilities": np.stack(self.traces), "mass": np.stack(self.mass)}
-        return metric, arrays
+        rows = [{"file": file, **{rule: int(a[i]) for rule, a in shown.items()}} for i, file in enumerate(self.images.files)]
+        return metric, arrays, rows
 
     def scores(self, rules: dict[str, np.ndarray], probabilities: Tensor | None) -> dict[str, dict]:
         """ACC, NMI, ARI by selection rule; the head picked by its accuracy is called oracle."""

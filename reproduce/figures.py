@@ -29,13 +29,14 @@ def style() -> None:
         "legend.frameon": False, "axes.titlesize": "medium", "axes.titlelocation": "left"})
 
 
-def save(figure, name: str) -> None:
-    """Write figures/<name>.png; its bytes depend on the figure alone."""
+def save(figure, name: str, results_dir: str = "") -> Path:
+    """Write figures/<name>.png, or that of another results folder into it; its bytes depend on the figure alone."""
     from reproduce.runs import ROOT
 
-    folder = ROOT / "figures"
+    folder = Path(results_dir).expanduser() / "figures" if results_dir else ROOT / "figures"
     folder.mkdir(exist_ok=True)
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    return folder / f"{name}.png"
 
 
 # ---- one run
@@ -79,10 +80,15 @@ def cluster_mass(epochs, mass, ax) -> None:
     ax.grid(False)
 
 
-def image_trace(epochs, probabilities, ax, title: str = "") -> None:
-    """Probabilities of the K clusters for one image over the epochs. probabilities: ``[E, K]``."""
+def image_trace(epochs, probabilities, ax, title: str = "", final_only: bool = False) -> None:
+    """Probabilities of the K clusters for one image over the epochs. probabilities: ``[E, K]``.
+
+    ``final_only`` colours the cluster where the image ends, and greys the others.
+    """
+    final = int(np.argmax(probabilities[-1]))
     for k, color in zip(range(probabilities.shape[1]), sns.color_palette("colorblind", probabilities.shape[1])):
-        ax.plot(epochs, probabilities[:, k], color=color, linewidth=1.4)
+        plain = {"color": "0.7", "linewidth": 0.8} if final_only else {"color": color, "linewidth": 1.4}
+        ax.plot(epochs, probabilities[:, k], **({"color": COLORS[0], "linewidth": 1.8, "zorder": 3} if final_only and k == final else plain))
     ax.set(ylim=(-0.03, 1.03), title=title)
 
 
@@ -115,12 +121,12 @@ def contact_sheet(pixels, assignments, figure, per_cluster: int = 16) -> None:
 
 # ---- many runs
 
-def lambda1_curve(table: pd.DataFrame, column: str, ax, floor: float | None = None) -> None:
+def lambda1_curve(table: pd.DataFrame, column: str, ax, floor: float | None = None, values=None) -> None:
     """The story: ACC against lambda1 for the two entropies; a dot a seed, a line through the means, a band of
-    one standard deviation. column: as ``lowest_loss_head_acc``."""
-    places = {v: i for i, v in enumerate(sorted(table["lambda1"].unique()))}
+    one standard deviation. column: as ``lowest_loss_head_acc``; values: the weights on the axis, for panels to share."""
+    places = {v: i for i, v in enumerate(sorted({*table["lambda1"], *(values or [])}))}
     for (entropy, (text, color, marker)), side in zip(ENTROPY.items(), (-0.06, 0.06)):
-        part = table[table["entropy"] == entropy]
+        part = table[(table["entropy"] == entropy) & table[column].notna()]
         if part.empty:
             continue
         x = part["lambda1"].map(places)
@@ -130,23 +136,80 @@ def lambda1_curve(table: pd.DataFrame, column: str, ax, floor: float | None = No
         ax.plot(at, stats["mean"], marker=marker, color=color, label=text)
         ax.fill_between(at, stats["mean"] - stats["std"], stats["mean"] + stats["std"], color=color, alpha=0.15, linewidth=0)
     if floor is not None:
-        ax.axhline(100 * floor, color="0.35", linestyle=":", linewidth=1.2)
-        ax.annotate("k-means on pixels", (len(places) - 1, 100 * floor), (0, 4), textcoords="offset points", ha="right", fontsize="small")
-    ax.set(xticks=range(len(places)), xticklabels=[f"{v:g}" for v in places], xlabel="λ1, weight of the entropy", ylabel="ACC, %")
+        floor_line(100 * floor, len(places) - 1, ax)
+    weight_axis(places, ax)
+    ax.legend(loc="lower left")
+
+
+def published_curve(published: pd.DataFrame, ax, values=None) -> None:
+    """The figures in question, CIFAR-10 as published: the course reproduction against lambda1, and the paper's one point,
+    drawn at the weight that its released code has. published: rows of ``tables.published()``."""
+    cifar = published[(published["dataset"] == "CIFAR-10") & published["acc"].notna()]
+    course = cifar[cifar["method"] == "CRLC, course reproduction"]
+    course = course.assign(lambda1=course["setting"].str.extract(r"lambda1 = ([\d.]+)", expand=False).astype(float)).sort_values("lambda1")
+    paper, floor = (cifar.loc[cifar["method"] == m, "acc"].iloc[0] for m in ("CRLC", "k-means on pixels"))
+    places = {v: i for i, v in enumerate(sorted({*course["lambda1"], 2.0, *(values or [])}))}
+    ax.plot(places[2.0], paper, marker="o", markersize=9, linestyle="none", color=ENTROPY["batch"][1], label="paper (weight in its code: 2)")
+    ax.plot(course["lambda1"].map(places), course["acc"], marker="s", color=ENTROPY["sample"][1], label="course reproduction")
+    for x, y in [(places[2.0], paper), *zip(course["lambda1"].map(places), course["acc"])]:
+        ax.annotate(f"{y:.1f}", (x, y), (0, 8), textcoords="offset points", ha="center", fontsize="small")
+    floor_line(floor, len(places) - 1, ax)
+    weight_axis(places, ax)
+    ax.legend(loc="upper left")
+
+
+def weight_axis(places: dict[float, int], ax) -> None:
+    ax.set(xticks=range(len(places)), xticklabels=[f"{v:g}" for v in places], xlabel="λ1, weight of the entropy", ylabel="ACC, %",
+           xlim=(-0.35, len(places) - 0.65))
+
+
+def floor_line(percent: float, right: float, ax) -> None:
+    ax.axhline(percent, color="0.35", linestyle=":", linewidth=1.2)
+    ax.annotate("k-means on pixels", (right + 0.3, percent), (0, 4), textcoords="offset points", ha="right", fontsize="small")
+
+
+def rank_curve(heads: pd.DataFrame, ax) -> None:
+    """Does the loss tell? A dot a head, its ACC over the rank of its loss within its run (1 is the lowest), a line
+    through the means. heads: rows "entropy", "rank", "acc"."""
+    for (entropy, (text, color, marker)), side in zip(ENTROPY.items(), (-0.15, 0.15)):
+        part = heads[heads["entropy"] == entropy]
+        if part.empty:
+            continue
+        ax.scatter(part["rank"] + side, 100 * part["acc"], color=color, s=9, alpha=0.3, linewidths=0)
+        mean = 100 * part.groupby("rank")["acc"].mean()
+        ax.plot(mean.index + side, mean, marker=marker, color=color, label=text)
+    ax.set(xlabel="rank of the head's loss in its run, 1 is the lowest", ylabel="ACC, %")
+    ax.set_xticks(sorted(heads["rank"].unique()))
     ax.legend(loc="lower left")
 
 
 def factor_bars(factors: pd.DataFrame, ax, reference: dict[str, float] | None = None) -> None:
-    """One factor at a time: a dot a run, a tick at the mean. factors: rows "factor", "acc"; factors in order of appearance."""
+    """One factor at a time: a dot a run, a tick at the mean, a line at the mean of the first, which the others change.
+    factors: rows "factor", "acc"; factors in order of appearance."""
     names = list(factors["factor"].unique())
     for y, factor in enumerate(names):
         values = 100 * factors.loc[factors["factor"] == factor, "acc"]
-        ax.scatter(values, np.full(len(values), y), color=COLORS[0], s=22, alpha=0.6, linewidths=0)
-        ax.plot([values.mean()] * 2, [y - 0.32, y + 0.32], color="black", linewidth=2)
+        color = "0.35" if y == 0 else COLORS[0]
+        if y == 0:
+            ax.axvline(values.mean(), color="0.6", linewidth=1)
+        ax.scatter(values, np.full(len(values), y), color=color, s=26, alpha=0.6, linewidths=0)
+        ax.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color="black", linewidth=2)
     for text, value in (reference or {}).items():
         ax.axvline(100 * value, color="0.35", linestyle=":", linewidth=1.2)
         ax.annotate(text, (100 * value, -0.6), (3, 0), textcoords="offset points", fontsize="small")
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="ACC, %", ylim=(len(names) - 0.5, -0.9))
+
+
+def confidence(values: pd.DataFrame, ax, title: str = "") -> None:
+    """How decided predictions are: the share of them by their largest probability, for each entropy.
+    values: rows "entropy", "largest"."""
+    bins = np.linspace(0, 1, 21)
+    for entropy, (text, color, _) in ENTROPY.items():
+        part = values.loc[values["entropy"] == entropy, "largest"]
+        if len(part):
+            share = 100 * np.histogram(part, bins)[0] / len(part)
+            ax.stairs(share, bins, color=color, linewidth=2, label=text, linestyle="-" if entropy == "batch" else "--")
+    ax.set(xlabel="largest probability", xlim=(0, 1), ylim=(0, 100), title=title)
 
 
 def embedding(points, groups, names, ax, wrong=None, title: str = "") -> None:

@@ -126,18 +126,16 @@ class Run:
         for file in self.partial.glob("checkpoint*.pt"):
             file.unlink()
 
-    def finish(self, metrics: dict, history: list[dict], weights: dict, **arrays: dict) -> None:
+    def finish(self, metrics: dict, history: list[dict], weights: dict, assignments: list[dict], **arrays: dict) -> None:
         """Write everything that a finished run leaves behind, then give the directory its name."""
         settings = dataclasses.asdict(self.config)
         for where in ("results_dir", "data_dir"):  # a place on one machine, of no use on another
             settings.pop(where)
         self.write_json("config.json", settings)
         self.write_json("provenance.json", provenance(self.config))
-        columns = list(dict.fromkeys(c for row in history for c in row))
-        with open(self.partial / "history.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history])
+        self.write_csv("history.csv", [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history])
+        if assignments:  # a folder's files, each with its cluster
+            self.write_csv("assignments.csv", assignments)
         for stem, content in arrays.items():
             np.savez_compressed(self.partial / f"{stem}.npz", **content)
         torch.save(weights, self.partial / "model.pt")
@@ -148,6 +146,12 @@ class Run:
         if self.path.exists():
             shutil.rmtree(self.path)
         self.partial.replace(self.path)
+
+    def write_csv(self, file: str, rows: list[dict]) -> None:
+        with open(self.partial / file, "w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, list(dict.fromkeys(c for row in rows for c in row)), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
     def write_json(self, file: str, content: dict) -> None:
         (self.partial / file).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -181,6 +185,15 @@ def table(results: str | Path | None = None):
         rows.append({**config, **scores, "seconds": metrics["seconds"], "images_per_second": metrics["images_per_second"],
                      "hash": path.name.rsplit("_", 1)[-1], "commit": origin["git"]["commit"], "device_name": origin["device"], "path": str(path)})
     return pd.DataFrame(rows)
+
+
+def same_settings(runs, free: tuple[str, ...] = ("seed",), **settings):
+    """The rows of ``table()`` whose settings are the defaults, but for ``settings``, and for those left ``free``."""
+    wanted = {**Config().identity(), **settings}
+    for name, value in wanted.items():
+        if name in runs and name not in free:
+            runs = runs[runs[name] == value]
+    return runs
 
 
 # ---- provenance

@@ -31,9 +31,25 @@ def parse_grid(words: list[str]) -> dict[str, list]:
     return grid
 
 
-def expand(base: dict, grid: dict[str, list]) -> list[Config]:
-    """Every combination of the grid over the base settings, checked before any is run."""
-    configs = [Config.from_params({**base, **dict(zip(grid, values))}) for values in itertools.product(*grid.values())]
+def parse_one(word: str) -> dict:
+    """``"head_init=torch,head_bias=False"`` -> one factor: the settings that change together."""
+    factor = {}
+    for pair in word.split(","):
+        name, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"one must be written name=value or name=value,name=value, got {word!r}")
+        factor[name] = yaml.safe_load(value)
+    return factor
+
+
+def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Config]:
+    """The base with each factor of ``ones`` changed alone (and with none), times every combination of the grid.
+
+    All are checked before any is run.
+    """
+    factors = [{}, *ones]
+    combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    configs = [Config.from_params({**base, **factor, **c}) for factor in factors for c in combinations]
     return list({config.hash(): config for config in configs}.values())
 
 

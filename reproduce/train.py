@@ -137,16 +137,16 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     digest = hashlib.sha256()
     for value in weights.values():
         digest.update(value.contiguous().numpy())
-    metrics, arrays = watch.finish()
+    metrics, arrays, assignments = watch.finish()
     metrics = {
         "status": "finished", "epochs": config.epochs, "data": {"name": images.name, "sha256": images.sha256,
-        "split": config.split, "n_train": n, "n_eval": len(eval_part), "n_clusters": n_clusters}, **metrics,
+        "split": config.split, "n_train": n, "n_eval": len(eval_part), "n_clusters": n_clusters, "skipped": len(images.skipped)}, **metrics,
         "seconds": seconds, "images_per_second": config.epochs * steps * config.batch_size / seconds if seconds else 0.0,
         "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
         "precision": "bfloat16" if low_precision else "float32", "weights_sha256": digest.hexdigest(),
     }
-    run.finish(metrics, history, weights, **arrays)
+    run.finish(metrics, history, weights, assignments, **arrays)
 
 
 def build_optimizer(config: Config, method: torch.nn.Module) -> torch.optim.Optimizer:

@@ -1,0 +1,40 @@
+# Everything starts here: make setup | report | test | study | clean
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python -m reproduce
+JOBS ?= 2
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/' | expand -t 16
+
+setup: .venv/ready  ## the environment alone, in .venv, from pinned versions (about 3 minutes)
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+report: setup  ## six runs on digits, every figure notebook, results/index.html (about 8 minutes, 1 the second time)
+	$(RUN) sweep notebooks/settings/digits-quick.yaml --grid lambda1=0.1,0.3,1 --grid entropy=batch,sample --jobs $(JOBS)
+	$(RUN) report
+	@echo "open results/index.html in a browser"
+
+test: setup  ## the tests (at most 10 minutes)
+	$(BIN)/python -m pytest
+
+study: setup  ## the committed study on digits, into results/ (about an hour and a half on two cores); finished runs are skipped
+	$(RUN) sweep notebooks/settings/digits-quick.yaml -p results_dir results --keep first --jobs $(JOBS) \
+	  --grid lambda1=0,0.1,0.3,1,2 --grid entropy=batch,sample --grid seed=0,1,2,3,4
+	$(RUN) sweep notebooks/settings/digits-quick.yaml -p results_dir results --keep none --jobs $(JOBS) --grid seed=0,1,2,3,4 \
+	  --one entropy=sample,entropy_smoothed=True --one head_init=torch,head_bias=False --one decay=all --one logit_clamp=0 \
+	  --one normalize=False --one views=apart --one batchnorm_split=2 --one sampler=endless --one split=test
+	$(RUN) sweep notebooks/settings/digits-course.yaml -p results_dir results --keep first --jobs $(JOBS) --grid seed=0,1,2,3,4 \
+	  --one entropy=batch,entropy_smoothed=False --one head_init=kaiming,head_bias=True --one decay=weights --one logit_clamp=25 \
+	  --one normalize=True
+
+clean:  ## forget the runs of this machine (results/local); data and environment stay
+	rm -rf results/local
+
+.PHONY: help setup report test study clean

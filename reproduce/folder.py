@@ -1,0 +1,153 @@
+"""A folder of one's own images: which files it holds, of which class, and each of them as uint8 pixels.
+
+Either a file is read rightly or it is named: nothing that looks like an image is passed over in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from reproduce.config import Config, ConfigError
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
+SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
+Found = list[tuple[Path, int, int]]  # image file, label (-1 without), split (0 train, 1 test)
+
+
+def list_folder(folder: Path) -> tuple[Found, list[str]]:
+    """Each image file with its label and its split, and the names of the classes.
+
+    ``<folder>/{train,test}/<class>/*``, ``<folder>/<class>/*``, or without labels ``<folder>/{train,test}/*``,
+    ``<folder>/*``. Hidden files and those without the suffix of an image are passed over. A class may be
+    missing in test, but not in train.
+    """
+    if not folder.is_dir():
+        raise wrong(folder, "is a file: name a folder of images" if folder.exists() else "does not exist")
+    folders, images = entries(folder)
+    named = {d.name.lower(): d for d in folders}
+    parts = [named[part] for part in ("train", "test") if part in named] or [folder]
+    if "test" in named and "train" not in named:
+        raise wrong(folder, "holds 'test' but no 'train': add it, or rename 'test' if it is a class")
+    for entry in folders + images if "train" in named else []:
+        if entry not in parts:
+            raise wrong(folder, f"holds {entry.name!r} beside 'train': only 'train' and 'test' are read then, "
+                                f"move or rename it")
+    found, classes = [], []
+    for split, part in enumerate(parts):
+        folders, images = entries(part)
+        if folders and images:
+            raise wrong(part, f"holds images ({images[0].name!r}) beside class folders ({folders[0].name!r}): "
+                              f"put each image into a class folder, or have none")
+        if split == 0:
+            classes = [d.name for d in folders]
+        elif bool(folders) != bool(classes):
+            raise wrong(folder, "has class folders in one of 'train' and 'test' only: have them in both, or in none")
+        for directory in folders or [part]:
+            if folders and directory.name not in classes:
+                raise wrong(directory, f"has no counterpart among the {len(classes)} classes of 'train'")
+            nested, images = entries(directory)
+            if nested:
+                raise wrong(directory, f"is a class, but holds a folder, {nested[0].name!r}: move its images up")
+            if not images:
+                raise wrong(directory, f"holds no image: fill or remove it (looked for {' '.join(SUFFIXES)})")
+            found += [(file, classes.index(directory.name) if folders else -1, split) for file in images]
+    return found, classes
+
+
+def entries(directory: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the image files in a directory, by name; symbolic links are followed."""
+    found = sorted((e for e in directory.iterdir() if not e.name.startswith(".")), key=lambda e: e.name)
+    folders = [e for e in found if e.is_dir()]
+    images = [e for e in found if e.suffix.lower() in SUFFIXES and not e.is_dir()]
+    for e in found:
+        if not e.exists() and e not in images:
+            raise wrong(directory, f"holds a link to nothing, {e.name!r}: repair or remove it")
+    return folders, images
+
+
+def wrong(folder: Path, what: str) -> ConfigError:
+    return ConfigError(f"folder {str(folder)!r} {what}")
+
+
+def fingerprint(folder: Path, found: Found, config: Config) -> str:
+    """Twelve hexadecimal digits that change with the folder's files and with the way they are read."""
+    stamps = []
+    for file, _, _ in found:
+        stat = file.stat() if file.exists() else file.lstat()
+        stamps.append((relative(file, folder), stat.st_size, stat.st_mtime_ns, stat.st_mode))
+    way = {"reader": 1, "side": config.side, "bad_images": config.bad_images}
+    return hashlib.sha256(json.dumps([way, stamps]).encode()).hexdigest()[:12]
+
+
+def relative(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
+def read_folder(folder: Path, found: Found, classes: list[str], config: Config) -> dict:
+    """Every image, decoded in parallel, at most eight at a time; those that cannot be read are named together
+    in one ConfigError, or left out and named in ``skipped``."""
+    paths, labels, split = zip(*found)
+    pixels = np.empty((len(paths), 3, config.side, config.side), np.uint8)
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")  # here, because threads would overwrite each other's filters
+        reasons = list(pool.map(fill, pixels, paths))
+    good = np.array([not reason for reason in reasons])
+    emptied = sorted({path.parent for path in paths} - {path.parent for path, kept in zip(paths, good) if kept})
+    bad = {relative(path, folder): reason for path, reason in zip(paths, reasons) if reason}
+    if bad and (config.bad_images == "stop" or emptied):
+        then = f"; without them {str(emptied[0])!r} is empty" if emptied else " (-p bad_images skip leaves them out)"
+        lines = [f"\n  {name!r}: {reason}" for name, reason in bad.items()]
+        lines[10:] = [f"\n  and {len(lines) - 10} more"] if len(lines) > 10 else []
+        raise wrong(folder, f"has {len(bad)} of {len(paths)} images that cannot be read{then}:{''.join(lines)}")
+    return {"images": pixels[good] if bad else pixels, "labels": np.array(labels)[good], "split": np.array(split)[good],
+            "classes": classes, "files": [relative(path, folder) for path, kept in zip(paths, good) if kept],
+            "skipped": list(bad)}
+
+
+def fill(place: np.ndarray, file: Path) -> str:
+    """Read an image into its place, ``[3, side, side]``; returns the reason if that cannot be done."""
+    try:
+        if not file.is_file():
+            return "not a file" if file.exists() else "a link to nothing"
+        if not file.stat().st_size:
+            return "empty"
+        place[:] = read_image(file, place.shape[-1])
+        return ""
+    except UnidentifiedImageError:
+        return f"damaged, or not one of {', '.join(FORMATS)}"
+    except Image.DecompressionBombError:
+        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        return getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+
+
+def read_image(file: Path, side: int) -> np.ndarray:
+    """uint8 ``[3, side, side]``: the first frame, upright by its EXIF, RGB, on white where it is transparent;
+    the shorter side resized to ``side``, the centre cut out."""
+    # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one to be turned
+    with open(file, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
+        image.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at a half, a quarter or an eighth
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode == "F":
+            raise ValueError("floating-point grey levels, whose range is not known")
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+            grey = np.asarray(image)
+            if grey.min() < 0 or grey.max() > 0xFFFF:
+                raise ValueError("grey levels beyond 16 bits, whose range is not known")
+            image = Image.fromarray((grey >> 8).astype(np.uint8))
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+        elif image.mode not in ("L", "RGB", "CMYK"):  # which are resized as they are
+            image = image.convert("RGB")
+        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)

@@ -1,0 +1,183 @@
+"""Tables of finished runs, ours beside the published figures. Labels enter as the scores that runs wrote down."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from reproduce import runs
+from reproduce.report import RULES
+from reproduce.study import ENTROPY, called, command, load, plain, root
+
+
+def spread(values) -> str:
+    """``97.3 ± 0.8``: mean and sample standard deviation in percent; one value has no spread."""
+    values = 100 * pd.Series(values, dtype=float).dropna()
+    if values.empty:
+        return "–"
+    return f"{values.mean():.1f}" + (f"\u00a0±\u00a0{values.std():.1f}" if len(values) > 1 else "")
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["kmeans_embedding_acc"].notna()]
+
+
+def scores(table: pd.DataFrame, score: str = "acc") -> pd.DataFrame:
+    """Mean ± standard deviation over the seeds in percent: a row a setting of the grid, a column a rule."""
+    rows, levels = {}, ["data", "method", "entropy", "lambda1"]
+    for (data, method, entropy, lambda1), same in labelled(table[table["grid"]]).groupby(levels, sort=False):
+        key = (data, method, ENTROPY[entropy], plain(lambda1)) if method == "crlc" else (data, method, "–", "–")
+        rows[key] = {"n": len(same), **{text: spread(same[f"{rule}_{score}"]) for rule, text in RULES.items()}}
+    index = pd.MultiIndex.from_tuples(list(rows), names=["data", "method", "entropy of", "λ1"]) if rows else None
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
+def rows_behind(table: pd.DataFrame, results_dir: str = "") -> pd.DataFrame:
+    """A row a setting: links to its runs (relative to the results folder), time, device, command. Cells are HTML."""
+    rows = []
+    for _, same in table.groupby(["data", "method", "setting"], sort=False):
+        run = same.iloc[0]
+        rows.append({"data": run["data"], "method": run["method"], "setting": html.escape(label(run)),
+                     "runs (seed)": " ".join(link(r, results_dir) for _, r in same.iterrows()),
+                     "seconds a run": f"{same['seconds'].mean():.0f}", "device": html.escape(", ".join(same["device_name"].unique())),
+                     "command for the first": f"<code>{html.escape(command(run))}</code>"})
+    return pd.DataFrame(rows)
+
+
+def label(run) -> str:
+    """A setting in a few words: its place in the grid, or what it changes and where."""
+    if run["grid"]:
+        return f"λ1 = {run['lambda1']:g}, entropy of {ENTROPY[run['entropy']]}" if run["method"] == "crlc" else called(run)
+    return called(run)
+
+
+def link(run, results_dir: str = "") -> str:
+    """The seed, leading to the run's page or its metrics."""
+    path = Path(run["path"])
+    target = path / next(f for f in ("train.html", "metrics.json") if (path / f).exists())
+    return f'<a href="{html.escape(os.path.relpath(target, root(results_dir)))}">{run["seed"]}</a>'
+
+
+def heads(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a head of a labelled run: loss, its rank in the run (1 lowest), acc."""
+    rows = []
+    for i, run in labelled(table).iterrows():
+        found = json.loads((Path(run["path"]) / "metrics.json").read_text()).get("heads", [])
+        ranks = np.argsort(np.argsort([h["loss"] for h in found])) + 1
+        rows += [{"run": i, "data": run["data"], "entropy": run["entropy"], "rank": int(r), **h} for r, h in zip(ranks, found)]
+    return pd.DataFrame(rows, columns=["run", "data", "entropy", "rank", "loss", "acc"])
+
+
+def factors(table: pd.DataFrame, rule: str = "lowest_loss_head") -> pd.DataFrame:
+    """The runs that change something else than lambda1 and entropy alone, and their hubs: one row a run with "star"
+    (the hub's name), "factor" (the hub first), "acc"."""
+    found = labelled(table)
+    spoke = ~(found["grid"] & (found["changed"].map(len) > 0))
+    found = found[spoke].assign(factor=[called(r) for _, r in found[spoke].iterrows()], acc=found[f"{rule}_acc"],
+                                first=found["changed"].map(len) > 0)
+    stars = {(d, m, h): called({"setting": h, "changed": ()}).split(",")[0] for d, m, h in zip(found["data"], found["method"], found["hub"])}
+    found["star"] = [f"{d}, {m}: {stars[d, m, h]}" for d, m, h in zip(found["data"], found["method"], found["hub"])]
+    several = found.groupby("star")["setting"].transform("nunique") > 1
+    found = found[several & found["acc"].notna()]
+    return found.sort_values(["first"], kind="stable")[["star", "factor", "acc", "seed", "path"]]
+
+
+def factor_table(table: pd.DataFrame, rules=("lowest_loss_head", "aligned_average")) -> pd.DataFrame:
+    """A row a factor: n, and for each rule ACC and the difference from the star's hub, in points ± standard error."""
+    rows = {}
+    for rule in rules:
+        for star, same in factors(table, rule).groupby("star", sort=False):
+            hub = same.loc[same["factor"] == same["factor"].iloc[0], "acc"]
+            for factor, part in same.groupby("factor", sort=False):
+                gain = "" if factor == same["factor"].iloc[0] else points(part["acc"], hub)
+                rows.setdefault((star, factor), {"n": len(part)}).update(
+                    {f"{RULES[rule]}: ACC": spread(part["acc"]), f"{RULES[rule]}: difference": gain})
+    index = pd.MultiIndex.from_tuples(list(rows), names=["from", "changed"]) if rows else None
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
+def gap(a, b) -> tuple[float, float]:
+    """Difference of two means in points, and its standard error (nan where one side has a single run)."""
+    a, b = (100 * pd.Series(x, dtype=float).dropna() for x in (a, b))
+    return a.mean() - b.mean(), float(np.sqrt(a.var() / max(len(a), 1) + b.var() / max(len(b), 1)))
+
+
+def points(a, b) -> str:
+    """``+2.1 ± 0.9``: ``gap`` as text."""
+    mean, error = gap(a, b)
+    return f"{mean:+.1f}" + ("" if np.isnan(error) else f"\u00a0±\u00a0{error:.1f}")
+
+
+def local_table(results_dir: str, table: pd.DataFrame, dataset: str = "") -> pd.DataFrame:
+    """Each run of this machine beside the study's runs of the same setting. Cells are HTML."""
+    rows = []
+    for _, run in load(results_dir, dataset, "local").iterrows():
+        same = table[(table["data"] == run["data"]) & (table["setting"] == run["setting"])]
+        for rule in ("lowest_loss_head", "aligned_average", "kmeans_embedding"):
+            if pd.isna(run[f"{rule}_acc"]):
+                continue
+            theirs = same[f"{rule}_acc"]
+            rows.append({"run": html.escape(Path(run["path"]).name.rsplit("_", 1)[0]), "seed": link(run, results_dir), "rule": RULES[rule],
+                         "here": 100 * run[f"{rule}_acc"], "study": spread(theirs), "n": len(same),
+                         "difference": 100 * (run[f"{rule}_acc"] - theirs.mean()), "deviation": 100 * theirs.std()})
+    return pd.DataFrame(rows)
+
+
+def published() -> pd.DataFrame:
+    """results/published.csv: figures from papers and tables, in percent; ``verified`` says whether the source was read."""
+    return pd.read_csv(runs.ROOT / "results" / "published.csv").fillna({"split": "", "setting": "", "source": "", "note": ""})
+
+
+def beside(table: pd.DataFrame, data: str, rule: str = "lowest_loss_head") -> pd.DataFrame:
+    """The published clusterings of one data set and ours, by ACC: what is unverified carries a question mark."""
+    rows = []
+    for _, r in published().query("dataset == @data and acc == acc").iterrows():
+        mark = {"acc": "" if r["verified"] in ("yes", "ACC only") else "?", "rest": "" if r["verified"] == "yes" else "?"}
+        rows.append({"by": r["acc"], "method": r["method"], "setting": r["setting"], "split": r["split"],
+                     **{k.upper(): "–" if pd.isna(r[k]) else f"{r[k]:.1f}{mark.get(k, mark['rest'])}" for k in runs.SCORES},
+                     "n": "", "source": r["source"]})
+    for _, same in labelled(table[table["data"] == data]).groupby(["method", "setting"], sort=False):
+        run, used = same.iloc[0], rule if same[f"{rule}_acc"].notna().any() else "kmeans_embedding"
+        rows.append({"by": 100 * same[f"{used}_acc"].mean(), "method": f"ours: {run['method']}, {RULES[used]}", "setting": label(run),
+                     "split": run["split"], **{k.upper(): spread(same[f"{used}_{k}"]) for k in runs.SCORES},
+                     "n": str(len(same)), "source": "this repository"})
+    floor = labelled(table[table["data"] == data])
+    if len(floor):
+        rows.append({"by": 100 * floor["kmeans_pixels_acc"].mean(), "method": "ours: k-means on pixels", "setting": "", "split": floor["split"].iloc[0],
+                     **{k.upper(): spread(floor[f"kmeans_pixels_{k}"].iloc[:1]) for k in runs.SCORES}, "n": "1", "source": "this repository"})
+    found = pd.DataFrame(rows, columns=["by", "method", "setting", "split", "ACC", "NMI", "ARI", "n", "source"])
+    return found.sort_values("by", kind="stable").drop(columns="by").reset_index(drop=True)
+
+
+def confidence(table: pd.DataFrame, lambda1s: list[float], values: bool = False) -> pd.DataFrame:
+    """How decided the predictions for the traced images are at the end, all heads and seeds together: a row a lambda1
+    and entropy of the first data set's grid. With ``values``, the largest probability of every prediction instead."""
+    grid = table[table["grid"] & (table["method"] == "crlc") & table["lambda1"].isin(lambda1s)]
+    rows = []
+    for (lambda1, entropy), same in grid[grid["data"] == grid["data"].head(1).squeeze()].groupby(["lambda1", "entropy"]):
+        files = [Path(p) / "traces.npz" for p in same["path"] if (Path(p) / "traces.npz").exists()]
+        stored = [np.load(f) for f in files]
+        ends = [s["probabilities"][-1].astype(float) for s in stored]  # [I, H, K]
+        if not ends or not all(e.size for e in ends):
+            continue
+        largest = np.concatenate([e.max(-1).ravel() for e in ends])
+        if values:
+            rows.append(pd.DataFrame({"lambda1": lambda1, "entropy": entropy, "largest": largest}))
+            continue
+        rows.append({"lambda1": lambda1, "entropy": entropy, "n": len(ends), "max probability": largest.mean(),
+                     "share above 0.9": (largest > 0.9).mean(), "H of each sample": np.mean([nats(e).mean() for e in ends]),
+                     "H of the mean": np.mean([nats(s["mass"][-1].astype(float)).mean() for s in stored]), "log K": np.log(ends[0].shape[-1])})
+    if values:
+        return pd.concat(rows) if rows else pd.DataFrame(columns=["lambda1", "entropy", "largest"])
+    return pd.DataFrame(rows, columns=["lambda1", "entropy", "n", "max probability", "share above 0.9", "H of each sample", "H of the mean", "log K"])
+
+
+def nats(p: np.ndarray) -> np.ndarray:
+    """Entropy over the last axis; half-precision probabilities are brought back to a sum of 1."""
+    p = p / p.sum(-1, keepdims=True)
+    return -(p * np.log(np.where(p > 0, p, 1))).sum(-1)

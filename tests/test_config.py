@@ -1,0 +1,300 @@
+"""A wrong setting is answered by one sentence that names it; a right one leaves a hash that means it."""
+
+import dataclasses
+import json
+import math
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from reproduce.config import Config, ConfigError, read_settings
+
+FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+FOLDER = dict(dataset="folder", folder="my_images")
+
+
+def of_type(kind):
+    return [name for name, f in FIELDS.items() if f.type == kind]
+
+
+def refused(params, *words):
+    """The one line with which the parameters are refused."""
+    with pytest.raises(ConfigError) as caught:
+        Config.from_params(params)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+    return message
+
+
+# ---- names
+
+@pytest.mark.parametrize("wrong, meant", [
+    ("lamda1", "lambda1"), ("lambda_1", "lambda1"), ("learning_Rate", "learning_rate"), ("batchsize", "batch_size"),
+    ("n_head", "n_heads"), ("Seed", "seed"), ("entropy_smooth", "entropy_smoothed")])
+def test_an_unknown_name_is_answered_with_the_nearest(wrong, meant):
+    refused({wrong: 1}, repr(wrong), f"did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize("wrong", ["xyzzyq", "", "0", 3, None, ("a",)])
+def test_a_name_like_no_other_is_answered_with_all(wrong):
+    message = refused({wrong: 1}, f"unknown parameter {wrong!r}")
+    assert "known are: augmentation, " in message and all(name in message for name in FIELDS)
+
+
+# ---- types
+
+@pytest.mark.parametrize("name", of_type("bool"))
+@pytest.mark.parametrize("value", ["false", "True", 0, 1, 1.0, None, []])
+def test_a_switch_takes_true_and_false_only(name, value):
+    refused({name: value}, f"{name} must be True or False", repr(value), type(value).__name__)
+
+
+@pytest.mark.parametrize("name", of_type("str"))
+@pytest.mark.parametrize("value", [1, 0.5, True, None, ["crlc"], b"crlc"])
+def test_a_text_takes_texts_only(name, value):
+    refused({name: value}, f"{name} must be a text", repr(value), type(value).__name__)
+
+
+@pytest.mark.parametrize("name", of_type("int") + of_type("float"))
+@pytest.mark.parametrize("value", ["1", "5e-4", "", True, False, None, [1], {"a": 1}, 1j, math.nan, math.inf, -math.inf])
+def test_a_number_takes_numbers_only(name, value):
+    noun = "whole number" if FIELDS[name].type == "int" else "number"
+    message = refused({name: value}, f"{name} must be a {noun}", repr(value), type(value).__name__)
+    assert ("write 5.0e-4, not 5e-4" in message) == (value == "5e-4")  # YAML 1.1 reads it as a text
+
+
+@pytest.mark.parametrize("name", of_type("int"))
+def test_a_whole_number_takes_no_part(name):
+    low = FIELDS[name].metadata["low"]
+    refused({name: low + 2.5}, f"{name} must be a whole number", f"{low + 2.5}")
+
+
+def test_numbers_become_the_fields_type():
+    config = Config.from_params({"n_heads": 3.0, "lambda1": 2, "epochs": 1e2})
+    assert (config.n_heads, config.lambda1, config.epochs) == (3, 2.0, 100)
+    assert type(config.n_heads) is int and type(config.lambda1) is float and type(config.epochs) is int
+
+
+@pytest.mark.parametrize("name", of_type("int") + of_type("float"))
+def test_huge_numbers_are_refused_or_kept(name):
+    """10^400 is no float, and -10^400 below every range."""
+    m, huge = FIELDS[name].metadata, 10**400
+    refused({name: -huge}, name)
+    if m["high"] is not None or FIELDS[name].type == "float":
+        refused({name: huge}, name)
+    refused({name: -1e300}, name)
+
+
+@pytest.mark.parametrize("name", ["folder", "results_dir", "data_dir"])
+def test_a_path_has_no_null_byte(name):
+    refused({**FOLDER, name: "a\0b"}, f"{name} must be a text without null bytes")
+
+
+# ---- ranges and choices
+
+@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.metadata["choices"]])
+def test_choices(name):
+    choices = FIELDS[name].metadata["choices"]
+    message = refused({name: "no such"}, f"{name} must be one of", "'no such'")
+    assert all(choice in message for choice in choices) and FIELDS[name].default in choices
+    refused({name: choices[0].upper() + " "}, f"{name} must be one of")
+
+
+@pytest.mark.parametrize("name", of_type("int") + of_type("float"))
+def test_ranges(name):
+    """Both ends are allowed, what lies beyond is not, and the sentence says so."""
+    f = FIELDS[name]
+    low, high = f.metadata["low"], f.metadata["high"]
+    below = low - 1 if f.type == "int" else math.nextafter(low, -math.inf)
+    refused({name: below}, f"{name} must be", f"{low:g}" if f.type == "float" else str(low))
+    ends = [low]
+    if high is not None:
+        above = high + 1 if f.type == "int" else math.nextafter(high, math.inf)
+        refused({name: above}, f"{name} must be", f"{high:g}" if f.type == "float" else str(high))
+        ends.append(high)
+    for end in ends:
+        try:
+            assert getattr(Config.from_params({name: end}), name) == end
+        except ConfigError as error:  # refused for going ill with another setting, not for its range
+            assert f"{name} must be" not in str(error)
+    assert f.default >= low and (high is None or f.default <= high)
+
+
+def test_every_setting_says_why():
+    assert all(f.metadata["why"] and "\n" not in f.metadata["why"] for f in FIELDS.values())
+    assert all(f.type in ("bool", "int", "float", "str") and type(f.default).__name__ == f.type for f in FIELDS.values())
+
+
+# ---- settings that cannot go together: the refused, its words, and a near neighbour that is fine
+
+CIFAR = dict(dataset="cifar10", backbone="resnet18")
+CONTRADICTIONS = [
+    (dict(dataset="folder"), ["folder is empty"], FOLDER),
+    (dict(folder="x"), ["folder is 'x'", "dataset is 'digits'"], dict(folder="x", dataset="folder")),
+    (dict(image_size=32), ["image_size is 32", "'digits'"], dict(FOLDER, image_size=32)),
+    (dict(dataset="cifar10", stem="imagenet"), ["stem is 'imagenet'", "backbone is 'small'"], dict(CIFAR, stem="imagenet")),
+    (dict(FOLDER, image_size=31, backbone="resnet18", stem="imagenet"), ["stem is 'imagenet'", "31 x 31"],
+     dict(FOLDER, image_size=32, backbone="resnet18", stem="imagenet")),
+    (dict(backbone="resnet34"), ["backbone is 'resnet34'", "8 x 8"], dict(CIFAR, backbone="resnet34")),
+    (dict(FOLDER, image_size=15, backbone="resnet18"), ["backbone is 'resnet18'", "15 x 15"],
+     dict(FOLDER, image_size=16, backbone="resnet18")),
+    (dict(n_clusters=1), ["n_clusters is 1"], dict(n_clusters=2)),
+    (dict(batch_size=100, batchnorm_split=3), ["batchnorm_split is 3", "batch_size 100"], dict(batch_size=102, batchnorm_split=3)),
+    (dict(batch_size=4, batchnorm_split=4, views="apart"), ["batchnorm_split is 4", "two images"],
+     dict(batch_size=8, batchnorm_split=4, views="apart")),
+    (dict(batch_size=129, batchnorm_split=2), ["batchnorm_split is 2", "batch_size 129"], dict(batch_size=130, batchnorm_split=2)),
+    (dict(warmup_epochs=1), ["warmup_epochs is 1", "'onecycle'"], dict(warmup_epochs=1, schedule="cosine")),
+    (dict(warmup_epochs=1, schedule="constant"), ["warmup_epochs is 1", "'constant'"], dict(warmup_epochs=1, schedule="cosine")),
+    (dict(warmup_epochs=11, epochs=10, schedule="cosine"), ["warmup_epochs is 11", "epochs, 10"],
+     dict(warmup_epochs=10, epochs=10, schedule="cosine")),
+    (dict(smoothing=0, logit_clamp=0), ["smoothing and logit_clamp are both 0", "log_dot"],
+     dict(smoothing=0, logit_clamp=0, critic="dot")),
+]
+
+
+@pytest.mark.parametrize("params, words, neighbour", CONTRADICTIONS)
+def test_contradictions(params, words, neighbour):
+    refused(params, *words)
+    assert not list(Config.from_params(neighbour).contradictions())
+
+
+@pytest.mark.parametrize("params, side", [({}, 8), (dict(dataset="cifar10"), 32), (FOLDER, 64), (dict(FOLDER, image_size=50), 50)])
+def test_side(params, side):
+    assert Config.from_params(params).side == side
+
+
+# ---- notebooks and files
+
+def test_from_notebook_takes_what_papermill_could_have_injected():
+    import numpy
+
+    namespace = {
+        "__name__": "__main__", "_i1": "x", "_": 3, "In": [""], "Out": {}, "exit": "x", "quit": "x",
+        "Config": Config, "numpy": numpy, "types": types, "get_ipython": lambda: None, "config": Config(),
+        "lambda1": 0.3, "seed": 4, "entropy": "sample", "normalize": False,
+    }
+    assert Config.from_notebook(namespace) == Config.from_params(
+        {"lambda1": 0.3, "seed": 4, "entropy": "sample", "normalize": False})
+    for extra in ({"lamda1": 0.3}, {"lambda3": [1]}, {"nothing": None}, {"table": {}}, {"text": "x"}, {"flag": True}):
+        with pytest.raises(ConfigError, match=f"unknown parameter '{next(iter(extra))}'"):
+            Config.from_notebook({**namespace, **extra})
+    with pytest.raises(ConfigError, match="lambda1 must be a number"):
+        Config.from_notebook({**namespace, "lambda1": None})
+
+
+def test_read_settings(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("lambda1: 0.3  # help\nentropy: sample\nnormalize: false\nweight_decay: 5.0e-4\n")
+    assert read_settings(path) == {"lambda1": 0.3, "entropy": "sample", "normalize": False, "weight_decay": 5e-4}
+    assert read_settings(str(path)) == read_settings(path)
+    path.write_text("# nothing yet\n")
+    assert read_settings(path) == {}
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"- lambda1\n", "must hold lines 'name: value', got a list"), (b"lambda1\n", "got a str"), (b"a: [\n", "is not YAML"),
+    (b"a: b: c\n", "is not YAML"), (b"\xff\xfe\x00\x80", "is not YAML"), (b"a: 2020-13-45\n", "is not YAML"),
+    (b"a: !!python/object:os.system x\n", "is not YAML"),
+])
+def test_read_settings_refuses(tmp_path, content, words):
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_settings(path)
+    assert words in str(caught.value) and "settings.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_read_settings_without_a_file(tmp_path):
+    for path in (tmp_path / "no such.yaml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read") as caught:
+            read_settings(path)
+        assert path.name in str(caught.value)
+
+
+# ---- identity
+
+def another(f):
+    """A value that a field could have and does not have by default."""
+    if f.type == "bool":
+        return not f.default
+    if f.type == "str":
+        return next((c for c in f.metadata["choices"] or () if c != f.default), "another")
+    low, high = f.metadata["low"], f.metadata["high"]
+    value = f.default + 1 if f.type == "int" else f.default * 0.9 + 0.0123
+    assert value >= low and (high is None or value <= high) and value != f.default
+    return value
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_hash_changes_with_what_a_run_computes(name):
+    f = FIELDS[name]
+    changed = dataclasses.replace(Config(), **{name: another(f)})
+    where = {"device", "resume", "results_dir", "data_dir"}
+    assert (changed.hash() != Config().hash()) == (name not in where) == f.metadata["identity"]
+    assert (name in changed.identity()) == (name not in where)
+
+
+def test_every_setting_has_a_hash_of_its_own():
+    hashes = [dataclasses.replace(Config(), **{n: another(f)}).hash() for n, f in FIELDS.items() if f.metadata["identity"]]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_the_hash_is_of_what_differs_from_the_defaults():
+    """So a setting that is added later leaves the hashes of earlier runs as they were: they are fixed here."""
+    assert Config().hash() == "44136fa3"
+    config = Config.from_params({"seed": 3, "lambda1": 0.3})
+    assert config.hash() == Config.from_params({"lambda1": 0.3, "seed": 3.0}).hash() == "a2fdeb43"
+    spelt_out = Config.from_params({**dataclasses.asdict(Config()), "lambda1": 0.3, "seed": 3})
+    assert spelt_out == config and spelt_out.hash() == config.hash()
+    assert list(config.identity()) == sorted(config.identity()) and json.dumps(config.identity())
+    assert Config.from_params({"lambda2": 1}).hash() == Config.from_params({"lambda2": 1.0}).hash()
+
+
+def test_a_config_is_frozen_and_replaced():
+    config = Config.from_params({"lambda1": 0.3})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.lambda1 = 1.0
+    changed = config.replace(seed=2, n_heads=4.0)
+    assert (changed.lambda1, changed.seed, changed.n_heads, config.seed) == (0.3, 2, 4, 0)
+    assert config.replace() == config
+    with pytest.raises(ConfigError, match="did you mean 'seed'"):
+        config.replace(sead=1)
+    with pytest.raises(ConfigError, match="lambda1 must be"):
+        config.replace(lambda1=-1)
+
+
+# ---- anything at all
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-3, 600) | st.floats() | st.floats(0, 1) | st.text(max_size=8)
+    | st.binary(max_size=4) | st.dates() | st.sampled_from(["5e-4", "false", "nan", "\n", "\0"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2), max_leaves=3)
+fitting = {name: st.booleans() if f.type == "bool" else
+           st.sampled_from(f.metadata["choices"] or ("", "a")) if f.type == "str" else
+           st.integers(f.metadata["low"], f.metadata["high"]) if f.type == "int" else
+           st.floats(f.metadata["low"], f.metadata["high"], allow_infinity=False) for name, f in FIELDS.items()}
+some = st.dictionaries(st.sampled_from(sorted(FIELDS)), st.just(None), max_size=5).flatmap(
+    lambda names: st.fixed_dictionaries({name: fitting[name] for name in names}))
+names = st.one_of(*[st.sampled_from(sorted(FIELDS))] * 4, st.text(max_size=12), st.integers())
+wild = st.builds(lambda a, b: {**a, **b}, some, st.dictionaries(names, anything, max_size=2))
+
+
+@hypothesis_settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.one_of(some, wild))
+def test_anything_is_a_config_or_one_line(params):
+    try:
+        config = Config.from_params(params)
+    except ConfigError as error:
+        message = str(error)
+        assert message and len(message.splitlines()) == 1
+        assert any(name in message for name in FIELDS)
+        assert any(str(name) in message or repr(name) in message for name in params)
+        return
+    for name, value in params.items():
+        assert getattr(config, name) == value and type(getattr(config, name)).__name__ == FIELDS[name].type
+    assert Config.from_params(dataclasses.asdict(config)) == config
+    assert Config.from_params(json.loads(json.dumps(dataclasses.asdict(config)))).hash() == config.hash()
+    assert len(config.hash()) == 8

@@ -1,0 +1,118 @@
+"""The notebooks are the product: they are executed, and they are kept clean."""
+
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from reproduce.config import Config, read_settings
+from reproduce.runs import ROOT, find
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PRESETS = sorted((ROOT / "notebooks" / "settings").glob("*.yaml"))
+
+
+def papermill(tmp_path, *words, notebook="train", cwd=None):
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{notebook}.ipynb"), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
+    return subprocess.run([*command, *words], capture_output=True, text=True, cwd=cwd or tmp_path)
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_kept_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(path)
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
+    words = sum(len(c.source.split()) for c in notebook.cells if c.cell_type == "markdown")
+    assert words > 100, "a notebook is prose around its outputs"
+    for cell in cells:
+        assert not cell.outputs and cell.execution_count is None
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        if "parameters" not in cell.metadata.get("tags", []):
+            assert len(lines) <= 8, cell.source
+        assert not re.search(r"^\s*[!%]|^class |/home/|/root/|/work/|/tmp/|C:\\", cell.source, re.M), cell.source
+
+
+def test_the_parameters_cell_is_the_dataclass():
+    cell = next(c for c in code_cells(ROOT / "notebooks" / "train.ipynb") if "parameters" in c.metadata.get("tags", []))
+    assert cell.source == Config.parameter_cell()
+    namespace = {}
+    exec(cell.source, namespace)
+    assert Config.from_notebook(namespace) == Config()
+
+
+def test_papermill_explains_every_parameter(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "papermill", "--help-notebook", str(ROOT / "notebooks" / "train.ipynb")], capture_output=True, text=True)
+    explained = re.findall(r"^  (\w+): (?:int|float|str|bool) \(default (.*?)\)\s+\S", done.stdout, re.M)
+    assert {name for name, _ in explained} == set(Config.__dataclass_fields__), done.stdout
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_a_preset_is_valid(path):
+    settings = read_settings(path)
+    Config.from_params({**settings, "folder": "images"} if settings.get("dataset") == "folder" else settings)
+
+
+def test_digits_quick_is_the_default():
+    assert Config.from_params(read_settings(ROOT / "notebooks" / "settings" / "digits-quick.yaml")) == Config()
+
+
+def test_the_two_cifar_presets_differ_in_the_listed_points():
+    paper, course = (Config.from_params(read_settings(ROOT / "notebooks" / "settings" / f"cifar10-{n}.yaml")).identity() for n in ("paper", "course"))
+    assert {k for k in paper if paper[k] != course[k]} == {
+        "entropy", "entropy_smoothed", "stem", "lambda1", "crop_scale", "jitter", "normalize", "split", "head_bias", "head_init",
+        "decay", "logit_clamp", "batchnorm_split", "sampler"}
+
+
+def test_train_runs_from_elsewhere_and_says_what_came_out(tmp_path):
+    done = papermill(tmp_path, "-p", "lambda1", "0.3", "-p", "epochs", "2", "-p", "width", "4", "-p", "limit", "300",
+                     "-p", "results_dir", "runs", "-p", "data_dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    runs = find(tmp_path / "runs")
+    assert len(runs) == 1 and "lambda1-0.3" in runs[0].name
+    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    said = "\n".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") + o.get("data", {}).get("text/markdown", "")
+                     for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+    for text in ("source ", "settings ", "epoch    2/2", "first head", "mean of heads", "lowest-loss head", "aligned average", "oracle", "k-means on raw pixels"):
+        assert text in said
+    assert sum(o.output_type == "display_data" for c in notebook.cells if c.cell_type == "code" for o in c.outputs) >= 5
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["-p", "lamda1", "0.3"], "unknown parameter 'lamda1': did you mean 'lambda1'?"),
+    (["-p", "normalize", "false"], "normalize must be True or False"),
+    (["-p", "lambda1", "-1"], "lambda1 must be a number of at least 0, got -1"),
+    (["-p", "backbone", "resnet18", "-p", "stem", "imagenet"], "stem is 'imagenet', but the images of 'digits' are 8 x 8"),
+    (["-p", "dataset", "folder", "-p", "folder", "nowhere"], "'nowhere' does not exist"),
+])
+def test_a_wrong_parameter_ends_in_one_sentence(tmp_path, words, sentence):
+    done = papermill(tmp_path, *words, "-p", "results_dir", str(tmp_path / "runs"))
+    assert done.returncode != 0
+    assert sentence in done.stderr.strip().splitlines()[-1], done.stderr[-1500:]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_without_labels_has_clusters_and_no_scores(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for i in range(40):
+        colour = np.zeros((20, 20, 3), np.uint8)
+        colour[..., i % 3] = 200
+        Image.fromarray(colour).save(tmp_path / "images" / f"{i:02d}.png")
+    done = papermill(tmp_path, "-f", str(ROOT / "notebooks" / "settings" / "folder.yaml"), "-p", "folder", "images", "-p", "n_clusters", "3",
+                     "-p", "image_size", "16", "-p", "backbone", "small", "-p", "width", "4", "-p", "epochs", "6", "-p", "batch_size", "20",
+                     "-p", "results_dir", "runs", "-p", "data_dir", "cache")
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = find(tmp_path / "runs")[0]
+    assert '"scores": {}' in (run / "metrics.json").read_text()
+    assert "acc" not in (run / "history.csv").read_text().splitlines()[0]
+    assert len((run / "assignments.csv").read_text().splitlines()) == 41

@@ -1,0 +1,43 @@
+"""The project's own files agree with each other."""
+
+import re
+import tomllib
+
+import yaml
+from packaging.requirements import Requirement
+
+from reproduce.runs import ROOT
+
+
+def pins(text):
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.M))
+
+
+def test_conda_and_pip_make_the_same_environment():
+    constraints = pins((ROOT / "constraints.txt").read_text())
+    direct = pins((ROOT / "constraints.txt").read_text().split("# what these stand on")[0])
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge"]
+    assert isinstance(environment["dependencies"][-1], dict), "pip: comes last"
+    python = next(d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python="))
+    by_pip = environment["dependencies"][-1]["pip"]
+    assert by_pip[-1] == "-e ."
+    assert pins("\n".join(by_pip)) == direct
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(r) for r in project["dependencies"] + project["optional-dependencies"]["test"]]
+    assert {r.name.lower() for r in wanted} == {name.lower() for name in direct}
+    lower = {name.lower(): version for name, version in constraints.items()}
+    for requirement in wanted:
+        assert requirement.specifier.contains(lower[requirement.name.lower()]), requirement
+    assert Requirement(f"python{project['requires-python']}").specifier.contains(python.removeprefix("python="))
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    for path in [*ROOT.glob("*.*"), *ROOT.glob("reproduce/**/*.py"), *ROOT.glob("notebooks/**/*.*"), ROOT / "Makefile"]:
+        if path.is_file() and path.suffix not in (".png", ".pyc"):
+            assert not re.search(r"/root/|/home/\w|/work/|/tmp/w|index-url|pypi\.org/simple", path.read_text(encoding="utf-8")), path
+
+
+def test_the_readme_names_files_that_exist():
+    for name in re.findall(r"`((?:notebooks|reproduce|results|figures|tests)/[\w./-]+)`", (ROOT / "README.md").read_text()):
+        assert (ROOT / name).exists() or "<" in name or name.startswith("results/local"), name

@@ -1,0 +1,216 @@
+"""The loop, its checkpoints and its run directory, on real digits with few epochs."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from reproduce import Config, ConfigError, Diverged, fit
+from reproduce import train as loop
+from reproduce.data import write_cached
+from reproduce.runs import Run, find, source_tree, table
+
+QUICK = {"epochs": 3, "width": 4, "n_heads": 3, "head_hidden": 16, "limit": 300, "evaluate_every": 1, "trace_images": 5}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config.from_params({**QUICK, "results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")})
+
+
+def train(config):
+    run = Run(config)
+    return run, list(fit(config, run))
+
+
+def test_a_run_leaves_everything_behind(config):
+    run, rows = train(config)
+    assert [r["epoch"] for r in rows] == [1, 2, 3]
+    assert {"loss", "feature_contrast", "probability_contrast", "entropy", "images_per_second", "aligned_average_acc"} <= rows[0].keys()
+    assert sorted(p.name for p in run.path.iterdir()) == [
+        "config.json", "embeddings.npz", "history.csv", "metrics.json", "model.pt", "provenance.json", "traces.npz"]
+    assert not run.partial.exists()
+    metrics = run.json("metrics.json")
+    assert metrics["status"] == "finished" and len(metrics["heads"]) == 3
+    assert metrics["data"]["n_train"] == 300 and len(metrics["data"]["sha256"]) == 64
+    assert set(metrics["scores"]) == {"first_head", "mean_of_heads", "lowest_loss_head", "aligned_average", "best_head_oracle",
+                                      "kmeans_embedding", "kmeans_pixels"}
+    traces = np.load(run.path / "traces.npz")
+    assert traces["probabilities"].shape == (4, 5, 3, 10) and traces["mass"].shape == (4, 3, 10)  # before training and 3 epochs
+    np.testing.assert_allclose(traces["probabilities"].astype(float).sum(-1), 1, atol=2e-3)
+    assert run.json("config.json")["lambda1"] == 1.0 and "results_dir" not in run.json("config.json")
+    assert run.json("provenance.json")["source"] == source_tree()
+    assert [r["loss"] for r in run.history()] == pytest.approx([r["loss"] for r in rows], rel=1e-5)
+
+
+def test_the_lowest_loss_head_and_the_oracle_are_what_they_say(config):
+    metrics = train(config)[0].json("metrics.json")
+    losses, accuracies = ([h[k] for h in metrics["heads"]] for k in ("loss", "acc"))
+    assert metrics["scores"]["lowest_loss_head"]["acc"] == accuracies[int(np.argmin(losses))]
+    assert metrics["scores"]["best_head_oracle"]["acc"] == max(accuracies)
+    assert metrics["scores"]["first_head"]["acc"] == accuracies[0]
+    assert metrics["scores"]["mean_of_heads"]["acc"] == pytest.approx(np.mean(accuracies))
+
+
+def test_same_seed_same_bits_other_seed_other_bits(config):
+    first = train(config)[0].json("metrics.json")["weights_sha256"]
+    again = train(config.replace(resume=False))[0].json("metrics.json")["weights_sha256"]
+    other = train(config.replace(seed=1))[0].json("metrics.json")["weights_sha256"]
+    assert first == again != other
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+@pytest.mark.parametrize("sampler", ["epoch", "endless"])
+def test_an_interrupted_run_continues_to_the_same_bits(config, tmp_path, stop_after, sampler):
+    config = config.replace(sampler=sampler)
+    whole, rows = train(config.replace(results_dir=str(tmp_path / "whole")))
+    interrupted = Run(config)
+    stopped = fit(config, interrupted)
+    list(itertools.islice(stopped, stop_after))
+    stopped.close()
+    assert not interrupted.finished and (interrupted.partial / "checkpoint.pt").exists()
+    run, continued = train(config)
+    assert run.notes == [f"continued after epoch {stop_after} from checkpoint.pt"]
+    timing = {"seconds", "images_per_second"}
+    assert [{k: v for k, v in r.items() if k not in timing} for r in continued] == [{k: v for k, v in r.items() if k not in timing} for r in rows]
+    for key in ("weights_sha256", "scores", "heads"):
+        assert run.json("metrics.json")[key] == whole.json("metrics.json")[key]
+    for a, b in zip(np.load(run.path / "traces.npz").values(), np.load(whole.path / "traces.npz").values()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(config):
+    stopped = fit(config, Run(config))
+    list(itertools.islice(stopped, 2))
+    stopped.close()
+    file = Run(config).partial / "checkpoint.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    run, rows = train(config)
+    assert run.notes == ["checkpoint.pt is damaged and was passed over", "continued after epoch 1 from checkpoint.previous.pt"]
+    assert len(rows) == 3
+
+
+def test_with_no_whole_checkpoint_it_does_not_start_anew_in_silence(config):
+    stopped = fit(config, Run(config))
+    next(stopped)
+    stopped.close()
+    (Run(config).partial / "checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(ConfigError, match="no whole checkpoint is left"):
+        train(config)
+    assert len(train(config.replace(resume=False))[1]) == 3
+
+
+def test_a_finished_run_is_shown_not_trained(config, monkeypatch):
+    rows = train(config)[1]
+    monkeypatch.setattr(loop, "train", None)
+    run, shown = train(config)
+    assert [r["loss"] for r in shown] == pytest.approx([r["loss"] for r in rows], rel=1e-5)
+    assert "not trained again" in run.notes[0]
+
+
+def test_two_processes_on_one_run_are_refused(config):
+    with Run(config).hold(), pytest.raises(ConfigError, match="being written by process"):
+        next(fit(config, Run(config)))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config):
+    rows = []
+    with pytest.raises(Diverged, match=r"(loss|feature_contrast|probability_contrast|entropy) is .* at epoch \d+, step \d+"):
+        for row in fit(config.replace(learning_rate=1000.0, lambda2=1e30)):
+            rows.append(row)
+    assert find(config.results_dir) == []
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"batch_size": 301}, "batch_size is 301, more than the 300 images"),
+    ({"n_clusters": 301}, "n_clusters is 301, more than the 300 images"),
+    ({"device": "cuda"}, "device is 'cuda', but torch finds no CUDA"),
+])
+def test_data_that_settings_do_not_fit(config, change, message):
+    if torch.cuda.is_available() and "device" in change:
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(ConfigError, match=message):
+        list(fit(config.replace(**change)))
+    assert find(config.results_dir) == []
+
+
+def test_a_results_dir_that_cannot_be_written(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="results_dir.*cannot be written"):
+        list(fit(config.replace(results_dir=str(tmp_path / "file"))))
+
+
+def test_labels_do_not_reach_training(config, tmp_path):
+    """The same images with shuffled labels give the same weights."""
+    train(config)
+    path = tmp_path / "data" / "digits.npz"
+    content = dict(np.load(path))
+    del content["sha256"]
+    write_cached(path, **{**content, "labels": np.random.default_rng(0).permutation(content["labels"])})
+    shuffled = Run(config.replace(results_dir=str(tmp_path / "shuffled")))
+    list(fit(shuffled.config, shuffled))
+    a, b = (r.json("metrics.json") for r in (Run(config), shuffled))
+    assert a["weights_sha256"] == b["weights_sha256"] and a["scores"] != b["scores"]
+
+
+def test_zero_epochs_evaluate_the_untrained_network(config):
+    run, rows = train(config.replace(epochs=0))
+    assert rows == [] and "lowest_loss_head" not in run.json("metrics.json")["scores"]
+
+
+@pytest.mark.parametrize("change", [
+    {"views": "apart"}, {"batchnorm_split": 2}, {"entropy": "sample", "entropy_smoothed": True}, {"critic": "neg_js"}, {"critic": "dot"},
+    {"optimizer": "adam", "learning_rate": 1e-3}, {"schedule": "cosine", "warmup_epochs": 1}, {"decay": "all"}, {"logit_clamp": 0.0},
+    {"normalize": False}, {"split": "test"}, {"n_clusters": 7}, {"precision": "bfloat16"}, {"n_heads": 1}, {"trace_images": 0},
+])
+def test_every_setting_runs(config, change):
+    run, rows = train(config.replace(epochs=1, **change))
+    assert np.isfinite(rows[-1]["loss"])
+    assert 0.1 < run.json("metrics.json")["scores"]["aligned_average"]["acc"] <= 1
+    if change == {"n_clusters": 7}:
+        assert "many_to_one_acc" in run.json("metrics.json")["scores"]["first_head"]
+
+
+def test_weight_decay_on_weights_only(config):
+    method = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
+    for decay, expected in (("weights", [5e-4, 0.0]), ("all", [5e-4])):
+        groups = loop.build_optimizer(config.replace(decay=decay), method).param_groups
+        assert [g["weight_decay"] for g in groups] == expected
+
+
+def test_draw_order(config):
+    generator = torch.Generator().manual_seed(0)
+    config = config.replace(batch_size=4)
+    order, left = loop.draw_order(config, 10, 2, generator, torch.empty(0, dtype=torch.long))
+    assert order.shape == (2, 4) and len(order.unique()) == 8
+    endless, left = config.replace(sampler="endless"), torch.empty(0, dtype=torch.long)
+    seen = []
+    for _ in range(5):
+        order, left = loop.draw_order(endless, 10, 2, generator, left)
+        seen.append(order.flatten())
+    counts = torch.cat(seen).bincount(minlength=10)
+    assert counts.tolist() == [4] * 10  # 40 draws of 10 images: none is ever dropped
+
+
+def test_table_reads_finished_runs_only(config):
+    run, _ = train(config)
+    other = config.replace(seed=1)
+    stopped = fit(other, Run(other))
+    next(stopped)
+    stopped.close()
+    rows = table(config.results_dir)
+    assert len(rows) == 1 and rows.loc[0, "seed"] == 0
+    assert rows.loc[0, "aligned_average_acc"] == run.json("metrics.json")["scores"]["aligned_average"]["acc"]
+    json.dumps(run.json("provenance.json"))
+
+
+def test_digits_are_learnt(config):
+    """In 8 epochs of the default settings, without labels, well beyond k-means on pixels in the features."""
+    run, rows = train(config.replace(limit=0, epochs=8, width=16, n_heads=5, head_hidden=64, evaluate_every=8))
+    scores = run.json("metrics.json")["scores"]
+    assert scores["aligned_average"]["acc"] > 0.55 and scores["kmeans_pixels"]["acc"] > 0.7
+    assert rows[-1]["loss"] < rows[0]["loss"] - 3
