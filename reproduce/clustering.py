@@ -5,13 +5,12 @@ the global random state alone.
 
 Shapes: N samples of D features, R restarts, K clusters, T trials at each step of the seeding. Inside,
 samples end in a one, ``[N, D + 1]``: the product that gives x . c then also subtracts |c|^2 / 2, and
-the sum over a cluster also counts its samples. Whatever has N times R K or R T elements is computed
-in chunks of samples, none of more than ``BUFFER`` bytes.
+the sum over a cluster also counts its samples.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import math
 
 import numpy as np
@@ -19,24 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BUFFER = {"cpu": 8 << 20, "cuda": 64 << 20}  # what fits a processor's cache is quickest
+BUFFER = {"cpu": 8 << 20, "cuda": 64 << 20}  # bytes of a chunk; what fits a processor's cache is quickest
 
 
-def plainly(method):
+@contextlib.contextmanager
+def plainly():
     """Without gradients, and in full precision also where autocast would lower it."""
-
-    @functools.wraps(method)
-    def wrapped(self, x):
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return method(self, x)
-
-    return wrapped
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 class KMeans:
     """k-means from ``n_init`` greedy k-means++ starts; the best result is kept.
 
-    tol: a restart has converged when its centroids moved by a squared distance of less than this times
+    tol: a restart has converged when its centroids moved by a squared distance of at most this times
     the mean variance of the features, or when no sample changed its cluster. metric: "cosine" gives
     samples and centroids length one, so that |x - c|^2 = 2 (1 - cos). batch_size: samples in a chunk.
 
@@ -45,14 +40,15 @@ class KMeans:
 
     def __init__(self, n_clusters: int, n_init: int = 10, max_iter: int = 100, tol: float = 1e-4,
                  metric: str = "euclidean", seed: int = 0, batch_size: int | None = None):
-        at_least_one(n_clusters=n_clusters, n_init=n_init, max_iter=max_iter, batch_size=batch_size or 1)
+        at_least_one(n_clusters=n_clusters, n_init=n_init, max_iter=max_iter,
+                     batch_size=1 if batch_size is None else batch_size)
         if metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric must be euclidean or cosine, got {metric!r}")
         self.n_clusters, self.n_init, self.max_iter, self.tol = n_clusters, n_init, max_iter, tol
         self.metric, self.seed, self.batch_size = metric, seed, batch_size
 
-    @plainly
-    def fit(self, x) -> "KMeans":
+    @plainly()
+    def fit(self, x) -> KMeans:
         """x: float ``[N, D]``, a tensor on any device or an array."""
         x = samples(x, n_clusters=self.n_clusters)
         cosine = self.metric == "cosine"
@@ -63,13 +59,13 @@ class KMeans:
         # sum_i |x_i - c|^2 = sum_i |x_i|^2 - 2 score_i, whose first term is common to all restarts
         best = int(nearest(x, centroids, self.batch_size)[1].sum(-1, dtype=torch.float64).argmax())
         self.centroids, self.n_iter = centroids[best] + self.origin, n_iter[best]
-        centroids = (self.centroids - self.origin)[None]  # as rounded, and as predict sees them
+        centroids = (self.centroids - self.origin)[None]  # rounded as predict sees them
         labels, _ = nearest(x, centroids, self.batch_size)
-        self.labels = labels[0]
         self.inertia = float(deviations(x, centroids, labels, self.batch_size).sum(dtype=torch.float64))
+        self.labels = labels[0]
         return self
 
-    @plainly
+    @plainly()
     def predict(self, x) -> Tensor:
         """The cluster of each sample, int64 ``[N]``."""
         x = self._prepare(samples(x, n_features=len(self.origin)))
@@ -81,7 +77,7 @@ class KMeans:
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Normalised or centred, with ones; far from the origin |x - c|^2 would lose its digits in float32."""
-        return with_ones(F.normalize(x, dim=-1) if self.metric == "cosine" else x - self.origin)
+        return F.pad(F.normalize(x, dim=-1) if self.metric == "cosine" else x - self.origin, (0, 1), value=1.0)
 
 
 class GaussianMixture:
@@ -105,15 +101,15 @@ class GaussianMixture:
         self.n_clusters, self.covariance, self.n_init, self.max_iter = n_clusters, covariance, n_init, max_iter
         self.tol, self.reg_covar, self.seed = tol, reg_covar, seed
 
-    @plainly
-    def fit(self, x) -> "GaussianMixture":
+    @plainly()
+    def fit(self, x) -> GaussianMixture:
         """x: float ``[N, D]``, a tensor on any device or an array."""
-        original = samples(x, n_clusters=self.n_clusters)
-        self.origin = original.double().mean(0)
-        x = with_ones(original.double() - self.origin)
+        given = samples(x, n_clusters=self.n_clusters).double()
+        self.origin = given.mean(0)
+        x = F.pad(given - self.origin, (0, 1), value=1.0)
         centroids, _ = lloyd(x, plus_plus(x, self.n_clusters, self.n_init, self.seed), max_iter=100, tol=1e-4)
         # EM starts from k-means as a mixture: equal weights, one variance
-        variance = deviations(x, centroids, nearest(x, centroids)[0]).mean(-1) / centroids.shape[-1]
+        variance = deviations(x, centroids, nearest(x, centroids)[0]).mean(-1) / len(self.origin)
         variance = variance.clamp_min(self.reg_covar)[:, None, None].expand_as(centroids)
         weights = torch.full_like(centroids[..., 0], 1 / self.n_clusters)
 
@@ -123,12 +119,13 @@ class GaussianMixture:
 
         start = weights, centroids, variance, torch.full_like(weights[:, 0], -math.inf)
         (*mixtures, _), n_iter = until_converged(step, start, self.max_iter)
-        likelihood = expect(x, *mixtures)[1]
+        _, likelihood = expect(x, *mixtures)
         best = int(likelihood.argmax())
         self.log_likelihood, self.n_iter = float(likelihood[best]), n_iter[best]
         self.weights, means, variances = (m[best] for m in mixtures)
-        self.means, self.variances = means + self.origin, variances if self.covariance == "diagonal" else variances[:, 0]
-        self.labels = self.predict(original)
+        self.means = means + self.origin
+        self.variances = variances if self.covariance == "diagonal" else variances[:, 0]
+        self.labels = self.predict(given)
         return self
 
     def _maximise(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,10 +137,10 @@ class GaussianMixture:
             variance = variance.mean(-1, keepdim=True).expand_as(mean)
         return (mass / mass.sum(1, keepdim=True))[..., 0], mean, variance.clamp_min(self.reg_covar)
 
-    @plainly
+    @plainly()
     def responsibilities(self, x) -> Tensor:
         """The probability of each cluster for each sample, float64 ``[N, K]``."""
-        x = with_ones(samples(x, n_features=len(self.origin)).double() - self.origin)
+        x = F.pad(samples(x, n_features=len(self.origin)).double() - self.origin, (0, 1), value=1.0)
         variances = self.variances.view(self.n_clusters, -1).expand_as(self.means)
         mixture = self.weights[None], (self.means - self.origin)[None], variances[None]
         return torch.cat([joint[0].T.softmax(-1) for _, joint in joints(x, *mixture)])
@@ -158,24 +155,23 @@ class GaussianMixture:
 
 
 def until_converged(step, state, max_iter: int):
-    """Repeat ``state, done = step(*state)`` on tensors ``[R, ...]``; what is done leaves the batch.
+    """Repeat ``state, done = step(*state)``, tensors ``[R, ...]``; a restart that is done leaves the batch.
 
     Returns the last state of each restart and its number of steps.
     """
-    kept, n_iter = [s.clone() for s in state], [0] * len(state[0])
-    active = list(range(len(n_iter)))
+    kept, active = [s.clone() for s in state], list(range(len(state[0])))
+    n_iter = torch.zeros(len(active), dtype=torch.long)
     for count in range(1, max_iter + 1):
         state, done = step(*state)
-        for whole, part in zip(kept, state):
-            whole[active] = part
-        for restart in active:
-            n_iter[restart] = count
-        if all(done):
-            break
-        if any(done):
+        if any(done) or count == max_iter:
+            for whole, part in zip(kept, state):
+                whole[active] = part
+            n_iter[active] = count
             going = [i for i, d in enumerate(done) if not d]
             active, state = [active[i] for i in going], [s[going] for s in state]
-    return kept, n_iter
+        if not active:
+            break
+    return kept, n_iter.tolist()
 
 
 def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size: int | None = None) -> Tensor:
@@ -185,7 +181,7 @@ def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size: in
     so far: the one that leaves the least sum of these distances.
     """
     n, trials, restart = len(x), 2 + int(math.log(n_clusters)), torch.arange(n_init, device=x.device)
-    generator = torch.Generator().manual_seed(seed)  # the processor's: every device gets the same draws
+    generator = torch.Generator().manual_seed(seed)  # the processor's, so that every device gets the same draws
     candidates = torch.randint(n, (n_init, 1), generator=generator).to(x.device)
     uniform = torch.rand(n_clusters, n_init, trials, generator=generator, dtype=torch.float64).to(x.device)
     square, chosen = x[:, :-1].square().sum(-1), []
@@ -193,8 +189,8 @@ def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size: in
 
     def reach(index):
         """Squared distances from the closest centroid if ``x[index]`` is one: ``[R, T]`` -> chunks of ``[R, T, N]``."""
-        rows, size = biased(x[index, :-1]).flatten(0, 1), chunk(x, index.numel(), batch_size)
-        for part, s, near in zip(x.split(size), square.split(size), closest.split(size, 1)):
+        rows = biased(x[index, :-1])
+        for part, s, near in chunks(batch_size, len(rows), x, square, closest):
             distance = torch.addmm(s, rows, part.T, alpha=-2).view(*index.shape, -1)
             yield torch.minimum(distance, near[:, None], out=distance)
 
@@ -216,27 +212,23 @@ def lloyd(x: Tensor, centroids: Tensor, max_iter: int, tol: float, cosine: bool 
         labels, _ = nearest(x, centroids, batch_size)
         total = totals(x, labels, centroids.shape[1], batch_size)
         new = means(total, centroids, cosine)
-
-        def converged(new):
-            return (labels == before).all(-1) | ((new - centroids).square().sum((1, 2)) <= tol)
-
-        # the one place in an iteration where the host waits for the device
-        empty, done = torch.stack([(total[..., -1] == 0).any(-1), converged(new)]).tolist()
+        empty, same = (total[..., -1] == 0).any(-1), (labels == before).all(-1)
+        still = (new - centroids).square().sum((1, 2)) <= tol
+        # the only time in an iteration that the host waits for the device
+        empty, done = torch.stack([empty, same | still & ~empty]).tolist()
         if any(empty):
             new = means(reseed(total, x, centroids, labels, batch_size), centroids, cosine)
-            done = converged(new).tolist()
         return (new, labels), done
 
-    unlabelled = torch.full((len(centroids), len(x)), -1, device=x.device)
-    (centroids, _), n_iter = until_converged(step, (centroids, unlabelled), max_iter)
+    nowhere = torch.full((len(centroids), len(x)), -1, device=x.device)
+    (centroids, _), n_iter = until_converged(step, (centroids, nowhere), max_iter)
     return centroids, n_iter
 
 
 def nearest(x: Tensor, centroids: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
     """The nearest of ``[R, K, D]`` to each sample: labels and scores x . c - |c|^2 / 2, both ``[R, N]``."""
-    r, k, _ = centroids.shape
-    rows = biased(centroids).flatten(0, 1)
-    parts = [largest((rows @ part.T).view(r, k, -1)) for part in x.split(chunk(x, r * k, batch_size))]
+    rows = biased(centroids)
+    parts = [largest((rows @ part.T).view(*centroids.shape[:2], -1)) for part, in chunks(batch_size, len(rows), x)]
     scores, labels = (torch.cat(p, -1) for p in zip(*parts))
     return labels, scores
 
@@ -255,12 +247,12 @@ def largest(scores: Tensor) -> tuple[Tensor, Tensor]:
 def totals(x: Tensor, labels: Tensor, k: int, batch_size: int | None = None) -> Tensor:
     """The sum of the samples in each cluster, whose last column is their number: ``[R, N]`` -> ``[R, K, D + 1]``."""
     r, n = labels.shape
-    if k > 32:  # from here on, sorting samples by cluster is quicker than a product with zeros and ones
+    if k > 32:  # then sorting samples by cluster is quicker than a product with zeros and ones
         flat = (labels + k * torch.arange(r, device=x.device)[:, None]).view(-1)
         begin = F.pad(flat.bincount(minlength=r * k).cumsum(0)[:-1], (1, 0))
         return F.embedding_bag(flat.argsort(stable=True) % n, x, begin, mode="sum").view(r, k, -1)
-    out, size = x.new_zeros(r * k, x.shape[1]), chunk(x, r * k, batch_size)
-    for part, chosen in zip(x.split(size), labels.split(size, 1)):
+    out = x.new_zeros(r * k, x.shape[1])
+    for part, chosen in chunks(batch_size, r * k, x, labels):
         out.addmm_(x.new_zeros(r, k, len(part)).scatter_(1, chosen[:, None], 1.0).flatten(0, 1), part)
     return out.view(r, k, -1)
 
@@ -289,9 +281,9 @@ def reseed(total: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, batch_si
 def deviations(x: Tensor, centroids: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
     """|x_i - c|^2 from the labelled centroid, ``[R, N]``, by differences: exact also where it is tiny."""
     r, _, d = centroids.shape
-    restart, size = torch.arange(r, device=x.device)[:, None], chunk(x, r * d, batch_size)
+    restart = torch.arange(r, device=x.device)[:, None]
     return torch.cat([(part[:, :-1] - centroids[restart, chosen]).square().sum(-1)
-                      for part, chosen in zip(x.split(size), labels.split(size, 1))], -1)
+                      for part, chosen in chunks(batch_size, r * d, x, labels)], -1)
 
 
 def joints(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor):
@@ -299,12 +291,11 @@ def joints(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor):
 
     log w + log N(x; m, v) = x^2 . (-1 / 2v) + x . (m / v) + log w - sum_d (m^2 / v + log 2 pi v) / 2
     """
-    r, k, _ = means.shape
     constant = weights.log() - (means.square() / variances + (2 * math.pi * variances).log()).sum(-1) / 2
     rows = torch.cat([-0.5 / variances, means / variances, constant[..., None]], -1).flatten(0, 1)
-    for part in x.split(chunk(x, r * k)):
+    for part, in chunks(None, max(rows.shape), x):
         statistics = torch.cat([part[:, :-1].square(), part], -1)
-        yield statistics, (rows @ statistics.T).view(r, k, -1)
+        yield statistics, (rows @ statistics.T).view(*weights.shape, -1)
 
 
 def expect(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,17 +310,14 @@ def expect(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor) -> tupl
 
 
 def biased(c: Tensor) -> Tensor:
-    """(c, -|c|^2 / 2), whose product with (x, 1) is largest for the c nearest to x: ``[..., D]`` -> ``[..., D + 1]``."""
-    return torch.cat([c, -c.square().sum(-1, keepdim=True) / 2], -1)
+    """(c, -|c|^2 / 2), whose product with (x, 1) is largest for the nearest c: ``[R, K, D]`` -> ``[R K, D + 1]``."""
+    return torch.cat([c, -c.square().sum(-1, keepdim=True) / 2], -1).flatten(0, 1)
 
 
-def with_ones(x: Tensor) -> Tensor:
-    return F.pad(x, (0, 1), value=1.0)
-
-
-def chunk(x: Tensor, rows: int, batch_size: int | None = None) -> int:
-    """So many samples that ``[rows, samples]`` fits the buffer."""
-    return batch_size or max(1, BUFFER.get(x.device.type, 64 << 20) // (x.element_size() * rows))
+def chunks(batch_size: int | None, rows: int, x: Tensor, *others: Tensor):
+    """x ``[N, D + 1]`` and others ``[..., N]`` in chunks of n samples, so that ``[rows, n]`` fits the buffer."""
+    size = batch_size or max(1, BUFFER.get(x.device.type, 64 << 20) // (x.element_size() * rows))
+    return zip(x.split(size), *(other.split(size, -1) for other in others))
 
 
 def samples(x, n_clusters: int = 1, n_features: int | None = None) -> Tensor:

@@ -69,9 +69,9 @@ class Config:
     # ---- augmentation
     augmentation: str = setting("digits", "digits: affine, gamma, contrast, noise; images: crop, flip, jitter, grayscale, blur", choices=("digits", "images", "none"), group="augmentation")
     rotation: float = setting(15.0, "digits: up to so many degrees either way", low=0, high=180)
-    zoom: float = setting(0.15, "digits: scale within 1 +- this", low=0, high=0.9)
+    zoom: float = setting(0.1, "digits: scale within 1 +- this", low=0, high=0.9)
     shear: float = setting(10.0, "digits: up to so many degrees either way", low=0, high=60)
-    shift: float = setting(0.1, "digits: up to this share of the side", low=0, high=1)
+    shift: float = setting(0.06, "digits: up to this share of the side", low=0, high=1)
     gamma: float = setting(0.3, "digits: exponent within exp(+- this)", low=0, high=3)
     contrast: float = setting(0.3, "digits: factor within 1 +- this", low=0, high=1)
     noise: float = setting(0.1, "digits: standard deviation of Gaussian noise on pixels in 0..1", low=0, high=1)

@@ -55,12 +55,13 @@ class Watch:
         self.mass.append(probabilities.mean(1).half().cpu().numpy())
         if head_losses is None:
             return {}
-        row = {}
+        rules, row = self.rules(probabilities), {}
         if self.images.labelled:
-            for rule, assignments in self.rules(probabilities).items():
+            for rule, assignments in rules.items():
                 accuracies = [metrics.accuracy(self.labels, a) for a in np.atleast_2d(assignments)]
                 row[f"{rule}_acc"] = float(np.mean(accuracies))
-        return row
+        embedding = self.extract(self.method.embed, self.pixels[:512])  # a batch is enough to see a collapse
+        return row | metrics.collapse_monitor(embedding, torch.from_numpy(rules["aligned_average"]), self.n_clusters)
 
     def rules(self, probabilities: Tensor) -> dict[str, np.ndarray]:
         """Assignments ``[N]`` by each way to make one clustering of H heads (all ``[H, N]`` for the mean)."""
@@ -86,7 +87,7 @@ class Watch:
             main = rules["aligned_average"]
         metric = {
             "scores": self.scores(rules, probabilities) if self.images.labelled else {},
-            "collapse": metrics.collapse_monitor(embedding, torch.from_numpy(main).to(embedding.device), self.n_clusters),
+            "collapse": metrics.collapse_monitor(embedding, torch.from_numpy(main), self.n_clusters),
         }
         if self.head_losses is not None:
             each = [self.score(a) for a in rules["mean_of_heads"]] if self.images.labelled else [{}] * len(self.head_losses)

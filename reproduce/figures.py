@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -227,3 +226,59 @@ def embedding(points, groups, names, ax, wrong=None, title: str = "") -> None:
     ax.set(xticks=[], yticks=[], title=title)
     ax.grid(False)
     sns.despine(ax=ax, left=True, bottom=True)
+
+
+def embedding_pairs(shown: list[dict], axes) -> None:
+    """A row a run: by label, and by cluster with the errors. shown: as of ``neighbourhood.embedded``."""
+    for one, (left, right) in zip(shown, axes):
+        if one["labels"] is None:
+            left.set_axis_off()
+        else:
+            embedding(one["points"], one["labels"], one["names"], left, title=f"{one['title']}\nby label")
+        errors = "" if one["wrong"] is None else f", {100 * one['wrong'].mean():.1f} % errors"
+        embedding(one["points"], one["clusters"], one["names"], right, one["wrong"], title=f"{one['title']}\nby cluster{errors}")
+
+
+def story(grid: pd.DataFrame, published: pd.DataFrame, axes, values=None) -> None:
+    """A row a data set: ours by two label-free rules, and in the first row the published figures. axes: ``[rows, 3]``."""
+    for (name, part), row in zip(grid.groupby("data", sort=False), axes):
+        for ax, rule in zip(row, ("lowest_loss_head", "aligned_average")):
+            lambda1_curve(part, f"{rule}_acc", ax, part["kmeans_pixels_acc"].mean(), values)
+            ax.set(title=f"ours, {name}: {RULE[rule][0]}", ylim=(0, 102))
+    published_curve(published, axes[0, 2], values)
+    axes[0, 2].set_title("published, CIFAR-10 (another data set)" if "CIFAR-10" not in set(grid["data"]) else "published, CIFAR-10")
+    for ax in axes.flat:
+        ax.set_axis_on() if ax.has_data() else ax.set_axis_off()
+    for ax in axes[:, 1:].flat:
+        ax.set_ylabel("")
+
+
+def stars(parts: list[tuple[str, pd.DataFrame]], axes) -> None:
+    """One panel a baseline. parts: (name, its rows for ``factor_bars``)."""
+    for (name, part), ax in zip(parts, axes):
+        factor_bars(part, ax)
+        ax.set_title(name)
+    for ax in axes[:-1]:
+        ax.set_xlabel("")
+
+
+def trace_grid(shown: list[dict], images: list[int], axes) -> None:
+    """Rows: images; columns: runs. shown: as of ``study.traces``."""
+    for column, one in enumerate(shown):
+        for row, image in enumerate(images):
+            i = int(np.flatnonzero(one["images"] == image)[0])
+            ax = axes[row, column]
+            image_trace(one["epochs"], one["probabilities"][:, i], ax, one["title"] if row == 0 else "", final_only=True)
+            if column == 0:
+                label = int(one["labels"][i])
+                ax.set_ylabel(f"image {image}" + (f"\nclass {label}" if label >= 0 else ""), rotation=0, ha="right", va="center", fontsize="small")
+    axes[0, 0].figure.supxlabel("epoch", fontsize="medium")
+    axes[0, 0].figure.supylabel("probability of each cluster", fontsize="medium")
+
+
+def name_axes(axes, ylabel: str) -> None:
+    """The label of a shared y axis on the first panel, one legend in it."""
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+    axes[0].set_ylabel(ylabel)
+    axes[0].legend(loc="upper left", fontsize="small")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 
 from reproduce import runs
 from reproduce.report import RULES
@@ -181,3 +182,26 @@ def nats(p: np.ndarray) -> np.ndarray:
     """Entropy over the last axis; half-precision probabilities are brought back to a sum of 1."""
     p = p / p.sum(-1, keepdims=True)
     return -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+
+
+def published_matrix() -> pd.DataFrame:
+    """Published ACC, a row a method, a column a data set beyond CIFAR-10; a question mark where it is unverified."""
+    found = published().query("acc == acc and dataset != 'CIFAR-10'")
+    text = found["acc"].map("{:.1f}".format) + found["verified"].map({"yes": "", "ACC only": ""}).fillna("?")
+    text[found["note"].str.contains("misprint")] += " (misprint?)"
+    matrix = found.assign(text=text).pivot(index="method", columns="dataset", values="text").fillna("–")
+    return matrix[[c for c in found["dataset"].unique()]].rename_axis(index=None, columns=None)
+
+
+def show(rows: pd.DataFrame) -> HTML:
+    """A table whose cells are HTML already."""
+    return HTML(f'<div class="wide">{rows.to_html(escape=False, index=False, border=0)}</div>' if len(rows) else "")
+
+
+def show_local(rows: pd.DataFrame) -> HTML:
+    """``local_table`` to read: percent, and points of difference."""
+    text = rows.drop(columns="deviation", errors="ignore")
+    for column, form in (("here", "{:.1f}"), ("difference", "{:+.1f}")):
+        if column in text:
+            text[column] = [form.format(v) if pd.notna(v) else "–" for v in text[column]]
+    return show(text)

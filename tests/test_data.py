@@ -587,6 +587,23 @@ def test_a_file_that_is_not_whole_is_refused(home, harm, says):
     assert text.endswith("delete it, and it is made again")
 
 
+class Payload:
+    """An object that makes a directory when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_file_from_elsewhere_runs_no_code(home):
+    load(home, "digits")
+    rewrite(cached(home), classes=np.array([Payload(home / "ran")], object))
+    assert "is damaged or of another kind" in refused(home, dataset="digits")
+    assert not (home / "ran").exists()
+
+
 def test_the_hash_does_not_depend_on_byte_order(home):
     load(home, "digits")
     with np.load(cached(home)) as file:
