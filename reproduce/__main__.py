@@ -82,8 +82,12 @@ def sweep(args) -> int:
 
 
 def report(args) -> int:
+    from reproduce import findings, study
     from reproduce.report import build
+    from reproduce.runs import ROOT
 
+    if not args.results_dir:
+        findings.write_readme_table(ROOT / "README.md", findings.claims(study.load()))
     print(build(args.results_dir))
     return 0
 

@@ -270,7 +270,7 @@ def reseed(total: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, batch_si
     number = empty.sum(-1, keepdim=True)
     most = int(number.max())
     distance, sample = deviations(x, centroids, labels, batch_size).topk(most, -1)  # [R, most]
-    cluster = empty.int().argsort(-1, descending=True, stable=True)[:, :most]
+    cluster = empty.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
     r, i = ((torch.arange(most, device=x.device) < number) & (distance > 0)).nonzero(as_tuple=True)
     sample, cluster = sample[r, i], cluster[r, i]
     total.index_put_((r, labels[r, sample]), -x[sample], accumulate=True)

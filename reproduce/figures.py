@@ -135,9 +135,10 @@ def lambda1_curve(table: pd.DataFrame, column: str, ax, floor: float | None = No
         ax.plot(at, stats["mean"], marker=marker, color=color, label=text)
         ax.fill_between(at, stats["mean"] - stats["std"], stats["mean"] + stats["std"], color=color, alpha=0.15, linewidth=0)
     if floor is not None:
-        floor_line(100 * floor, len(places) - 1, ax)
+        ends = [abs(table.loc[table["lambda1"] == w, column].mean() - floor) for w in (min(places), max(places))]
+        floor_line(100 * floor, 0 if ends[0] > ends[1] else len(places) - 1, ax)
     weight_axis(places, ax)
-    ax.legend(loc="lower left")
+    ax.legend(loc="best")
 
 
 def published_curve(published: pd.DataFrame, ax, values=None) -> None:
@@ -162,9 +163,11 @@ def weight_axis(places: dict[float, int], ax) -> None:
            xlim=(-0.35, len(places) - 0.65))
 
 
-def floor_line(percent: float, right: float, ax) -> None:
+def floor_line(percent: float, x: float, ax) -> None:
+    """A dotted line over the whole width, named at its left end (x = 0) or its right."""
     ax.axhline(percent, color="0.35", linestyle=":", linewidth=1.2)
-    ax.annotate("k-means on pixels", (right + 0.3, percent), (0, 4), textcoords="offset points", ha="right", fontsize="small")
+    ax.annotate("k-means on pixels", (x + (-0.3 if x == 0 else 0.3), percent), (0, 4), textcoords="offset points",
+                ha="left" if x == 0 else "right", fontsize="small")
 
 
 def rank_curve(heads: pd.DataFrame, ax) -> None:
@@ -214,15 +217,15 @@ def confidence(values: pd.DataFrame, ax, title: str = "") -> None:
 def embedding(points, groups, names, ax, wrong=None, title: str = "") -> None:
     """UMAP coordinates ``[N, 2]`` coloured by group; ``wrong`` ``[N]`` marks the head's errors with crosses."""
     palette = sns.color_palette("colorblind" if len(names) <= 10 else "husl", len(names))
-    right = np.ones(len(points), bool) if wrong is None else ~wrong
     for g, (name, color) in enumerate(zip(names, palette)):
-        shown = right & (groups == g)
-        ax.scatter(*points[shown].T, s=5, color=color, linewidths=0, label=name)
-        if (groups == g).any():
+        shown = groups == g
+        ax.scatter(*points[shown].T, s=7, color=color, linewidths=0, label=name)
+        if shown.any():
             ax.text(*np.median(points[groups == g], 0), str(name), ha="center", va="center", fontsize=9, weight="bold",
                     bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
     if wrong is not None and wrong.any():
-        ax.scatter(*points[wrong].T, s=22, marker="x", color="black", linewidths=0.9, label="error")
+        few = wrong.mean() < 0.1
+        ax.scatter(*points[wrong].T, s=24 if few else 9, marker="x", color="black", linewidths=0.9 if few else 0.5, label="error")
     ax.set(xticks=[], yticks=[], title=title)
     ax.grid(False)
     sns.despine(ax=ax, left=True, bottom=True)
@@ -244,7 +247,8 @@ def story(grid: pd.DataFrame, published: pd.DataFrame, axes, values=None) -> Non
     for (name, part), row in zip(grid.groupby("data", sort=False), axes):
         for ax, rule in zip(row, ("lowest_loss_head", "aligned_average")):
             lambda1_curve(part, f"{rule}_acc", ax, part["kmeans_pixels_acc"].mean(), values)
-            ax.set(title=f"ours, {name}: {RULE[rule][0]}", ylim=(0, 102))
+            ax.set(title=f"ours, {name}: {RULE[rule][0]}", ylim=(10, 102))
+        row[1].get_legend().remove()
     published_curve(published, axes[0, 2], values)
     axes[0, 2].set_title("published, CIFAR-10 (another data set)" if "CIFAR-10" not in set(grid["data"]) else "published, CIFAR-10")
     for ax in axes.flat:

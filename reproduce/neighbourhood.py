@@ -5,6 +5,7 @@ Labels, where there are any, are used to describe what was learned without them.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,9 @@ def embedded(run, rule: str, n: int) -> dict:
     """UMAP of one run's features, for at most n images evenly spread over the data set: "title", "points" ``[n, 2]``,
     "clusters" and "labels" ``[n]`` (labels None without any), "names", "wrong" ``[n]`` (clusters in the best
     one-to-one matching with the classes), "wrong_mixed": share of errors whose neighbours are mostly of another class."""
-    import umap
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm, on a missing widget
+        import umap
 
     stored = np.load(Path(run["path"]) / "embeddings.npz")
     used = rule if rule in stored else "kmeans_embedding"
@@ -72,7 +75,7 @@ def agreement_table(table: pd.DataFrame, rule: str, seed: int = 0) -> pd.DataFra
         features, labels = stored["embedding"].astype(np.float32), stored["labels"].astype(int)
         if labels.min() >= 0:
             acc = run[f"{rule}_acc"] if run[f"{rule}_acc"] == run[f"{rule}_acc"] else run["kmeans_embedding_acc"]
-            rows[f"{run['data']}: {label(run)}, seed {run['seed']}"] = {
+            rows[f"{run['data']}, {run['method']}: {label(run)}, seed {run['seed']}"] = {
                 "neighbours of one label, %": round(100 * label_agreement(features, labels).mean(), 1), "ACC, %": round(100 * acc, 1),
                 "k-means on the features, %": round(100 * run["kmeans_embedding_acc"], 1)}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["neighbours of one label, %", "ACC, %", "k-means on the features, %"])

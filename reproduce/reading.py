@@ -9,9 +9,8 @@ import pandas as pd
 from IPython.display import Markdown
 from scipy.stats import spearmanr
 
-from reproduce.report import RULES
 from reproduce.study import ENTROPY, load
-from reproduce.tables import factors, gap, heads, labelled, points, published, spread
+from reproduce.tables import SHORT, factors, gap, heads, labelled, points, published, spread
 
 NONE = "No runs yet: `make study` makes them all, `make report` a few in minutes."
 
@@ -26,7 +25,9 @@ def say_runs(table: pd.DataFrame, results_dir: str = "") -> Markdown:
                      for d, t in table.groupby("data", sort=False))
     bare = len(table) - len(labelled(table))
     unscored = f" {bare} of them have no labels and so no scores." if bare else ""
-    return Markdown(f"{each}. Training took {table['seconds'].sum() / 3600:.1f} hours in all.{unscored}{beside}")
+    took, devices = table["seconds"].sum(), ", ".join(sorted(table["device_name"].dropna().unique()))
+    time = f"{took / 3600:.1f} hours" if took >= 3600 else f"{took / 60:.0f} minutes"
+    return Markdown(f"{each}. Training took {time} in all, on {devices}.{unscored}{beside}")
 
 
 def pair(table: pd.DataFrame, lambda1: float, column: str) -> dict[str, pd.Series]:
@@ -41,7 +42,7 @@ def read_grid(table: pd.DataFrame, rule: str) -> Markdown:
     for data, part in labelled(table).groupby("data", sort=False):
         batch, sample = pair(part, 1.0, f"{rule}_acc").values()
         if len(batch) and len(sample):
-            said.append(f"**{data}**, {RULES[rule]}, λ1 = 1: the entropy of the batch mean reaches ACC **{spread(batch)} %** (n = {len(batch)}), "
+            said.append(f"**{data}**, {SHORT[rule]}, λ1 = 1: the entropy of the batch mean reaches ACC **{spread(batch)} %** (n = {len(batch)}), "
                         f"that of each sample **{spread(sample)} %** (n = {len(sample)}); difference {points(batch, sample)} points.")
         low, high = (pair(part, w, f"{rule}_acc")["sample"] for w in (0.1, 1.0))
         if len(low) and len(high):
@@ -112,9 +113,9 @@ def read_local(rows: pd.DataFrame) -> Markdown:
     if rows.empty:
         return Markdown("There are no runs of this machine yet (`make report` makes six).")
     judged = rows[rows["deviation"].notna()]
-    inside = int((judged["difference"].abs() <= 2 * judged["deviation"]).sum())
-    new = rows.loc[rows["n"] == 0, "seed"].nunique()
-    tail = f" {new} have no counterpart in the study." if new else ""
+    inside = int(((judged["here"] - judged["mean"]).abs() <= 2 * judged["deviation"]).sum())
+    new = rows.loc[rows["n"] == 0, "run"].nunique()
+    tail = f" {new} of the runs have no counterpart in the study." if new else ""
     if judged.empty:
         return Markdown("None of this machine's runs has two or more counterparts in the study to compare with." + tail)
     return Markdown(f"{inside} of {len(judged)} scores made here lie within two standard deviations of the study's mean for the same settings; "
@@ -135,11 +136,11 @@ def read_published(table: pd.DataFrame) -> Markdown:
 
 def read_closed_form(closed: pd.DataFrame) -> Markdown:
     """closed: rows uniform, certain and balanced, all in one; columns of losses. What is left of the reward for certainty?"""
-    gain = closed.iloc[0] - closed.iloc[1]
+    gain, fall = closed.iloc[0] - closed.iloc[1], closed.iloc[2] - closed.iloc[0]
     return Markdown(f"Going from uniform to certain and balanced predictions lowers PC alone by {gain['PC']:.2f} (log K = {math.log(10):.2f}). With the entropy of "
                     f"each sample maximised at λ1 = 1, {gain['PC − 1 H(each sample)']:.2f} of that is left: being undecided costs next to nothing. At λ1 = 0.3 it is "
                     f"{gain['PC − 0.3 H(each sample)']:.2f}, at 0.1 {gain['PC − 0.1 H(each sample)']:.2f}; with the entropy of the batch mean it stays "
-                    f"{gain['PC − 1 H(batch mean)']:.2f}, and putting all images in one cluster is as bad as being undecided or worse.")
+                    f"{gain['PC − 1 H(batch mean)']:.2f}, and all images in one cluster cost {fall['PC − 1 H(batch mean)']:.2f} more than being undecided.")
 
 
 def read_confidence(confidence: pd.DataFrame) -> Markdown:
@@ -223,7 +224,7 @@ def read_scores(table: pd.DataFrame, rule: str) -> Markdown:
     if len(means) < 3:
         return Markdown("Fewer than three settings: too few to say whether the scores agree.")
     rank = means.corr("spearman").iloc[0]
-    return Markdown(f"Over the {len(means)} settings, {RULES[rule]}: ACC orders them as NMI does with rank correlation {rank.iloc[1]:+.2f}, as ARI does with {rank.iloc[2]:+.2f}.")
+    return Markdown(f"Over the {len(means)} settings, {SHORT[rule]}: ACC orders them as NMI does with rank correlation {rank.iloc[1]:+.2f}, as ARI does with {rank.iloc[2]:+.2f}.")
 
 
 def close_results(table: pd.DataFrame, rule: str) -> Markdown:

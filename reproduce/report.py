@@ -12,8 +12,8 @@ from string import Template
 
 import pandas as pd
 
-from reproduce.config import ConfigError, read_settings
-from reproduce.runs import ROOT, find, same_settings
+from reproduce.config import ConfigError
+from reproduce.runs import ROOT, find
 
 NOTEBOOKS = {
     "report": "The report: what was claimed, what came out, what it cost",
@@ -43,49 +43,6 @@ def scores_table(metrics: dict) -> pd.DataFrame:
             if "many_to_one_acc" in s:
                 rows[text]["ACC many-to-one"] = f"{100 * s['many_to_one_acc']:.1f}"
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def mean_and_spread(values, scale: float = 100.0, digits: int = 1) -> str:
-    """``97.3 ± 0.8 (n = 5)``: mean and sample standard deviation; one value says n = 1 and has no spread."""
-    values = pd.Series(values).dropna() * scale
-    if not len(values):
-        return "–"
-    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread} (n = {len(values)})"
-
-
-def claims(runs: pd.DataFrame) -> pd.DataFrame:
-    """What the project claims, a row a claim: the paper's figure, the course reproduction's, ours with spread and n.
-
-    runs: ``runs.table()``. ACC in percent; ours is computed from run directories and from nothing else.
-    """
-    course = read_settings(ROOT / "notebooks" / "settings" / "digits-course.yaml")
-    digits = {
-        "batch-mean entropy, λ1 = 1: lowest-loss head": ("lowest_loss_head_acc", {}),
-        "the same: aligned average of heads": ("aligned_average_acc", {}),
-        "the same: best head by label (oracle)": ("best_head_oracle_acc", {}),
-        "per-sample entropy instead, nothing else changed: lowest-loss head": ("lowest_loss_head_acc", {"entropy": "sample"}),
-        "all the course's settings that digits can show: lowest-loss head": ("lowest_loss_head_acc", course),
-        "k-means on raw pixels": ("kmeans_pixels_acc", {}),
-    }
-    rows = [{"data set": "CIFAR-10", "claim": "CRLC, best head by label (oracle)", "paper": "79.9", "course": "40.9 (first head)", "ours": "not run yet"}]
-    for claim, (column, settings) in digits.items():
-        part = same_settings(runs, **settings) if len(runs) else runs
-        ours = mean_and_spread(part[column]) if len(part) and column in part else "–"
-        rows.append({"data set": "digits", "claim": claim, "paper": "–", "course": "–", "ours": ours})
-    return pd.DataFrame(rows)
-
-
-def markdown_table(rows: pd.DataFrame) -> str:
-    lines = [rows.columns, ["---"] * len(rows.columns), *rows.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def write_readme_table(readme: Path, rows: pd.DataFrame) -> None:
-    """Put the claims between their two marks in the README."""
-    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- claims -->")
-    after = rest.partition("<!-- /claims -->")[2]
-    readme.write_text(f"{before}<!-- claims -->\n{markdown_table(rows)}\n<!-- /claims -->{after}", encoding="utf-8")
 
 
 def execute(notebook: Path, executed: Path, **parameters) -> None:

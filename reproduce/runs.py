@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
 import fcntl
 import functools
 import hashlib
@@ -77,16 +78,29 @@ class Run:
             lock = open(self.partial / "lock", "a+")
         except OSError as error:
             raise ConfigError(f"results_dir: {str(self.partial)!r} cannot be written: {error.strerror}") from None
-        with lock:
+        with lock, self.writing():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 lock.seek(0)
                 raise ConfigError(f"results_dir: {str(self.path)!r} is being written by {lock.read().strip() or 'another process'}") from None
+            for remnant in self.partial.glob(".*.tmp"):  # of a process that was killed while writing
+                remnant.unlink()
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
             yield
+
+    @contextlib.contextmanager
+    def writing(self):
+        """A disk that is full or not writable is said in one sentence; what was whole before stays whole."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+                raise
+            raise ConfigError(f"results_dir: {str(self.partial)!r} cannot be written any more: {error.strerror}; "
+                              f"the last whole checkpoint is kept") from None
 
     # ---- checkpoints
 
@@ -100,8 +114,10 @@ class Run:
             with open(temporary, "wb") as file:
                 file.write(hashlib.sha256(payload).digest())
                 file.write(payload)
-            if current.exists():
-                current.replace(self.partial / "checkpoint.previous.pt")
+            if current.exists():  # at every moment there is a whole checkpoint.pt
+                previous = self.partial / ".checkpoint.previous.tmp"
+                os.link(current, previous)
+                previous.replace(self.partial / "checkpoint.previous.pt")
 
     def load_checkpoint(self) -> dict | None:
         """The newest whole checkpoint, or None if there is none; a damaged one is passed over, not in silence."""
@@ -140,12 +156,14 @@ class Run:
             np.savez_compressed(self.partial / f"{stem}.npz", **content)
         torch.save(weights, self.partial / "model.pt")
         self.write_json("metrics.json", metrics)
-        for file in ("checkpoint.pt", "checkpoint.previous.pt"):
-            (self.partial / file).unlink(missing_ok=True)
-        (self.partial / "lock").unlink()
+        # the name first, the checkpoints after: a kill in between loses nothing
+        old = self.path.with_name(f".{self.path.name}.old.partial")
         if self.path.exists():
-            shutil.rmtree(self.path)
+            self.path.replace(old)
         self.partial.replace(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+        for file in ("lock", "checkpoint.pt", "checkpoint.previous.pt"):
+            (self.path / file).unlink(missing_ok=True)
 
     def write_csv(self, file: str, rows: list[dict]) -> None:
         with open(self.partial / file, "w", newline="", encoding="utf-8") as out:

@@ -82,9 +82,12 @@ def load(results_dir: str = "", dataset: str = "", part: str = "") -> pd.DataFra
     table["grid"] = [hub == first[d, m] and set(changed) <= GRID
                      for d, m, hub, changed in zip(table["data"], table["method"], table["hub"], table["changed"])]
     table["grid"] = table["grid"].astype(bool)  # also without a run
-    order = table.assign(data_rank=table["data"] != DATA["cifar10"], method_rank=table["method"] != "crlc")
-    return table.loc[order.sort_values(["data_rank", "data", "method_rank", "method", "entropy", "lambda1", "seed", "path"],
-                                       kind="stable").index].reset_index(drop=True)
+    inner = table["grid"]
+    rank = table.assign(by_data=table["data"] != DATA["cifar10"], by_method=table["method"] != "crlc", by_grid=~inner,
+                        by_hub=[hub != first[d, m] for d, m, hub in zip(table["data"], table["method"], table["hub"])],
+                        by_changes=table["changed"].map(len).where(~inner, 0), by_names=table["changed"].map(", ".join).where(~inner, ""))
+    order = ["by_data", "data", "by_method", "method", "by_grid", "by_hub", "by_changes", "by_names", "entropy", "lambda1", "seed", "path"]
+    return table.loc[rank.sort_values(order, kind="stable").index].reset_index(drop=True)
 
 
 def row(found: dict) -> dict:
@@ -191,7 +194,7 @@ def traces(table: pd.DataFrame, seed: int = 0) -> list[dict]:
     first = of_heads[of_heads["data"] == of_heads["data"].iloc[0]] if len(of_heads) else of_heads
     for _, run in picked(first[first["lambda1"].isin(weights(first))], "traces.npz", seed).iterrows():
         stored, head = dict(np.load(Path(run["path"]) / "traces.npz")), chosen_head(run["path"])
-        found.append({**stored, "title": f"λ1 = {run['lambda1']:g}\n{ENTROPY[run['entropy']]}", "entropy": run["entropy"],
+        found.append({**stored, "title": f"λ1 = {run['lambda1']:g}\n{ENTROPY[run['entropy']].removeprefix('the ')}", "entropy": run["entropy"],
                       "lambda1": run["lambda1"], "seed": run["seed"], "data": run["data"],
                       "probabilities": stored["probabilities"][:, :, head].astype(float), "mass": stored["mass"][:, head].astype(float)})
     return found

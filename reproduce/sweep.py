@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 
 import torch
 import yaml
@@ -16,6 +15,8 @@ from tqdm import tqdm
 
 from reproduce.config import Config, ConfigError
 from reproduce.runs import ROOT, Run
+
+BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
 
 
 def parse_grid(words: list[str]) -> dict[str, list]:
@@ -56,8 +57,8 @@ def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Con
 def sweep(configs: list[Config], jobs: int = 1, keep: str = "first", terminal: bool = True) -> list[dict]:
     """Run each configuration's notebook, ``jobs`` at a time; return a row {"name", "status", "log"} each.
 
-    Finished runs are skipped. ``keep`` says which runs keep their bulky files (the executed notebook,
-    its HTML and the embedding): "all", "none", or the "first" seed of each setting.
+    Finished runs are skipped. ``keep`` says which runs keep their bulky files (``BULKY``): "all", "none",
+    or the "first" seed of each setting.
     """
     seen, rows, waiting = set(), [], []
     for config in configs:
@@ -103,5 +104,6 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> dict:
         to_html(run.path / "train.ipynb", run.path / "train.html")
     else:
         executed.unlink()
-        (run.path / "embeddings.npz").unlink(missing_ok=True)
+        for file in BULKY:
+            (run.path / file).unlink(missing_ok=True)
     return {**row, "status": "finished"}

@@ -12,9 +12,11 @@ import pandas as pd
 from IPython.display import HTML
 
 from reproduce import runs
-from reproduce.report import RULES
 from reproduce.study import ENTROPY, called, command, load, plain, root
 
+SHORT = {"first_head": "first head", "mean_of_heads": "mean of heads", "lowest_loss_head": "lowest-loss head", "aligned_average": "aligned average",
+         "best_head_oracle": "best head (oracle)", "kmeans_embedding": "k-means, features", "kmeans_pixels": "k-means, pixels"}
+LOCAL = ("lowest_loss_head", "aligned_average", "kmeans_embedding")
 
 def spread(values) -> str:
     """``97.3 ± 0.8``: mean and sample standard deviation in percent; one value has no spread."""
@@ -32,21 +34,21 @@ def scores(table: pd.DataFrame, score: str = "acc") -> pd.DataFrame:
     """Mean ± standard deviation over the seeds in percent: a row a setting of the grid, a column a rule."""
     rows, levels = {}, ["data", "method", "entropy", "lambda1"]
     for (data, method, entropy, lambda1), same in labelled(table[table["grid"]]).groupby(levels, sort=False):
-        key = (data, method, ENTROPY[entropy], plain(lambda1)) if method == "crlc" else (data, method, "–", "–")
-        rows[key] = {"n": len(same), **{text: spread(same[f"{rule}_{score}"]) for rule, text in RULES.items()}}
+        key = (data, method, ENTROPY[entropy].removeprefix("the "), plain(lambda1)) if method == "crlc" else (data, method, "–", "–")
+        rows[key] = {"n": len(same), **{text: spread(same[f"{rule}_{score}"]) for rule, text in SHORT.items()}}
     index = pd.MultiIndex.from_tuples(list(rows), names=["data", "method", "entropy of", "λ1"]) if rows else None
     return pd.DataFrame(list(rows.values()), index=index)
 
 
 def rows_behind(table: pd.DataFrame, results_dir: str = "") -> pd.DataFrame:
-    """A row a setting: links to its runs (relative to the results folder), time, device, command. Cells are HTML."""
+    """A row a setting: links to its runs (relative to the results folder), mean time, command. Cells are HTML."""
     rows = []
     for _, same in table.groupby(["data", "method", "setting"], sort=False):
         run = same.iloc[0]
         rows.append({"data": run["data"], "method": run["method"], "setting": html.escape(label(run)),
                      "runs (seed)": " ".join(link(r, results_dir) for _, r in same.iterrows()),
-                     "seconds a run": f"{same['seconds'].mean():.0f}", "device": html.escape(", ".join(same["device_name"].unique())),
-                     "command for the first": f"<code>{html.escape(command(run))}</code>"})
+                     "seconds": f"{same['seconds'].mean():.0f}",
+                     "command": f"<code>{html.escape(command(run))}</code>"})
     return pd.DataFrame(rows)
 
 
@@ -97,7 +99,7 @@ def factor_table(table: pd.DataFrame, rules=("lowest_loss_head", "aligned_averag
             for factor, part in same.groupby("factor", sort=False):
                 gain = "" if factor == same["factor"].iloc[0] else points(part["acc"], hub)
                 rows.setdefault((star, factor), {"n": len(part)}).update(
-                    {f"{RULES[rule]}: ACC": spread(part["acc"]), f"{RULES[rule]}: difference": gain})
+                    {f"{SHORT[rule]}: ACC": spread(part["acc"]), f"{SHORT[rule]}: difference": gain})
     index = pd.MultiIndex.from_tuples(list(rows), names=["from", "changed"]) if rows else None
     return pd.DataFrame(list(rows.values()), index=index)
 
@@ -111,22 +113,37 @@ def gap(a, b) -> tuple[float, float]:
 def points(a, b) -> str:
     """``+2.1 ± 0.9``: ``gap`` as text."""
     mean, error = gap(a, b)
-    return f"{mean:+.1f}" + ("" if np.isnan(error) else f"\u00a0±\u00a0{error:.1f}")
+    return signed(mean) + ("" if np.isnan(error) else f"\u00a0±\u00a0{error:.1f}")
 
 
-def local_table(results_dir: str, table: pd.DataFrame, dataset: str = "") -> pd.DataFrame:
-    """Each run of this machine beside the study's runs of the same setting. Cells are HTML."""
+def signed(value: float) -> str:
+    """``+2.1`` or ``−2.1``, with a minus sign as long as the plus; ``–`` where there is none."""
+    return "–" if np.isnan(value) else f"{value:+.1f}".replace("-", "−")
+
+
+def local_scores(results_dir: str, table: pd.DataFrame, dataset: str = "") -> pd.DataFrame:
+    """The runs of this machine, a row a run and rule, beside the study's of the same setting and any seed."""
     rows = []
     for _, run in load(results_dir, dataset, "local").iterrows():
         same = table[(table["data"] == run["data"]) & (table["setting"] == run["setting"])]
-        for rule in ("lowest_loss_head", "aligned_average", "kmeans_embedding"):
-            if pd.isna(run[f"{rule}_acc"]):
-                continue
-            theirs = same[f"{rule}_acc"]
-            rows.append({"run": html.escape(Path(run["path"]).name.rsplit("_", 1)[0]), "seed": link(run, results_dir), "rule": RULES[rule],
-                         "here": 100 * run[f"{rule}_acc"], "study": spread(theirs), "n": len(same),
-                         "difference": 100 * (run[f"{rule}_acc"] - theirs.mean()), "deviation": 100 * theirs.std()})
-    return pd.DataFrame(rows)
+        for rule in LOCAL:
+            theirs = same[f"{rule}_acc"].dropna()
+            if pd.notna(run[f"{rule}_acc"]):
+                rows.append({"run": link(run, results_dir), "data": run["data"], "method": run["method"], "setting": html.escape(label(run)),
+                             "rule": rule, "here": 100 * run[f"{rule}_acc"], "study": spread(theirs), "n": len(theirs),
+                             "mean": 100 * theirs.mean(), "deviation": 100 * theirs.std()})
+    return pd.DataFrame(rows, columns=["run", "data", "method", "setting", "rule", "here", "study", "n", "mean", "deviation"])
+
+
+def local_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """``local_scores`` to read: a row a run, here beside the study. Cells are HTML."""
+    lines = []
+    for (run, data, method, setting), same in rows.groupby(["run", "data", "method", "setting"], sort=False):
+        line = {"data": data, "method": method, "setting": setting, "seed": run, "n in the study": same["n"].max()}
+        for _, one in same.iterrows():
+            line |= {f"{SHORT[one['rule']]}: here": f"{one['here']:.1f}", f"{SHORT[one['rule']]}: study": one["study"]}
+        lines.append(line)
+    return pd.DataFrame(lines).fillna("–")
 
 
 def published() -> pd.DataFrame:
@@ -144,7 +161,7 @@ def beside(table: pd.DataFrame, data: str, rule: str = "lowest_loss_head") -> pd
                      "n": "", "source": r["source"]})
     for _, same in labelled(table[table["data"] == data]).groupby(["method", "setting"], sort=False):
         run, used = same.iloc[0], rule if same[f"{rule}_acc"].notna().any() else "kmeans_embedding"
-        rows.append({"by": 100 * same[f"{used}_acc"].mean(), "method": f"ours: {run['method']}, {RULES[used]}", "setting": label(run),
+        rows.append({"by": 100 * same[f"{used}_acc"].mean(), "method": f"ours: {run['method']}, {SHORT[used]}", "setting": label(run),
                      "split": run["split"], **{k.upper(): spread(same[f"{used}_{k}"]) for k in runs.SCORES},
                      "n": str(len(same)), "source": "this repository"})
     floor = labelled(table[table["data"] == data])
@@ -185,23 +202,41 @@ def nats(p: np.ndarray) -> np.ndarray:
 
 
 def published_matrix() -> pd.DataFrame:
-    """Published ACC, a row a method, a column a data set beyond CIFAR-10; a question mark where it is unverified."""
+    """Published ACC, a row a method, a column a data set beyond CIFAR-10; a question mark where it is unverified, one in
+    brackets where it is probably a misprint."""
     found = published().query("acc == acc and dataset != 'CIFAR-10'")
     text = found["acc"].map("{:.1f}".format) + found["verified"].map({"yes": "", "ACC only": ""}).fillna("?")
-    text[found["note"].str.contains("misprint")] += " (misprint?)"
+    text[found["note"].str.contains("misprint")] += " (?)"
     matrix = found.assign(text=text).pivot(index="method", columns="dataset", values="text").fillna("–")
     return matrix[[c for c in found["dataset"].unique()]].rename_axis(index=None, columns=None)
 
 
-def show(rows: pd.DataFrame) -> HTML:
-    """A table whose cells are HTML already."""
-    return HTML(f'<div class="wide">{rows.to_html(escape=False, index=False, border=0)}</div>' if len(rows) else "")
+def representations() -> pd.DataFrame:
+    """Published figures of features rather than clusterings, on CIFAR-10."""
+    found = published().query("dataset == 'CIFAR-10' and (knn == knn or linear == linear)")
+    return found.assign(**{k: found[k].map("{:g}".format).replace("nan", "") for k in ("knn", "linear")})[
+        ["method", "setting", "knn", "linear", "source", "note"]].rename(columns={"knn": "kNN", "note": "time"})
 
 
-def show_local(rows: pd.DataFrame) -> HTML:
-    """``local_table`` to read: percent, and points of difference."""
-    text = rows.drop(columns="deviation", errors="ignore")
-    for column, form in (("here", "{:.1f}"), ("difference", "{:+.1f}")):
-        if column in text:
-            text[column] = [form.format(v) if pd.notna(v) else "–" for v in text[column]]
-    return show(text)
+def show(rows: pd.DataFrame, digits: int = 1, html_cells: bool = False) -> HTML:
+    """A table to read: what is the same in all rows of "data" and "method" is left out, an index becomes columns
+    that say a value once, columns of words are set left. Cells are text, or HTML already."""
+    if rows.empty:
+        return HTML("")
+    if rows.index.nlevels > 1 or rows.index.dtype.kind != "i":
+        levels = [n or "" for n in rows.index.names]
+        rows = rows.rename_axis(levels).reset_index()
+    else:
+        levels = []
+    levels = [n for n in levels if n not in ("data", "method") or rows[n].nunique() > 1]
+    rows = rows.drop(columns=[n for n in ("data", "method") if n in rows and n not in levels and rows[n].nunique() == 1 and len(rows) > 1])
+    text = rows.map(lambda v: f"{v:.{digits}f}" if isinstance(v, float) else str(v))
+    for depth in reversed(range(len(levels) - 1)):
+        text[levels[depth]] = text[levels[depth]].where(~rows.duplicated(levels[:depth + 1]), "")
+    if not html_cells:
+        text = text.map(html.escape)
+    words = text.apply(lambda column: column.str.replace("<.*?>", "", regex=True).str.contains("[A-Za-z]").any())
+    style = {name: ' style="text-align: left"' if words[name] else "" for name in text}
+    head = "".join(f"<th{style[name]}>{html.escape(str(name))}</th>" for name in text)
+    body = "".join("<tr>" + "".join(f"<td{style[n]}>{cell}</td>" for n, cell in zip(text, line)) + "</tr>" for line in text.itertuples(index=False))
+    return HTML(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')

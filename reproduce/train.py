@@ -21,6 +21,8 @@ from reproduce.schedules import learning_rate
 class Diverged(RuntimeError):
     """A loss term is no longer finite."""
 
+    _render_traceback_ = ConfigError._render_traceback_
+
 
 def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     """Train, evaluate, and leave a run directory; yield one dict an epoch.
@@ -119,7 +121,11 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             method.after_step()
             terms.append(torch.cat([t.detach().float().view(-1) for t in named.values()]))
         terms = torch.stack(terms).cpu()  # [steps, terms]: the one synchronisation of an epoch
-        head_losses = record(named, terms, row, epoch)
+        try:
+            head_losses = record(named, terms, row, epoch)
+        except Diverged as error:
+            run.write_json("metrics.json", {"status": "diverged", "epochs": epoch - 1, "reason": str(error)})
+            raise
         took = time.perf_counter() - began
         seconds += took
         row |= {"learning_rate": rate, "seconds": took, "images_per_second": steps * config.batch_size / took}

@@ -85,6 +85,13 @@ def test_info_nce_is_the_loop(shape, dtype):
         lambda x: over_heads(lambda rows: loop_info_nce(rows, lambda p, q: (p * q).sum()), x), [x], dtype)
 
 
+def test_info_nce_reads_rows():
+    """Of a table that is not symmetric: row i is what i compares itself with."""
+    f = torch.randn(6, 6, dtype=torch.float64)
+    expected = sum(-f[i, (i + 3) % 6] + sum(f[i, j].exp() for j in range(6) if j != i).log() for i in range(6)) / 6
+    torch.testing.assert_close(losses.info_nce(f), expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_feature_contrast_is_the_loop(dtype, temperature):

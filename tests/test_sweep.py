@@ -50,8 +50,7 @@ def test_a_sweep_runs_skips_and_survives_a_failure(tmp_path, capsys, monkeypatch
     runs = find(results)
     assert len(runs) == 2 and len(table(results)) == 2
     kept = [sorted(p.name for p in run.iterdir()) for run in runs]
-    assert {"train.ipynb", "train.html", "embeddings.npz"} <= set(kept[0])
-    assert not {"train.ipynb", "train.html", "embeddings.npz"} & set(kept[1])
+    assert set(sweep.BULKY) <= set(kept[0]) and not set(sweep.BULKY) & set(kept[1])
     page = (runs[0] / "train.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page.replace("https://www.w3.org", "")
     assert "<script" not in page and "data:image/png;base64" in page

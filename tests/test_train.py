@@ -1,13 +1,16 @@
 """The loop, its checkpoints and its run directory, on real digits with few epochs."""
 
+import errno
 import itertools
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from reproduce import Config, ConfigError, Diverged, fit
+from reproduce import Config, ConfigError, Diverged, fit, losses
 from reproduce import train as loop
 from reproduce.data import write_cached
 from reproduce.runs import Run, find, source_tree, table
@@ -117,12 +120,17 @@ def test_two_processes_on_one_run_are_refused(config):
         next(fit(config, Run(config)))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(config):
-    rows = []
-    with pytest.raises(Diverged, match=r"(loss|feature_contrast|probability_contrast|entropy) is .* at epoch \d+, step \d+"):
-        for row in fit(config.replace(learning_rate=1000.0, lambda2=1e30)):
-            rows.append(row)
-    assert find(config.results_dir) == []
+def test_a_loss_that_is_not_finite_stops_the_run(config, monkeypatch):
+    run = Run(config.replace(epochs=5))
+    training = fit(run.config, run)
+    next(training)
+    monkeypatch.setattr(losses, "batch_entropy", lambda p: p.sum((-2, -1)) * float("nan"))
+    with pytest.raises(Diverged, match=r"^loss is nan at epoch 2, step 0"):
+        list(training)
+    assert find(config.results_dir) == [] and not run.finished
+    metrics = json.loads((run.partial / "metrics.json").read_text())
+    assert metrics["status"] == "diverged" and metrics["epochs"] == 1
+    assert run.load_checkpoint()["epoch"] == 1  # the last good one is kept
 
 
 @pytest.mark.parametrize("change, message", [
@@ -142,6 +150,40 @@ def test_a_results_dir_that_cannot_be_written(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="results_dir.*cannot be written"):
         list(fit(config.replace(results_dir=str(tmp_path / "file"))))
+
+
+def test_a_disk_that_fills_up_ends_in_a_sentence_and_loses_nothing(config, monkeypatch):
+    run = Run(config)
+    training = fit(config, run)
+    next(training)
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(ConfigError, match="cannot be written any more: No space left on device; the last whole checkpoint is kept"):
+        list(training)
+    monkeypatch.undo()
+    assert [r["epoch"] for r in train(config)[1]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("fatal", range(7))
+def test_dying_at_any_rename_loses_nothing(config, tmp_path, monkeypatch, fatal):
+    """The process dies at one rename, of a checkpoint or of the finished run, and is started again."""
+    whole, rows = train(config.replace(results_dir=str(tmp_path / "whole")))
+    real, renames = Path.replace, itertools.count()
+
+    def replace(self, target):
+        if next(renames) == fatal:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    try:
+        list(fit(config, Run(config)))
+        assert fatal == 6, "three epochs rename six times: 1, 2 and 2 for checkpoints, 1 for the run"
+    except KeyboardInterrupt:
+        monkeypatch.undo()
+    run, continued = train(config)
+    assert len(continued) == len(rows) and bool(run.notes) == (fatal > 0)
+    assert run.json("metrics.json")["weights_sha256"] == whole.json("metrics.json")["weights_sha256"]
+    assert sorted(p.name for p in run.path.iterdir()) == sorted(p.name for p in whole.path.iterdir())
 
 
 def test_labels_do_not_reach_training(config, tmp_path):
