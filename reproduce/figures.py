@@ -135,8 +135,8 @@ def lambda1_curve(table: pd.DataFrame, column: str, ax, floor: float | None = No
         ax.plot(at, stats["mean"], marker=marker, color=color, label=text)
         ax.fill_between(at, stats["mean"] - stats["std"], stats["mean"] + stats["std"], color=color, alpha=0.15, linewidth=0)
     if floor is not None:
-        ends = [abs(table.loc[table["lambda1"] == w, column].mean() - floor) for w in (min(places), max(places))]
-        floor_line(100 * floor, 0 if ends[0] > ends[1] else len(places) - 1, ax)
+        last = abs(table.loc[table["lambda1"] == table["lambda1"].max(), column] - floor).min()
+        floor_line(100 * floor, len(places) - 1 if last > 0.06 else 0, ax)
     weight_axis(places, ax)
     ax.legend(loc="best")
 
@@ -243,17 +243,21 @@ def embedding_pairs(shown: list[dict], axes) -> None:
 
 
 def story(grid: pd.DataFrame, published: pd.DataFrame, axes, values=None) -> None:
-    """A row a data set: ours by two label-free rules, and in the first row the published figures. axes: ``[rows, 3]``."""
+    """A row a data set: ours by two label-free rules, and in the first row the published figures, to a scale of their own.
+    axes: ``[rows, 3]``."""
+    columns = ["lowest_loss_head_acc", "aligned_average_acc"]
     for (name, part), row in zip(grid.groupby("data", sort=False), axes):
-        for ax, rule in zip(row, ("lowest_loss_head", "aligned_average")):
-            lambda1_curve(part, f"{rule}_acc", ax, part["kmeans_pixels_acc"].mean(), values)
-            ax.set(title=f"ours, {name}: {RULE[rule][0]}", ylim=(10, 102))
+        low = 100 * part[[*columns, "kmeans_pixels_acc"]].min().min()
+        for ax, column in zip(row, columns):
+            lambda1_curve(part, column, ax, part["kmeans_pixels_acc"].mean(), values)
+            ax.set(title=f"ours, {name}: {RULE[column.removesuffix('_acc')][0]}", ylim=(max(0, 5 * (low // 5) - 5), 101))
         row[1].get_legend().remove()
     published_curve(published, axes[0, 2], values)
     axes[0, 2].set_title("published, CIFAR-10 (another data set)" if "CIFAR-10" not in set(grid["data"]) else "published, CIFAR-10")
+    axes[0, 2].set_ylim(10, 101)
     for ax in axes.flat:
         ax.set_axis_on() if ax.has_data() else ax.set_axis_off()
-    for ax in axes[:, 1:].flat:
+    for ax in axes[:, 1]:
         ax.set_ylabel("")
 
 
@@ -285,4 +289,4 @@ def name_axes(axes, ylabel: str) -> None:
     for ax in axes[1:]:
         ax.set_ylabel("")
     axes[0].set_ylabel(ylabel)
-    axes[0].legend(loc="upper left", fontsize="small")
+    axes[0].legend(loc="center left", fontsize="small")

@@ -116,8 +116,10 @@ class Run:
                 file.write(payload)
             if current.exists():  # at every moment there is a whole checkpoint.pt
                 previous = self.partial / ".checkpoint.previous.tmp"
+                previous.unlink(missing_ok=True)
                 os.link(current, previous)
                 previous.replace(self.partial / "checkpoint.previous.pt")
+                previous.unlink(missing_ok=True)  # still there if both names were the same file already
 
     def load_checkpoint(self) -> dict | None:
         """The newest whole checkpoint, or None if there is none; a damaged one is passed over, not in silence."""

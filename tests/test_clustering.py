@@ -64,7 +64,8 @@ def loop_plus_plus(x, k, n_init, seed):
             closest = [min(float((sample - c).square().sum()) for c in chosen) for sample in x]
             bounds = np.cumsum(closest)
             candidates = [x[int(np.argmax(bounds > float(v) * bounds[-1]))] for v in u]
-            left = [sum(min(d, float((sample - c).square().sum())) for d, sample in zip(closest, x)) for c in candidates]
+            left = [sum(min(d, float((sample - c).square().sum())) for d, sample in zip(closest, x))
+                    for c in candidates]
             chosen.append(candidates[int(np.argmin(left))])
         starts.append(torch.stack(chosen))
     return torch.stack(starts)

@@ -275,7 +275,7 @@ def everything_said(table, folder):
     shown, weights = study.traces(table), study.weights(table)
     return [reading.say_runs(table, folder), reading.read_grid(table, "lowest_loss_head"), reading.read_rules(table), reading.read_scores(table, "aligned_average"),
             reading.read_heads(table), reading.read_factors(table, "lowest_loss_head"), reading.read_published(table),
-            reading.read_local(tables.local_scores(folder, table)), reading.close_results(table, "lowest_loss_head"), reading.read_traces(shown, []),
+            reading.read_local(tables.local_scores(folder, table)), reading.close_results(table), reading.read_traces(shown, []),
             reading.read_mass(shown), reading.read_confidence(tables.confidence(table, weights)), reading.read_why(tables.confidence(table, weights)),
             reading.read_embeddings([]), reading.read_neighbours(neighbourhood.agreement_table(table, "lowest_loss_head"))]
 
@@ -306,4 +306,4 @@ def test_runs_without_labels_are_counted_and_not_scored(tmp_path):
 def test_with_runs_every_sentence_has_its_numbers(table, results):
     said = " ".join(s.data for s in everything_said(table, str(results)))
     assert "96.5\u00a0±\u00a00.7" in said and not re.search(r"\bnan\b", said) and "26 runs of 13 settings" in said
-    assert "**Matched**" in said and "by +26.0" in said
+    assert "**Matched**" in said and "lowest-loss head): +26.0" in said
