@@ -27,7 +27,7 @@ test: setup  ## the tests (at most 10 minutes)
 study: setup  ## the committed study on digits, into results/ (about an hour on two cores); finished runs are skipped
 	$(RUN) sweep notebooks/settings/digits-quick.yaml -p results_dir results --keep first --jobs $(JOBS) \
 	  --grid lambda1=0,0.1,0.3,1,2 --grid entropy=batch,sample --grid seed=0,1,2,3,4
-	$(RUN) sweep notebooks/settings/digits-course.yaml -p results_dir results --keep none --jobs $(JOBS) --grid seed=0,1,2,3,4
+	$(RUN) sweep notebooks/settings/digits-course.yaml -p results_dir results --keep first --jobs $(JOBS) --grid seed=0,1,2,3,4
 	$(RUN) sweep notebooks/settings/digits-course.yaml -p results_dir results --keep none --jobs $(JOBS) --grid seed=0,1,2 \
 	  --one entropy=batch,entropy_smoothed=False --one head_init=kaiming,head_bias=True --one decay=weights --one logit_clamp=25 \
 	  --one normalize=True

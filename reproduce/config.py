@@ -144,6 +144,8 @@ class Config:
             yield f"folder is {self.folder!r}, but dataset is {self.dataset!r}: add -p dataset folder"
         if self.image_size and self.dataset != "folder":
             yield f"image_size is {self.image_size}, but only dataset 'folder' is resized, not {self.dataset!r}"
+        if 0 < self.image_size < 8:
+            yield f"image_size is {self.image_size}: it must be 0, for the data set's own, or at least 8"
         side = self.side
         if self.stem == "imagenet" and self.backbone == "small":
             yield "stem is 'imagenet', but backbone is 'small', which has no such stem: choose a resnet or stem 'cifar'"
@@ -203,10 +205,19 @@ def unknown(name: str, known) -> str:
     return f"unknown parameter {name!r}: {hint}"
 
 
+def shown(value: Any) -> str:
+    """A value in one line of bearable length."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def checked(field: dataclasses.Field, value: Any) -> Any:
     """The value in the field's own type, or ConfigError."""
     name, m, kind = field.name, field.metadata, field.type
-    got = f"got {value!r} ({type(value).__name__})"
+    got = f"got {shown(value)} ({type(value).__name__})"
     if kind == "bool":
         if not isinstance(value, bool):
             raise ConfigError(f"{name} must be True or False (with a capital letter on papermill's command line), {got}")
@@ -234,7 +245,7 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
     if (low is not None and value < low) or (high is not None and value > high):
         raise ConfigError(f"{name} must be {noun} {allowed}, {got}")
     try:
-        return int(value) if kind == "int" else float(value)
+        return int(value) if kind == "int" else float(value) + 0.0  # no -0.0, which would hash apart from 0.0
     except OverflowError:
         raise ConfigError(f"{name} must be {noun} {allowed}, {got}") from None
 

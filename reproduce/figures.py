@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -29,13 +30,20 @@ def style() -> None:
 
 
 def save(figure, name: str, results_dir: str = "") -> Path:
-    """Write figures/<name>.png, or that of another results folder into it; its bytes depend on the figure alone."""
+    """Write figures/<name>.png, or that of another results folder into it, and show the file itself: what a notebook
+    shows is what it saved, drawn once. Its bytes depend on the figure alone."""
+    from IPython.display import Image, display
+
     from reproduce.runs import ROOT
 
-    folder = Path(results_dir).expanduser() / "figures" if results_dir else ROOT / "figures"
-    folder.mkdir(exist_ok=True)
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    return folder / f"{name}.png"
+    path = (Path(results_dir).expanduser() / "figures" if results_dir else ROOT / "figures") / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Software": None}, bbox_inches="standard")
+    width = round(figure.get_figwidth() * 80)
+    figure.clear()  # nothing is left for the notebook to draw a second time
+    plt.close(figure)
+    display(Image(filename=path, width=width, alt=name))
+    return path
 
 
 # ---- one run

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Iterable, Iterator
 
+import numpy as np
 from IPython.display import Markdown
 
 from reproduce.config import Config
@@ -84,6 +85,12 @@ def chosen_head(metrics: dict) -> int:
     return losses.index(min(losses)) if losses else 0
 
 
-def final_rule(metrics: dict, stored: dict) -> str:
-    """The label-free rule whose clustering a notebook shows: the aligned average, or k-means on the features."""
-    return next(r for r in ("aligned_average", "kmeans_embedding") if r in stored)
+def arrays(run: Run, stem: str) -> dict[str, np.ndarray]:
+    """The arrays of one of the run's files; none where the file was not kept."""
+    path = run.path / f"{stem}.npz"
+    return dict(np.load(path)) if path.exists() else {}
+
+
+def final(stored: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The clustering that a notebook shows, by a label-free rule: the aligned average, or k-means on the features."""
+    return next((stored[rule].astype(int) for rule in ("aligned_average", "kmeans_embedding") if rule in stored), None)

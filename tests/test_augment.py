@@ -39,7 +39,9 @@ def generator(seed=0):
 def augmenter(channels=3, side=32, mean=None, std=None, **settings):
     folder = {"dataset": "folder", "folder": "x", "image_size": side}
     config = Config.from_params({"augmentation": "images", "normalize": False, **folder, **settings})
-    return Augment(config, torch.zeros(channels) if mean is None else mean, torch.ones(channels) if std is None else std)
+    return Augment(
+        config, torch.zeros(channels) if mean is None else mean, torch.ones(channels) if std is None else std
+    )
 
 
 def close(ours, theirs, atol=1e-5):
@@ -48,16 +50,26 @@ def close(ours, theirs, atol=1e-5):
 
 # ---- transforms, draw by draw
 
+
 @pytest.mark.parametrize("side", [8, 32])
 def test_affine_is_torchvisions(side):
     x = pictures(side=side)
     degrees, scale, shear = draws(N, -40, 40), draws(N, 0.6, 1.5), draws(N, -25, 25)
     right, down = torch.randint(-3, 4, (2, N))
     ours = augment.affine(x, degrees, scale, shear, right / side, down / side)
-    theirs = torch.stack([
-        tv.affine(x[i], float(degrees[i]), [int(right[i]), int(down[i])], float(scale[i]), [float(shear[i]), 0.0],
-                  interpolation=tv.InterpolationMode.BILINEAR)  # zeros outside, where no fill is named
-        for i in range(N)])
+    theirs = torch.stack(
+        [
+            tv.affine(
+                x[i],
+                float(degrees[i]),
+                [int(right[i]), int(down[i])],
+                float(scale[i]),
+                [float(shear[i]), 0.0],
+                interpolation=tv.InterpolationMode.BILINEAR,
+            )  # zeros outside, where no fill is named
+            for i in range(N)
+        ]
+    )
     close(ours, theirs)
 
 
@@ -89,7 +101,9 @@ def test_resized_crop_is_torchvisions(side):
         close(ours[i], tv.hflip(theirs) if flip[i] else theirs)
 
 
-@pytest.mark.parametrize("n_in, n_out, start, length", [(64, 32, 0, 64), (64, 32, 5, 50), (64, 16, 10, 20), (64, 32, 1, 63)])
+@pytest.mark.parametrize(
+    "n_in, n_out, start, length", [(64, 32, 0, 64), (64, 32, 5, 50), (64, 16, 10, 20), (64, 32, 1, 63)]
+)
 def test_resize_is_antialiased_when_it_shrinks(n_in, n_out, start, length):
     """``resize_matrix`` down to fewer pixels than the box has, as torchvision's antialiased resize."""
     x = pictures(1, side=n_in)[0]
@@ -158,7 +172,9 @@ def test_to_gray_is_torchvisions():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_adjust_contrast_is_torchvisions(channels):
     x, factor = pictures(channels=channels), draws(N, 0, 2)
-    close(augment.adjust_contrast(x, factor), torch.stack([tv.adjust_contrast(x[i], float(factor[i])) for i in range(N)]))
+    close(
+        augment.adjust_contrast(x, factor), torch.stack([tv.adjust_contrast(x[i], float(factor[i])) for i in range(N)])
+    )
 
 
 @pytest.mark.parametrize("side, kernel", [(8, 3), (32, 3), (64, 7), (96, 9)])
@@ -188,7 +204,9 @@ def test_one_sample_does_not_see_the_others():
     for name, transform in transforms.items():
         together = transform(x, slice(None))
         for i in (0, 7, N - 1):
-            torch.testing.assert_close(transform(x[i:i + 1], slice(i, i + 1))[0], together[i], rtol=0, atol=1e-6, msg=name)
+            torch.testing.assert_close(
+                transform(x[i : i + 1], slice(i, i + 1))[0], together[i], rtol=0, atol=1e-6, msg=name
+            )
 
 
 @pytest.mark.parametrize("augmentation", ["digits", "images"])
@@ -202,6 +220,7 @@ def test_a_view_does_not_see_the_other_images(augmentation):
 
 
 # ---- boxes
+
 
 @pytest.mark.parametrize("size", [(32, 32), (224, 224), (20, 90), (90, 20)])
 @pytest.mark.parametrize("least", [0.08, 0.2, 1.0])
@@ -219,7 +238,9 @@ def test_boxes_are_distributed_as_torchvisions(size, least):
     n = 3000
     ours = augment.random_boxes(size, n, least, generator(), "cpu")
     image = torch.zeros(3, *size)
-    theirs = torch.tensor([RandomResizedCrop.get_params(image, [least, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]).float().T
+    theirs = (
+        torch.tensor([RandomResizedCrop.get_params(image, [least, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]).float().T
+    )
 
     def shares(box):
         top, left, h, w = box
@@ -244,8 +265,11 @@ def test_a_box_that_never_fits_is_the_central_one():
 
 # ---- the two views of a batch
 
-@pytest.mark.parametrize("augmentation, channels, side", [
-    ("digits", 1, 8), ("digits", 3, 32), ("images", 3, 32), ("images", 1, 16), ("none", 3, 8)])
+
+@pytest.mark.parametrize(
+    "augmentation, channels, side",
+    [("digits", 1, 8), ("digits", 3, 32), ("images", 3, 32), ("images", 1, 16), ("none", 3, 8)],
+)
 def test_views_are_as_promised(augmentation, channels, side):
     x = bytes_of(channels=channels, side=side)
     before, state = x.clone(), torch.get_rng_state()
@@ -312,7 +336,7 @@ def test_digits_image_by_image(monkeypatch):
     (_, *drawn), _ = calls["affine"][0]
     (before_contrast, factor), _ = calls["adjust_contrast"][0]
     for i, image in enumerate(torch.cat([x, x])):
-        image = augment.affine(image[None] / 255, *(p[i:i + 1] for p in drawn))[0]  # torchvision's, see above
+        image = augment.affine(image[None] / 255, *(p[i : i + 1] for p in drawn))[0]  # torchvision's, see above
         middle = (image - 0.5).abs().argmin()
         gamma = float(before_contrast[i].flatten()[middle].log() / image.flatten()[middle].log())
         assert abs(math.log(gamma)) <= make.config.gamma
@@ -391,8 +415,10 @@ def changed(setting, value, n=2000):
     """Share of images that a setting changes when everything else stands still."""
     x = bytes_of(1, 3, 16).expand(n, -1, -1, -1)
     # a crop of the whole area is the whole image only for aspect 1, so the box is held
-    original, augment.random_boxes = augment.random_boxes, lambda size, n, *_: torch.tensor(
-        [0.0, 0, *size]).view(4, 1).expand(4, n)
+    original, augment.random_boxes = (
+        augment.random_boxes,
+        lambda size, n, *_: torch.tensor([0.0, 0, *size]).view(4, 1).expand(4, n),
+    )
     try:
         views = augmenter(3, 16, **{**STILL, setting: value})(x, generator())
     finally:
@@ -434,6 +460,7 @@ def test_single_channel_images(side):
 
 # ---- on an accelerator
 
+
 class NoHostReads(TorchDispatchMode):
     """Refuses what would make the host wait for the device: reading a value, a shape that depends on
     values, a tensor made from Python numbers."""
@@ -467,7 +494,9 @@ def test_transforms_compile_into_one_graph():
 
     def transform(x, box, factors, order):
         x = augment.color_jitter(augment.resized_crop(x, box, factors[0] > 1), factors, order)
-        return augment.gaussian_blur(augment.affine(x, factors[0], factors[1], factors[2], factors[3], factors[3]), factors[0])
+        return augment.gaussian_blur(
+            augment.affine(x, factors[0], factors[1], factors[2], factors[3], factors[3]), factors[0]
+        )
 
     torch._dynamo.reset()
     compiled = torch.compile(transform, fullgraph=True, backend="eager")

@@ -11,7 +11,9 @@ from reproduce.config import Config
 
 def built(channels=3, **settings):
     side = settings.pop("side", 32)
-    return backbones.build(Config.from_params({"dataset": "folder", "folder": "x", "image_size": side, **settings}), channels)
+    return backbones.build(
+        Config.from_params({"dataset": "folder", "folder": "x", "image_size": side, **settings}), channels
+    )
 
 
 def map_size(net, side, channels=3):
@@ -38,7 +40,9 @@ def test_resnet_stems(name, width):
     assert {k: v.shape for k, v in cifar.state_dict().items()} == {**theirs, "conv1.weight": (64, 3, 3, 3)}
 
 
-@pytest.mark.parametrize("stem, side, expected", [("cifar", 96, (12, 12)), ("imagenet", 96, (3, 3)), ("cifar", 16, (2, 2))])
+@pytest.mark.parametrize(
+    "stem, side, expected", [("cifar", 96, (12, 12)), ("imagenet", 96, (3, 3)), ("cifar", 16, (2, 2))]
+)
 def test_maps_of_other_sides(stem, side, expected):
     with torch.device("meta"):
         net = built(backbone="resnet18", stem=stem, side=side)
@@ -78,8 +82,9 @@ def test_small_is_residual():
     torch.testing.assert_close(net(x), expected)
 
 
-@pytest.mark.parametrize("settings", [dict(backbone="small", side=8), dict(backbone="resnet18"),
-                                      dict(backbone="resnet18", stem="imagenet")])
+@pytest.mark.parametrize(
+    "settings", [dict(backbone="small", side=8), dict(backbone="resnet18"), dict(backbone="resnet18", stem="imagenet")]
+)
 def test_every_weight_learns(settings):
     net = built(1, **settings)
     x = torch.rand(4, 1, settings.get("side", 32), settings.get("side", 32))

@@ -31,9 +31,19 @@ def refused(params, *words):
 
 # ---- names
 
-@pytest.mark.parametrize("wrong, meant", [
-    ("lamda1", "lambda1"), ("lambda_1", "lambda1"), ("learning_Rate", "learning_rate"), ("batchsize", "batch_size"),
-    ("n_head", "n_heads"), ("Seed", "seed"), ("entropy_smooth", "entropy_smoothed")])
+
+@pytest.mark.parametrize(
+    "wrong, meant",
+    [
+        ("lamda1", "lambda1"),
+        ("lambda_1", "lambda1"),
+        ("learning_Rate", "learning_rate"),
+        ("batchsize", "batch_size"),
+        ("n_head", "n_heads"),
+        ("Seed", "seed"),
+        ("entropy_smooth", "entropy_smoothed"),
+    ],
+)
 def test_an_unknown_name_is_answered_with_the_nearest(wrong, meant):
     refused({wrong: 1}, repr(wrong), f"did you mean {meant!r}?")
 
@@ -45,6 +55,7 @@ def test_a_name_like_no_other_is_answered_with_all(wrong):
 
 
 # ---- types
+
 
 @pytest.mark.parametrize("name", of_type("bool"))
 @pytest.mark.parametrize("value", ["false", "True", 0, 1, 1.0, None, []])
@@ -59,7 +70,9 @@ def test_a_text_takes_texts_only(name, value):
 
 
 @pytest.mark.parametrize("name", of_type("int") + of_type("float"))
-@pytest.mark.parametrize("value", ["1", "5e-4", "", True, False, None, [1], {"a": 1}, 1j, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "value", ["1", "5e-4", "", True, False, None, [1], {"a": 1}, 1j, math.nan, math.inf, -math.inf]
+)
 def test_a_number_takes_numbers_only(name, value):
     noun = "whole number" if FIELDS[name].type == "int" else "number"
     message = refused({name: value}, f"{name} must be a {noun}", repr(value), type(value).__name__)
@@ -95,6 +108,7 @@ def test_a_path_has_no_null_byte(name):
 
 # ---- ranges and choices
 
+
 @pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.metadata["choices"]])
 def test_choices(name):
     choices = FIELDS[name].metadata["choices"]
@@ -125,7 +139,9 @@ def test_ranges(name):
 
 def test_every_setting_says_why():
     assert all(f.metadata["why"] and "\n" not in f.metadata["why"] for f in FIELDS.values())
-    assert all(f.type in ("bool", "int", "float", "str") and type(f.default).__name__ == f.type for f in FIELDS.values())
+    assert all(
+        f.type in ("bool", "int", "float", "str") and type(f.default).__name__ == f.type for f in FIELDS.values()
+    )
 
 
 # ---- settings that cannot go together: the refused, its words, and a near neighbour that is fine
@@ -135,23 +151,54 @@ CONTRADICTIONS = [
     (dict(dataset="folder"), ["folder is empty"], FOLDER),
     (dict(folder="x"), ["folder is 'x'", "dataset is 'digits'"], dict(folder="x", dataset="folder")),
     (dict(image_size=32), ["image_size is 32", "'digits'"], dict(FOLDER, image_size=32)),
-    (dict(dataset="cifar10", stem="imagenet"), ["stem is 'imagenet'", "backbone is 'small'"], dict(CIFAR, stem="imagenet")),
-    (dict(FOLDER, image_size=31, backbone="resnet18", stem="imagenet"), ["stem is 'imagenet'", "31 x 31"],
-     dict(FOLDER, image_size=32, backbone="resnet18", stem="imagenet")),
+    (
+        dict(dataset="cifar10", stem="imagenet"),
+        ["stem is 'imagenet'", "backbone is 'small'"],
+        dict(CIFAR, stem="imagenet"),
+    ),
+    (
+        dict(FOLDER, image_size=31, backbone="resnet18", stem="imagenet"),
+        ["stem is 'imagenet'", "31 x 31"],
+        dict(FOLDER, image_size=32, backbone="resnet18", stem="imagenet"),
+    ),
     (dict(backbone="resnet34"), ["backbone is 'resnet34'", "8 x 8"], dict(CIFAR, backbone="resnet34")),
-    (dict(FOLDER, image_size=15, backbone="resnet18"), ["backbone is 'resnet18'", "15 x 15"],
-     dict(FOLDER, image_size=16, backbone="resnet18")),
+    (
+        dict(FOLDER, image_size=15, backbone="resnet18"),
+        ["backbone is 'resnet18'", "15 x 15"],
+        dict(FOLDER, image_size=16, backbone="resnet18"),
+    ),
     (dict(n_clusters=1), ["n_clusters is 1"], dict(n_clusters=2)),
-    (dict(batch_size=100, batchnorm_split=3), ["batchnorm_split is 3", "batch_size 100"], dict(batch_size=102, batchnorm_split=3)),
-    (dict(batch_size=4, batchnorm_split=4, views="apart"), ["batchnorm_split is 4", "two images"],
-     dict(batch_size=8, batchnorm_split=4, views="apart")),
-    (dict(batch_size=129, batchnorm_split=2), ["batchnorm_split is 2", "batch_size 129"], dict(batch_size=130, batchnorm_split=2)),
+    (
+        dict(batch_size=100, batchnorm_split=3),
+        ["batchnorm_split is 3", "batch_size 100"],
+        dict(batch_size=102, batchnorm_split=3),
+    ),
+    (
+        dict(batch_size=4, batchnorm_split=4, views="apart"),
+        ["batchnorm_split is 4", "two images"],
+        dict(batch_size=8, batchnorm_split=4, views="apart"),
+    ),
+    (
+        dict(batch_size=129, batchnorm_split=2),
+        ["batchnorm_split is 2", "batch_size 129"],
+        dict(batch_size=130, batchnorm_split=2),
+    ),
     (dict(warmup_epochs=1), ["warmup_epochs is 1", "'onecycle'"], dict(warmup_epochs=1, schedule="cosine")),
-    (dict(warmup_epochs=1, schedule="constant"), ["warmup_epochs is 1", "'constant'"], dict(warmup_epochs=1, schedule="cosine")),
-    (dict(warmup_epochs=11, epochs=10, schedule="cosine"), ["warmup_epochs is 11", "epochs, 10"],
-     dict(warmup_epochs=10, epochs=10, schedule="cosine")),
-    (dict(smoothing=0, logit_clamp=0), ["smoothing and logit_clamp are both 0", "log_dot"],
-     dict(smoothing=0, logit_clamp=0, critic="dot")),
+    (
+        dict(warmup_epochs=1, schedule="constant"),
+        ["warmup_epochs is 1", "'constant'"],
+        dict(warmup_epochs=1, schedule="cosine"),
+    ),
+    (
+        dict(warmup_epochs=11, epochs=10, schedule="cosine"),
+        ["warmup_epochs is 11", "epochs, 10"],
+        dict(warmup_epochs=10, epochs=10, schedule="cosine"),
+    ),
+    (
+        dict(smoothing=0, logit_clamp=0),
+        ["smoothing and logit_clamp are both 0", "log_dot"],
+        dict(smoothing=0, logit_clamp=0, critic="dot"),
+    ),
 ]
 
 
@@ -161,23 +208,40 @@ def test_contradictions(params, words, neighbour):
     assert not list(Config.from_params(neighbour).contradictions())
 
 
-@pytest.mark.parametrize("params, side", [({}, 8), (dict(dataset="cifar10"), 32), (FOLDER, 64), (dict(FOLDER, image_size=50), 50)])
+@pytest.mark.parametrize(
+    "params, side", [({}, 8), (dict(dataset="cifar10"), 32), (FOLDER, 64), (dict(FOLDER, image_size=50), 50)]
+)
 def test_side(params, side):
     assert Config.from_params(params).side == side
 
 
 # ---- notebooks and files
 
+
 def test_from_notebook_takes_what_papermill_could_have_injected():
     import numpy
 
     namespace = {
-        "__name__": "__main__", "_i1": "x", "_": 3, "In": [""], "Out": {}, "exit": "x", "quit": "x",
-        "Config": Config, "numpy": numpy, "types": types, "get_ipython": lambda: None, "config": Config(),
-        "lambda1": 0.3, "seed": 4, "entropy": "sample", "normalize": False,
+        "__name__": "__main__",
+        "_i1": "x",
+        "_": 3,
+        "In": [""],
+        "Out": {},
+        "exit": "x",
+        "quit": "x",
+        "Config": Config,
+        "numpy": numpy,
+        "types": types,
+        "get_ipython": lambda: None,
+        "config": Config(),
+        "lambda1": 0.3,
+        "seed": 4,
+        "entropy": "sample",
+        "normalize": False,
     }
     assert Config.from_notebook(namespace) == Config.from_params(
-        {"lambda1": 0.3, "seed": 4, "entropy": "sample", "normalize": False})
+        {"lambda1": 0.3, "seed": 4, "entropy": "sample", "normalize": False}
+    )
     for extra in ({"lamda1": 0.3}, {"lambda3": [1]}, {"nothing": None}, {"table": {}}, {"text": "x"}, {"flag": True}):
         with pytest.raises(ConfigError, match=f"unknown parameter '{next(iter(extra))}'"):
             Config.from_notebook({**namespace, **extra})
@@ -194,11 +258,18 @@ def test_read_settings(tmp_path):
     assert read_settings(path) == {}
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"- lambda1\n", "must hold lines 'name: value', got a list"), (b"lambda1\n", "got a str"), (b"a: [\n", "is not YAML"),
-    (b"a: b: c\n", "is not YAML"), (b"\xff\xfe\x00\x80", "is not YAML"), (b"a: 2020-13-45\n", "is not YAML"),
-    (b"a: !!python/object:os.system x\n", "is not YAML"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"- lambda1\n", "must hold lines 'name: value', got a list"),
+        (b"lambda1\n", "got a str"),
+        (b"a: [\n", "is not YAML"),
+        (b"a: b: c\n", "is not YAML"),
+        (b"\xff\xfe\x00\x80", "is not YAML"),
+        (b"a: 2020-13-45\n", "is not YAML"),
+        (b"a: !!python/object:os.system x\n", "is not YAML"),
+    ],
+)
 def test_read_settings_refuses(tmp_path, content, words):
     path = tmp_path / "settings.yaml"
     path.write_bytes(content)
@@ -215,6 +286,7 @@ def test_read_settings_without_a_file(tmp_path):
 
 
 # ---- identity
+
 
 def another(f):
     """A value that a field could have and does not have by default."""
@@ -238,7 +310,9 @@ def test_the_hash_changes_with_what_a_run_computes(name):
 
 
 def test_every_setting_has_a_hash_of_its_own():
-    hashes = [dataclasses.replace(Config(), **{n: another(f)}).hash() for n, f in FIELDS.items() if f.metadata["identity"]]
+    hashes = [
+        dataclasses.replace(Config(), **{n: another(f)}).hash() for n, f in FIELDS.items() if f.metadata["identity"]
+    ]
     assert len(set(hashes)) == len(hashes)
 
 
@@ -269,15 +343,32 @@ def test_a_config_is_frozen_and_replaced():
 # ---- anything at all
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.integers(-3, 600) | st.floats() | st.floats(0, 1) | st.text(max_size=8)
-    | st.binary(max_size=4) | st.dates() | st.sampled_from(["5e-4", "false", "nan", "\n", "\0"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2), max_leaves=3)
-fitting = {name: st.booleans() if f.type == "bool" else
-           st.sampled_from(f.metadata["choices"] or ("", "a")) if f.type == "str" else
-           st.integers(f.metadata["low"], f.metadata["high"]) if f.type == "int" else
-           st.floats(f.metadata["low"], f.metadata["high"], allow_infinity=False) for name, f in FIELDS.items()}
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-3, 600)
+    | st.floats()
+    | st.floats(0, 1)
+    | st.text(max_size=8)
+    | st.binary(max_size=4)
+    | st.dates()
+    | st.sampled_from(["5e-4", "false", "nan", "\n", "\0"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=3,
+)
+fitting = {
+    name: st.booleans()
+    if f.type == "bool"
+    else st.sampled_from(f.metadata["choices"] or ("", "a"))
+    if f.type == "str"
+    else st.integers(f.metadata["low"], f.metadata["high"])
+    if f.type == "int"
+    else st.floats(f.metadata["low"], f.metadata["high"], allow_infinity=False)
+    for name, f in FIELDS.items()
+}
 some = st.dictionaries(st.sampled_from(sorted(FIELDS)), st.just(None), max_size=5).flatmap(
-    lambda names: st.fixed_dictionaries({name: fitting[name] for name in names}))
+    lambda names: st.fixed_dictionaries({name: fitting[name] for name in names})
+)
 names = st.one_of(*[st.sampled_from(sorted(FIELDS))] * 4, st.text(max_size=12), st.integers())
 wild = st.builds(lambda a, b: {**a, **b}, some, st.dictionaries(names, anything, max_size=2))
 

@@ -54,7 +54,7 @@ def from_the_formulas(method, views):
         first, _, second = bank
         for layer in (first, second):
             n_out = layer.weight.shape[-1]
-            bias = None if layer.bias is None else layer.bias[head * n_out:(head + 1) * n_out]
+            bias = None if layer.bias is None else layer.bias[head * n_out : (head + 1) * n_out]
             x = F.linear(x, layer.weight[head].T, bias)
             x = x.clamp_min(0) if layer is first else x
         return x
@@ -75,27 +75,50 @@ def from_the_formulas(method, views):
             else:
                 entropy = entropy + sum(loop_entropy(row) for row in view) / B / 2
         clamp = 0
-        for l in (logits.flatten() if c.logit_clamp else []):
+        for l in logits.flatten() if c.logit_clamp else []:
             clamp = clamp + (l.abs() - c.logit_clamp).clamp_min(0).item() * l.abs() / (2 * B)
         pcs.append(pc)
         entropies.append(entropy)
         heads.append(pc - c.lambda1 * entropy + c.logit_clamp_weight * clamp)
     mean = lambda terms: sum(terms) / len(terms)  # noqa: E731
-    return {"loss": c.lambda2 * fc + mean(heads), "feature_contrast": fc, "probability_contrast": mean(pcs),
-            "entropy": mean(entropies), "head_losses": torch.stack(heads)}
+    return {
+        "loss": c.lambda2 * fc + mean(heads),
+        "feature_contrast": fc,
+        "probability_contrast": mean(pcs),
+        "entropy": mean(entropies),
+        "head_losses": torch.stack(heads),
+    }
 
 
 CLAMPED = dict(logit_clamp=0.5, logit_clamp_weight=0.3)
 CHANGES = [  # the settings, and the settings from which they must differ
-    (dict(), None), (dict(lambda1=0.3), {}), (dict(lambda1=0), {}), (dict(lambda2=2.5), {}), (dict(lambda2=0), {}),
-    (dict(temperature=0.5), {}), (dict(entropy="sample"), {}), (dict(entropy_smoothed=True, smoothing=0.2), dict(smoothing=0.2)),
+    (dict(), None),
+    (dict(lambda1=0.3), {}),
+    (dict(lambda1=0), {}),
+    (dict(lambda2=2.5), {}),
+    (dict(lambda2=0), {}),
+    (dict(temperature=0.5), {}),
+    (dict(entropy="sample"), {}),
+    (dict(entropy_smoothed=True, smoothing=0.2), dict(smoothing=0.2)),
     (dict(entropy="sample", entropy_smoothed=True, smoothing=0.2), dict(entropy="sample", smoothing=0.2)),
-    (dict(smoothing=0.2), {}), (dict(smoothing=0), dict(smoothing=0.2)), (dict(critic="dot"), {}), (dict(critic="neg_l2"), {}),
-    (dict(critic="neg_js"), {}), (CLAMPED, {}), (dict(CLAMPED, logit_clamp=1.0), CLAMPED),
-    (dict(CLAMPED, logit_clamp_weight=0.1), CLAMPED), (dict(CLAMPED, logit_clamp=0), CLAMPED), (dict(n_heads=1), {}),
-    (dict(n_heads=5), {}), (dict(head_bias=False, head_init="torch"), dict(head_init="torch")), (dict(head_init="torch"), {}),
-    (dict(views="apart"), {}), (dict(batchnorm_split=2), {}), (dict(batchnorm_split=2), dict(views="apart")),
-    (dict(batchnorm_split=3), dict(batchnorm_split=2)), (dict(views="apart", batchnorm_split=2), dict(views="apart")),
+    (dict(smoothing=0.2), {}),
+    (dict(smoothing=0), dict(smoothing=0.2)),
+    (dict(critic="dot"), {}),
+    (dict(critic="neg_l2"), {}),
+    (dict(critic="neg_js"), {}),
+    (CLAMPED, {}),
+    (dict(CLAMPED, logit_clamp=1.0), CLAMPED),
+    (dict(CLAMPED, logit_clamp_weight=0.1), CLAMPED),
+    (dict(CLAMPED, logit_clamp=0), CLAMPED),
+    (dict(n_heads=1), {}),
+    (dict(n_heads=5), {}),
+    (dict(head_bias=False, head_init="torch"), dict(head_init="torch")),
+    (dict(head_init="torch"), {}),
+    (dict(views="apart"), {}),
+    (dict(batchnorm_split=2), {}),
+    (dict(batchnorm_split=2), dict(views="apart")),
+    (dict(batchnorm_split=3), dict(batchnorm_split=2)),
+    (dict(views="apart", batchnorm_split=2), dict(views="apart")),
     (dict(views="apart", batchnorm_split=2), dict(batchnorm_split=2)),
 ]
 
@@ -111,8 +134,10 @@ def test_loss_is_that_of_the_formulas(settings, other):
     if other is not None:  # the setting does something
         assert abs((ours["loss"] - loss_of(*made(**other))["loss"]).item()) > 1e-4
     named = dict(method.named_parameters())
-    for a, b in zip(torch.autograd.grad(ours["loss"], list(named.values()), allow_unused=True),
-                    torch.autograd.grad(theirs["loss"], list(named.values()), allow_unused=True)):
+    for a, b in zip(
+        torch.autograd.grad(ours["loss"], list(named.values()), allow_unused=True),
+        torch.autograd.grad(theirs["loss"], list(named.values()), allow_unused=True),
+    ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -181,6 +206,7 @@ def test_the_order_of_images_and_of_views_does_not_matter():
 
 # ---- the passes through the network
 
+
 def batch_norms(method):
     return [m for m in method.modules() if isinstance(m, nn.BatchNorm2d)]
 
@@ -218,7 +244,9 @@ def test_batchnorm_split_is_as_on_n_devices(views_setting, n):
         torch.testing.assert_close(features[:, mine], expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("settings", [dict(views="apart"), dict(batchnorm_split=3), dict(views="apart", batchnorm_split=2)])
+@pytest.mark.parametrize(
+    "settings", [dict(views="apart"), dict(batchnorm_split=3), dict(views="apart", batchnorm_split=2)]
+)
 def test_passes_keep_the_order_of_images(settings):
     """In evaluation mode the passes cannot matter, so neither may the way they are put together."""
     method, views = made(**settings)
@@ -228,6 +256,7 @@ def test_passes_keep_the_order_of_images(settings):
 
 
 # ---- the heads
+
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_heads_linear_is_separate_linear_layers(bias):
@@ -255,7 +284,11 @@ def test_initial_ranges():
     kaiming, torchs = HeadsLinear(4, 50, 60, True, "kaiming"), HeadsLinear(4, 50, 60, True, "torch")
     theirs = nn.Linear(50, 12_000)
     assert kaiming.bias.count_nonzero() == 0
-    for ours, bound in [(kaiming.weight, math.sqrt(6 / 50)), (torchs.weight, 1 / math.sqrt(50)), (torchs.bias, 1 / math.sqrt(50))]:
+    for ours, bound in [
+        (kaiming.weight, math.sqrt(6 / 50)),
+        (torchs.weight, 1 / math.sqrt(50)),
+        (torchs.bias, 1 / math.sqrt(50)),
+    ]:
         assert 0.97 * bound < ours.abs().max().item() <= bound
         assert ours.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
     assert theirs.weight.std().item() == pytest.approx(torchs.weight.std().item(), rel=0.02)
@@ -293,12 +326,15 @@ def test_weight_decay_can_tell_a_bias_from_a_weight():
     """Weights have two dimensions or more, biases and batch norm one, as everywhere in torch."""
     method, _ = made()
     one = {name for name, p in method.named_parameters() if p.dim() == 1}
-    norms = {f"{name}.{k}" for name, m in method.named_modules() if isinstance(m, nn.BatchNorm2d) for k in ("weight", "bias")}
+    norms = {
+        f"{name}.{k}" for name, m in method.named_modules() if isinstance(m, nn.BatchNorm2d) for k in ("weight", "bias")
+    }
     assert one == norms | {name for name, _ in method.named_parameters() if name.endswith("bias")}
     assert {"heads.0.bias", "heads.2.bias", "projector.2.bias"} <= one
 
 
 # ---- what the others ask of a method
+
 
 def test_embed_and_assign():
     method, views = made()

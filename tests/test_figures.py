@@ -243,10 +243,13 @@ def test_name_axes_keeps_one_label_and_one_legend():
     plt.close(figure)
 
 
-def test_save_writes_the_same_bytes_into_the_folder_of_its_results(tmp_path, ax):
-    ax.plot([0, 1])
-    first = figures.save(ax.figure, "line", str(tmp_path))
-    assert first == tmp_path / "figures" / "line.png"
-    content = first.read_bytes()
+def test_save_writes_the_same_bytes_into_the_folder_of_its_results_and_shows_them_once(tmp_path):
+    def draw():
+        figure, ax = plt.subplots()
+        ax.plot([0, 1])
+        return figures.save(figure, "line", str(tmp_path))
+
+    content = draw().read_bytes()
     assert content[:4] == b"\x89PNG" and b"matplotlib" not in content.lower()[:300]
-    assert figures.save(ax.figure, "line", str(tmp_path)).read_bytes() == content
+    assert draw() == tmp_path / "figures" / "line.png" and draw().read_bytes() == content
+    assert not plt.get_fignums(), "a figure left open is drawn a second time by the notebook"

@@ -19,6 +19,7 @@ def probabilities(*shape, spread=2.0, dtype=torch.float64):
 
 # ---- the same by loops: vectors in, one number out
 
+
 def loop_info_nce(rows, f):
     """rows i and i + B are two views of one image; f is a function of two rows."""
     n, total = len(rows), 0.0
@@ -74,6 +75,7 @@ def agree(fast, slow, inputs, dtype):
 
 # ---- contrasts
 
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", [(4, 6), (2, 1, 3, 5)])
 def test_info_nce_is_the_loop(shape, dtype):
@@ -81,7 +83,10 @@ def test_info_nce_is_the_loop(shape, dtype):
     x = torch.randn(*shape[:-2], 2 * b, n, dtype=torch.float64)
     agree(
         lambda x: losses.info_nce(x @ x.mT),
-        lambda x: over_heads(lambda rows: loop_info_nce(rows, lambda p, q: (p * q).sum()), x), [x], dtype)
+        lambda x: over_heads(lambda rows: loop_info_nce(rows, lambda p, q: (p * q).sum()), x),
+        [x],
+        dtype,
+    )
 
 
 def test_info_nce_reads_rows():
@@ -98,7 +103,10 @@ def test_feature_contrast_is_the_loop(dtype, temperature):
     z1, z2 = 3 * torch.randn(2, 6, 5, dtype=torch.float64)
     agree(
         lambda a, b: losses.feature_contrast(a, b, temperature),
-        lambda a, b: loop_feature_contrast(a, b, temperature), [z1, z2], dtype)
+        lambda a, b: loop_feature_contrast(a, b, temperature),
+        [z1, z2],
+        dtype,
+    )
 
 
 def test_feature_contrast_takes_leading_dimensions():
@@ -124,7 +132,10 @@ def test_probability_contrast_is_the_loop(critic, shape, dtype):
     p1, p2 = probabilities(2, *shape)
     agree(
         lambda a, b: losses.probability_contrast(a, b, critic),
-        lambda a, b: over_heads(lambda a, b: loop_info_nce([*a, *b], LOOP_CRITICS[critic]), a, b), [p1, p2], dtype)
+        lambda a, b: over_heads(lambda a, b: loop_info_nce([*a, *b], LOOP_CRITICS[critic]), a, b),
+        [p1, p2],
+        dtype,
+    )
 
 
 @pytest.mark.parametrize("critic", CRITICS)
@@ -163,7 +174,9 @@ def test_half_precision_is_computed_in_float32(dtype):
         (losses.feature_contrast, (z1, z2)),
         (losses.info_nce, (z1 @ z1.T,)),
         *((lambda a, b, c=c: losses.probability_contrast(a, b, c), (p1, p2)) for c in CRITICS),
-        (losses.entropy, (p1,)), (losses.batch_entropy, (p1,)), (losses.sample_entropy, (p1,)),
+        (losses.entropy, (p1,)),
+        (losses.batch_entropy, (p1,)),
+        (losses.sample_entropy, (p1,)),
         (lambda x: losses.logit_clamp(x, 5), (logits,)),
     ]
     for f, inputs in cases:
@@ -176,10 +189,13 @@ def test_autocast_does_not_narrow():
     """Under autocast a matrix product of float32 tensors would be rounded to bfloat16."""
     z1, z2 = torch.randn(2, 16, 8)
     p1, p2 = probabilities(2, 3, 16, 4, dtype=torch.float32)
-    for f in [lambda: losses.feature_contrast(z1, z2),
-              *(lambda c=c: losses.probability_contrast(p1, p2, c) for c in CRITICS),
-              lambda: losses.batch_entropy(p1), lambda: losses.sample_entropy(p1),
-              lambda: losses.logit_clamp(30 * z1, 25)]:
+    for f in [
+        lambda: losses.feature_contrast(z1, z2),
+        *(lambda c=c: losses.probability_contrast(p1, p2, c) for c in CRITICS),
+        lambda: losses.batch_entropy(p1),
+        lambda: losses.sample_entropy(p1),
+        lambda: losses.logit_clamp(30 * z1, 25),
+    ]:
         with torch.autocast("cpu", torch.bfloat16):
             narrow = f()
         assert torch.equal(narrow, f())
@@ -219,7 +235,7 @@ def test_linear_time_is_linear(record_property):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        slow, fast = seconds(clear, 3), seconds(losses.probability_contrast, 40)
+        slow, fast = seconds(clear, 2), seconds(losses.probability_contrast, 40)
     finally:
         torch.set_num_threads(threads)
     record_property("ratio", slow / fast)
@@ -235,12 +251,15 @@ def test_probability_contrast_never_builds_a_table_of_pairs():
 
 
 @pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("p1, p2", [
-    ([[1.0, 0, 0], [1.0, 0, 0]], [[1.0, 0, 0], [1.0, 0, 0]]),  # one cluster
-    ([[1.0, 0, 0], [0, 1.0, 0]], [[1.0, 0, 0], [0, 1.0, 0]]),  # each its own
-    ([[1.0, 0, 0], [0, 1.0, 0]], [[0, 1.0, 0], [1.0, 0, 0]]),  # no view agrees with the other
-    ([[1.0, 0, 0], [0, 0.5, 0.5]], [[0, 1.0, 0], [0, 0.5, 0.5]]),  # all of a cluster's mass on one sample
-])
+@pytest.mark.parametrize(
+    "p1, p2",
+    [
+        ([[1.0, 0, 0], [1.0, 0, 0]], [[1.0, 0, 0], [1.0, 0, 0]]),  # one cluster
+        ([[1.0, 0, 0], [0, 1.0, 0]], [[1.0, 0, 0], [0, 1.0, 0]]),  # each its own
+        ([[1.0, 0, 0], [0, 1.0, 0]], [[0, 1.0, 0], [1.0, 0, 0]]),  # no view agrees with the other
+        ([[1.0, 0, 0], [0, 0.5, 0.5]], [[0, 1.0, 0], [0, 0.5, 0.5]]),  # all of a cluster's mass on one sample
+    ],
+)
 def test_tiny_and_extreme_batches_are_finite(p1, p2, critic):
     p = torch.tensor([p1, p2], requires_grad=True)
     value = losses.probability_contrast(*p, critic)
@@ -333,6 +352,7 @@ def test_the_table_of_closed_forms(kind):
 
 # ---- entropies
 
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", [(6, 4), (3, 2, 4, 5)])
 def test_entropies_are_the_loops(shape, dtype):
@@ -346,8 +366,12 @@ def test_entropies_are_the_loops(shape, dtype):
 
     agree(losses.batch_entropy, lambda p: over_heads(batch, p), [p], dtype)
     agree(losses.sample_entropy, lambda p: over_heads(sample, p), [p], dtype)
-    agree(losses.entropy, lambda p: torch.stack([loop_entropy(row) for row in p.view(-1, p.shape[-1])]).view(p.shape[:-1]),
-          [p], dtype)
+    agree(
+        losses.entropy,
+        lambda p: torch.stack([loop_entropy(row) for row in p.view(-1, p.shape[-1])]).view(p.shape[:-1]),
+        [p],
+        dtype,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
@@ -376,6 +400,7 @@ def test_the_two_entropies_differ():
 
 
 # ---- smoothing and the clamp
+
 
 def test_smooth():
     p = torch.tensor([[1.0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)

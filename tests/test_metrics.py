@@ -14,8 +14,9 @@ def brute_force_accuracy(labels, assignments):
     """The best over every way to give each cluster a class of its own, or none."""
     clusters, classes = max(assignments) + 1, max(labels) + 1
     size = max(clusters, classes)
-    return max(np.mean([names[a] == l for a, l in zip(assignments, labels)])
-               for names in itertools.permutations(range(size)))
+    return max(
+        np.mean([names[a] == l for a, l in zip(assignments, labels)]) for names in itertools.permutations(range(size))
+    )
 
 
 @pytest.mark.parametrize("classes, clusters", [(1, 1), (2, 2), (4, 4), (5, 3), (3, 5), (6, 2), (1, 4)])
@@ -28,7 +29,8 @@ def test_scores_are_brute_force_and_scikit_learn(classes, clusters):
         assert scores["acc"] == pytest.approx(brute_force_accuracy(labels, assignments), abs=1e-12)
         assert scores["acc"] == metrics.accuracy(labels, assignments)
         assert scores["nmi"] == pytest.approx(
-            sk.normalized_mutual_info_score(labels, assignments, average_method="arithmetic"), abs=1e-12)
+            sk.normalized_mutual_info_score(labels, assignments, average_method="arithmetic"), abs=1e-12
+        )
         assert scores["ari"] == pytest.approx(sk.adjusted_rand_score(labels, assignments), abs=1e-12)
         table = sk.cluster.contingency_matrix(labels, assignments)
         assert metrics.many_to_one_accuracy(labels, assignments) == pytest.approx(table.max(0).sum() / n)
@@ -70,10 +72,18 @@ def test_tensors_and_lists_are_taken():
     assert metrics.clustering_scores([0, 1, 1], np.array([1, 0, 0], np.uint8)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("labels, assignments, word", [
-    ([], [], "at least 1"), ([0, 1], [0], "2 and 1"), ([0, -1], [0, 1], "0 or more"), ([0, 1], [0, -2], "0 or more"),
-    ([0.5, 1.0], [0, 1], "whole"), ([0, 1], [0.0, float("nan")], "whole"), (["a"], ["b"], "whole"),
-])
+@pytest.mark.parametrize(
+    "labels, assignments, word",
+    [
+        ([], [], "at least 1"),
+        ([0, 1], [0], "2 and 1"),
+        ([0, -1], [0, 1], "0 or more"),
+        ([0, 1], [0, -2], "0 or more"),
+        ([0.5, 1.0], [0, 1], "whole"),
+        ([0, 1], [0.0, float("nan")], "whole"),
+        (["a"], ["b"], "whole"),
+    ],
+)
 def test_bad_input_is_refused(labels, assignments, word):
     for f in (metrics.clustering_scores, metrics.accuracy, metrics.many_to_one_accuracy, metrics.matching):
         with pytest.raises(ValueError, match=word):
@@ -81,6 +91,7 @@ def test_bad_input_is_refused(labels, assignments, word):
 
 
 # ---- heads
+
 
 def some_head(n=200, k=6):
     return (3 * torch.randn(n, k)).softmax(-1)
@@ -109,7 +120,9 @@ def test_aligned_noisy_heads_agree():
     for _ in range(7):
         wrong = torch.rand(600) < 0.35
         seen = torch.where(wrong, torch.randint(6, (600,)), truth)
-        heads.append((4 * torch.nn.functional.one_hot(seen, 6).float() + torch.randn(600, 6)).softmax(-1)[:, torch.randperm(6)])
+        heads.append(
+            (4 * torch.nn.functional.one_hot(seen, 6).float() + torch.randn(600, 6)).softmax(-1)[:, torch.randperm(6)]
+        )
     heads = torch.stack(heads)
     aligned = metrics.align_heads(heads)
     # every head's columns are permuted, none is lost, none is mixed
@@ -157,11 +170,19 @@ def test_lowest_loss_head():
 def test_collapse_monitor():
     spread = 5 * torch.randn(4000, 32)
     signs = metrics.collapse_monitor(spread, torch.arange(4000) % 10, 10)
-    assert signs == {"embedding_std": pytest.approx(1, abs=0.02), "largest_cluster": pytest.approx(0.1), "nonempty_clusters": 10}
+    assert signs == {
+        "embedding_std": pytest.approx(1, abs=0.02),
+        "largest_cluster": pytest.approx(0.1),
+        "nonempty_clusters": 10,
+    }
     # one direction, at any length: collapsed, whatever its norm says
     one = torch.rand(500, 1) * torch.randn(1, 32)
     signs = metrics.collapse_monitor(one, torch.tensor([3] * 400 + [7] * 100), 10)
-    assert signs == {"embedding_std": pytest.approx(0, abs=1e-5), "largest_cluster": pytest.approx(0.8), "nonempty_clusters": 2}
+    assert signs == {
+        "embedding_std": pytest.approx(0, abs=1e-5),
+        "largest_cluster": pytest.approx(0.8),
+        "nonempty_clusters": 2,
+    }
     assert all(type(v) in (float, int) for v in signs.values())
     single = metrics.collapse_monitor(torch.randn(1, 4), torch.tensor([0]), 2)
     assert single == {"embedding_std": 0.0, "largest_cluster": 1.0, "nonempty_clusters": 1}

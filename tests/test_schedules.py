@@ -39,7 +39,7 @@ def test_cosine_is_torchs(steps):
 def test_cosine_warms_up_in_a_line(steps, warmup):
     values = rates("cosine", steps, warmup=warmup)
     assert values[0] == pytest.approx(0.4 / (warmup + 1))  # never 0: the first step counts
-    for i, value in enumerate(values[:warmup + 1]):
+    for i, value in enumerate(values[: warmup + 1]):
         assert value == pytest.approx(0.4 * (i + 1) / (warmup + 1))
     assert values[warmup] == 0.4 == max(values)
     assert falling(values[warmup:]) and values[-1] == pytest.approx(0, abs=1e-12)
@@ -54,9 +54,13 @@ def test_cosine_with_nothing_after_the_warmup():
 def test_onecycle(steps):
     values = rates("onecycle", steps)
     top = 3 * (steps - 1) // 10
-    assert values[0] == pytest.approx(0.4 / 25) and values[top] == pytest.approx(0.4) and values[-1] == pytest.approx(0.4e-4)
+    assert (
+        values[0] == pytest.approx(0.4 / 25)
+        and values[top] == pytest.approx(0.4)
+        and values[-1] == pytest.approx(0.4e-4)
+    )
     assert values[top] == max(values)
-    assert falling(values[:top + 1][::-1]) and falling(values[top:])
+    assert falling(values[: top + 1][::-1]) and falling(values[top:])
     half = top / 2
     if half.is_integer():
         assert values[int(half)] == pytest.approx((0.4 + 0.4 / 25) / 2)
