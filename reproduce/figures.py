@@ -25,25 +25,30 @@ def style() -> None:
     """One look for all notebooks."""
     sns.set_theme(style="ticks", context="notebook", palette=COLORS, rc={
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.35, "grid.linewidth": 0.6,
-        "figure.dpi": 110, "savefig.dpi": 150, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
+        "figure.dpi": 110, "savefig.dpi": 150, "figure.constrained_layout.use": True,
         "legend.frameon": False, "axes.titlesize": "medium", "axes.titlelocation": "left"})
 
 
-def save(figure, name: str, results_dir: str = "") -> Path:
+def folder(results_dir: str = "") -> Path:
+    """Where figures go; made if need be."""
+    from reproduce.runs import ROOT
+
+    path = Path(results_dir).expanduser() / "figures" if results_dir else ROOT / "figures"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def save(figure, name: str, results_dir: str = "") -> None:
     """Write figures/<name>.png, or that of another results folder into it, and show the file itself: what a notebook
     shows is what it saved, drawn once. Its bytes depend on the figure alone."""
     from IPython.display import Image, display
 
-    from reproduce.runs import ROOT
-
-    path = (Path(results_dir).expanduser() / "figures" if results_dir else ROOT / "figures") / f"{name}.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, metadata={"Software": None}, bbox_inches="standard")
+    path = folder(results_dir) / f"{name}.png"
+    figure.savefig(path, metadata={"Software": None})
     width = round(figure.get_figwidth() * 80)
     figure.clear()  # nothing is left for the notebook to draw a second time
     plt.close(figure)
     display(Image(filename=path, width=width, alt=name))
-    return path
 
 
 # ---- one run
@@ -146,7 +151,7 @@ def lambda1_curve(table: pd.DataFrame, column: str, ax, floor: float | None = No
         last = abs(table.loc[table["lambda1"] == table["lambda1"].max(), column] - floor).min()
         floor_line(100 * floor, len(places) - 1 if last > 0.06 else 0, ax)
     weight_axis(places, ax)
-    ax.legend(loc="best")
+    ax.legend(loc="lower left", fontsize="small", handlelength=1.2)
 
 
 def published_curve(published: pd.DataFrame, ax, values=None) -> None:
@@ -288,8 +293,12 @@ def trace_grid(shown: list[dict], images: list[int], axes) -> None:
             if column == 0:
                 label = int(one["labels"][i])
                 ax.set_ylabel(f"image {image}" + (f"\nclass {label}" if label >= 0 else ""), rotation=0, ha="right", va="center", fontsize="small")
-    axes[0, 0].figure.supxlabel("epoch", fontsize="medium")
-    axes[0, 0].figure.supylabel("probability of each cluster", fontsize="medium")
+    figure = axes[0, 0].figure
+    width, height = figure.get_size_inches()
+    figure.set_layout_engine("none")  # margins in inches: solving for so many panels takes seconds
+    figure.subplots_adjust(left=1.25 / width, right=1 - 0.1 / width, bottom=0.65 / height, top=1 - 0.6 / height, wspace=0.12, hspace=0.2)
+    figure.supxlabel("epoch", fontsize="medium")
+    figure.supylabel("probability of each cluster", fontsize="medium")
 
 
 def name_axes(axes, ylabel: str) -> None:

@@ -5,6 +5,7 @@ Labels, where there are any, are used to describe what was learned without them.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -31,21 +32,39 @@ def extremes(table: pd.DataFrame, rule: str, seed: int = 0) -> pd.DataFrame:
     return kept.iloc[list(dict.fromkeys([int(np.nanargmax(reached)), int(np.nanargmin(reached))]))]
 
 
-def embedded(run, rule: str, n: int) -> dict:
-    """UMAP of one run's features, for at most n images evenly spread over the data set: "title", "points" ``[n, 2]``,
-    "clusters" and "labels" ``[n]`` (labels None without any), "names", "wrong" ``[n]`` (clusters in the best
-    one-to-one matching with the classes), "wrong_mixed": share of errors whose neighbours are mostly of another class."""
+def pictures(picked: pd.DataFrame, rule: str, n: int, store: Path) -> list[dict]:
+    """``embedded`` for each run. A seed does not make two machines draw the same UMAP, so the coordinates are kept
+    in the file ``store``, each under the hash of the features that it was made of; what is there is not made again."""
+    kept = dict(np.load(store)) if store.exists() else {}
+    found = [embedded(run, rule, n, kept) for _, run in picked.iterrows()]
+    used = {one["key"]: one["points"] for one in found}
+    if used and used.keys() != kept.keys():
+        np.savez(store, **used)
+    return found
+
+
+def coordinates(features: np.ndarray) -> np.ndarray:
+    """UMAP, ``[N, D]`` -> ``[N, 2]``; imported late, for it takes seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm, on a missing widget
         import umap
 
+    return umap.UMAP(random_state=0, n_jobs=1, n_epochs=200).fit_transform(features)
+
+
+def embedded(run, rule: str, n: int, kept: dict[str, np.ndarray]) -> dict:
+    """UMAP of one run's features, for at most n images evenly spread over the data set: "title", "points" ``[n, 2]``,
+    "key" under which they are kept, "clusters" and "labels" ``[n]`` (labels None without any), "names", "wrong" ``[n]``
+    (clusters in the best one-to-one matching with the classes), "wrong_mixed": share of errors whose neighbours are
+    mostly of another class."""
     stored = np.load(Path(run["path"]) / "embeddings.npz")
     used = rule if rule in stored else "kmeans_embedding"
     every, clusters, labels = (stored[k].astype(t) for k, t in (("embedding", np.float32), (used, int), ("labels", int)))
     shown = np.unique(np.linspace(0, len(every) - 1, min(n, len(every))).astype(int))
+    key = hashlib.sha256(every[shown].tobytes()).hexdigest()[:16]
     found = {"title": f"{run['method'].upper()}, {label(run)}", "labels": None, "wrong": None, "wrong_mixed": 0.0, "clusters": clusters[shown],
-             "names": [str(k) for k in range(clusters.max() + 1)],
-             "points": umap.UMAP(random_state=0, n_jobs=1).fit_transform(every[shown])}
+             "names": [str(k) for k in range(clusters.max() + 1)], "key": key,
+             "points": kept[key] if key in kept else coordinates(every[shown])}
     if labels.min() < 0:
         return found
     classes = labels.max() + 1

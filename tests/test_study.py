@@ -254,14 +254,20 @@ def test_extremes_are_the_best_and_the_worst_of_those_with_an_embedding(table):
 
 
 def test_embedded_gives_clusters_the_number_of_their_class(table, monkeypatch):
-    import sys
-    import types
-
-    fake = types.SimpleNamespace(UMAP=lambda **_: types.SimpleNamespace(fit_transform=lambda x: x[:, :2]))
-    monkeypatch.setitem(sys.modules, "umap", fake)
-    one = neighbourhood.embedded(neighbourhood.extremes(table, "lowest_loss_head").iloc[0], "lowest_loss_head", 30)
+    monkeypatch.setattr(neighbourhood, "coordinates", lambda features: features[:, :2])
+    one = neighbourhood.embedded(neighbourhood.extremes(table, "lowest_loss_head").iloc[0], "lowest_loss_head", 30, {})
     assert one["points"].shape == (30, 2) and one["wrong"][:2].all() and one["wrong"].sum() == 2  # images 0 and 2 of the three wrong ones
     assert one["wrong_mixed"] == 0.0  # the classes are far apart: the head errs, not the features
+
+
+def test_coordinates_are_made_once_and_anew_for_other_features(table, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(neighbourhood, "coordinates", lambda features: made.append(1) or features[:, :2] + len(made))
+    picked, store = neighbourhood.extremes(table, "lowest_loss_head").head(1), tmp_path / "embeddings.npz"
+    first, again = (neighbourhood.pictures(picked, "lowest_loss_head", 30, store)[0] for _ in range(2))
+    assert len(made) == 1 and (first["points"] == again["points"]).all()
+    neighbourhood.pictures(picked, "lowest_loss_head", 20, store)
+    assert len(made) == 2 and len(np.load(store).files) == 1  # what is no longer used is forgotten
 
 
 def test_label_agreement_counts_neighbours_without_the_image_itself():
