@@ -144,8 +144,6 @@ class Config:
             yield f"folder is {self.folder!r}, but dataset is {self.dataset!r}: add -p dataset folder"
         if self.image_size and self.dataset != "folder":
             yield f"image_size is {self.image_size}, but only dataset 'folder' is resized, not {self.dataset!r}"
-        if 0 < self.image_size < 8:
-            yield f"image_size is {self.image_size}: it must be 0, for the data set's own, or at least 8"
         side = self.side
         if self.stem == "imagenet" and self.backbone == "small":
             yield "stem is 'imagenet', but backbone is 'small', which has no such stem: choose a resnet or stem 'cifar'"
