@@ -148,8 +148,9 @@ def lambda1_curve(table: pd.DataFrame, column: str, ax, floor: float | None = No
         ax.plot(at, stats["mean"], marker=marker, color=color, label=text)
         ax.fill_between(at, stats["mean"] - stats["std"], stats["mean"] + stats["std"], color=color, alpha=0.15, linewidth=0)
     if floor is not None:
-        last = abs(table.loc[table["lambda1"] == table["lambda1"].max(), column] - floor).min()
-        floor_line(100 * floor, len(places) - 1 if last > 0.06 else 0, ax)
+        means = (table.groupby(["lambda1", "entropy"])[column].mean() - floor).rename(places)
+        spans = {at: means[means.index.get_level_values(0).isin([at - 1, at, at + 1])] for at in range(1, max(2, len(places) - 1))}
+        floor_line(100 * floor, max(spans, key=lambda at: abs(spans[at]).min() if abs(spans[at].sum()) == abs(spans[at]).sum() > 0 else 0), ax)
     weight_axis(places, ax)
     ax.legend(loc="lower left", fontsize="small", handlelength=1.2)
 
@@ -166,7 +167,7 @@ def published_curve(published: pd.DataFrame, ax, values=None) -> None:
     ax.plot(course["lambda1"].map(places), course["acc"], marker="s", color=ENTROPY["sample"][1], label="course reproduction")
     for x, y in [(places[2.0], paper), *zip(course["lambda1"].map(places), course["acc"])]:
         ax.annotate(f"{y:.1f}", (x, y), (0, 8), textcoords="offset points", ha="center", fontsize="small")
-    floor_line(floor, len(places) - 1, ax)
+    floor_line(floor, len(places) / 2 - 0.5, ax)
     weight_axis(places, ax)
     ax.legend(loc="upper left")
 
@@ -177,10 +178,9 @@ def weight_axis(places: dict[float, int], ax) -> None:
 
 
 def floor_line(percent: float, x: float, ax) -> None:
-    """A dotted line over the whole width, named at its left end (x = 0) or its right."""
+    """A dotted line over the whole width, named at x."""
     ax.axhline(percent, color="0.35", linestyle=":", linewidth=1.2)
-    ax.annotate("k-means on pixels", (x + (-0.3 if x == 0 else 0.3), percent), (0, 4), textcoords="offset points",
-                ha="left" if x == 0 else "right", fontsize="small")
+    ax.annotate("k-means on pixels", (x, percent), (0, 4), textcoords="offset points", ha="center", fontsize="small")
 
 
 def rank_curve(heads: pd.DataFrame, ax) -> None:
@@ -232,13 +232,13 @@ def embedding(points, groups, names, ax, wrong=None, title: str = "") -> None:
     palette = sns.color_palette("colorblind" if len(names) <= 10 else "husl", len(names))
     for g, (name, color) in enumerate(zip(names, palette)):
         shown = groups == g
-        ax.scatter(*points[shown].T, s=7, color=color, linewidths=0, label=name)
+        ax.scatter(*points[shown].T, s=9, color=color, linewidths=0, label=name)
         if shown.any():
             ax.text(*np.median(points[groups == g], 0), str(name), ha="center", va="center", fontsize=9, weight="bold",
                     bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
     if wrong is not None and wrong.any():
         few = wrong.mean() < 0.1
-        ax.scatter(*points[wrong].T, s=24 if few else 9, marker="x", color="black", linewidths=0.9 if few else 0.5, label="error")
+        ax.scatter(*points[wrong].T, s=24 if few else 6, marker="x", color="black", linewidths=0.9 if few else 0.3, label="error")
     ax.set(xticks=[], yticks=[], title=title)
     ax.grid(False)
     sns.despine(ax=ax, left=True, bottom=True)
@@ -295,10 +295,10 @@ def trace_grid(shown: list[dict], images: list[int], axes) -> None:
                 ax.set_ylabel(f"image {image}" + (f"\nclass {label}" if label >= 0 else ""), rotation=0, ha="right", va="center", fontsize="small")
     figure = axes[0, 0].figure
     width, height = figure.get_size_inches()
-    figure.set_layout_engine("none")  # margins in inches: solving for so many panels takes seconds
-    figure.subplots_adjust(left=1.25 / width, right=1 - 0.1 / width, bottom=0.65 / height, top=1 - 0.6 / height, wspace=0.12, hspace=0.2)
+    if figure.get_layout_engine() is None:  # margins in inches: solving for so many panels takes seconds
+        figure.subplots_adjust(left=1.5 / width, right=1 - 0.15 / width, bottom=0.7 / height, top=1 - 0.6 / height, wspace=0.12, hspace=0.2)
     figure.supxlabel("epoch", fontsize="medium")
-    figure.supylabel("probability of each cluster", fontsize="medium")
+    figure.supylabel("probability of each cluster", fontsize="medium", x=0.12 / width)
 
 
 def name_axes(axes, ylabel: str) -> None:
@@ -306,4 +306,5 @@ def name_axes(axes, ylabel: str) -> None:
     for ax in axes[1:]:
         ax.set_ylabel("")
     axes[0].set_ylabel(ylabel)
-    axes[0].legend(loc="center left", fontsize="small")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(loc="center left", fontsize="small")

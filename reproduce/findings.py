@@ -91,7 +91,7 @@ def linear_time(b: int = 512, k: int = 10, h: int = 10, repeats: int = 7) -> str
             form().sum().backward()
             times.append(time.perf_counter() - began)
     fast, slow = (sorted(times)[repeats // 2] for times in seconds.values())
-    difference = float((linear() - pairwise()).abs().max())
+    difference = float((linear() - pairwise()).detach().abs().max())
     return (f"B = {b}, K = {k}, H = {h}, forward and backward, medians of {repeats}: {1e3 * fast:.1f} ms against {1e3 * slow:.0f} ms for the B × B form, "
             f"**{slow / fast:.0f} times** faster on {torch.get_num_threads()} threads; largest difference between the values {difference:.1e} nats.")
 

@@ -62,7 +62,7 @@ def embedded(run, rule: str, n: int, kept: dict[str, np.ndarray]) -> dict:
     every, clusters, labels = (stored[k].astype(t) for k, t in (("embedding", np.float32), (used, int), ("labels", int)))
     shown = np.unique(np.linspace(0, len(every) - 1, min(n, len(every))).astype(int))
     key = hashlib.sha256(every[shown].tobytes()).hexdigest()[:16]
-    found = {"title": f"{run['method'].upper()}, {label(run)}", "labels": None, "wrong": None, "wrong_mixed": 0.0, "clusters": clusters[shown],
+    found = {"title": f"{run['method']}, {label(run)}", "labels": None, "wrong": None, "wrong_mixed": 0.0, "clusters": clusters[shown],
              "names": [str(k) for k in range(clusters.max() + 1)], "key": key,
              "points": kept[key] if key in kept else coordinates(every[shown])}
     if labels.min() < 0:

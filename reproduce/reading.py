@@ -18,16 +18,20 @@ NONE = "No runs yet: `make study` makes them all, `make report` a few in minutes
 def say_runs(table: pd.DataFrame, results_dir: str = "") -> Markdown:
     """How much there is to read."""
     local = len(load(results_dir, part="local"))
-    beside = f" {local} more made on this machine stand in `local`." if local else ""
+    beside = f" Made on this machine: {count(local, 'run')} in `local`." if local else ""
     if table.empty:
         return Markdown(NONE + beside)
-    each = "; ".join(f"{d}: {len(t)} runs of {t['setting'].nunique()} settings ({', '.join(t['method'].unique())})"
+    each = "; ".join(f"{d}: {count(len(t), 'run')} of {count(t['setting'].nunique(), 'setting')} ({', '.join(t['method'].unique())})"
                      for d, t in table.groupby("data", sort=False))
     bare = len(table) - len(labelled(table))
-    unscored = f" {bare} of them have no labels and so no scores." if bare else ""
+    unscored = f" Without labels, and so without scores: {count(bare, 'run')}." if bare else ""
     took, devices = table["seconds"].sum(), ", ".join(sorted(table["device_name"].dropna().unique()))
     time = f"{took / 3600:.1f} hours" if took >= 3600 else f"{took / 60:.0f} minutes"
     return Markdown(f"{each}. Training took {time} in all, on {devices}.{unscored}{beside}")
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def pair(table: pd.DataFrame, lambda1: float, column: str) -> dict[str, pd.Series]:
@@ -39,16 +43,23 @@ def pair(table: pd.DataFrame, lambda1: float, column: str) -> dict[str, pd.Serie
 def read_grid(table: pd.DataFrame, rule: str) -> Markdown:
     """The two entropies at the paper's weight, and whether the course's trend over lambda1 is seen here."""
     said = []
-    for data, part in labelled(table).groupby("data", sort=False):
+    for data, part in labelled(table[table["grid"]]).groupby("data", sort=False):
+        said.append(f"**{data}**, {SHORT[rule]}:")
         batch, sample = pair(part, 1.0, f"{rule}_acc").values()
         if len(batch) and len(sample):
-            said.append(f"**{data}**, {SHORT[rule]}, λ1 = 1: the entropy of the batch mean reaches ACC **{spread(batch)} %** (n = {len(batch)}), "
+            said.append(f"At λ1 = 1 the entropy of the batch mean reaches ACC **{spread(batch)} %** (n = {len(batch)}), "
                         f"that of each sample **{spread(sample)} %** (n = {len(sample)}); difference {points(batch, sample)} points.")
         low, high = (pair(part, w, f"{rule}_acc")["sample"] for w in (0.1, 1.0))
         if len(low) and len(high):
             said.append(f"With the entropy of each sample, going from λ1 = 1 to 0.1 gains {points(low, high)} points here ({verdict(*gap(low, high))}); "
                         "the course reproduction gained 7.2 on CIFAR-10.")
-    return Markdown(" ".join(said) or "The grid has no pair of runs at λ1 = 1 to compare yet.")
+        gaps = {w: sides for w in sorted(part["lambda1"].unique()) if all(map(len, (sides := pair(part, w, f"{rule}_acc")).values()))}
+        if len(gaps) > 1:
+            wide = max(gaps, key=lambda w: abs(gap(gaps[w]["batch"], gaps[w]["sample"])[0]))
+            said.append(f"The two are furthest apart at λ1 = {wide:g}: {spread(gaps[wide]['batch'])} % and {spread(gaps[wide]['sample'])} %.")
+        if said[-1].endswith(":"):
+            said.append("no weight has runs of both entropies yet.")
+    return Markdown(" ".join(said) or "There are no runs with labels to compare yet.")
 
 
 def verdict(mean: float, error: float) -> str:

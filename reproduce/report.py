@@ -56,6 +56,11 @@ def execute(notebook: Path, executed: Path, **parameters) -> None:
         raise ConfigError(f"{notebook.name}: {lines[-1]}")
 
 
+def forget_place(executed: Path) -> None:
+    """Make the paths in an executed notebook relative to the repository: where it lay is nobody's concern."""
+    executed.write_text(executed.read_text(encoding="utf-8").replace(f"{ROOT}/", ""), encoding="utf-8")
+
+
 def build(results_dir: str = "") -> Path:
     """Execute the figure notebooks, render them, write ``index.html``; returns its path."""
     results = Path(results_dir).resolve() if results_dir else ROOT / "results"
@@ -63,6 +68,7 @@ def build(results_dir: str = "") -> Path:
     def render(name: str) -> None:
         executed = results / f"{name}.ipynb"
         execute(ROOT / "notebooks" / f"{name}.ipynb", executed, results_dir=results_dir)
+        forget_place(executed)
         to_html(executed, executed.with_suffix(".html"))
 
     with ThreadPoolExecutor(2) as pool:  # each in a process of its own; the one that takes longest first

@@ -177,22 +177,27 @@ def chosen_head(path) -> int:
     return lowest_loss_head(losses) if losses else 0
 
 
+def first_grid(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the first data set's grid of lambda1 and entropy."""
+    grid = table[table["grid"] & (table["method"] == "crlc")]
+    return grid[grid["data"] == grid["data"].iloc[0]] if len(grid) else grid
+
+
 def weights(table: pd.DataFrame) -> list[float]:
-    """Up to three values of lambda1 to show: the course reproduction's, or the spread of what there is."""
-    values = sorted(table["lambda1"].unique())
+    """Up to three values of lambda1 to show of the first grid: the course reproduction's, or the spread of what there is."""
+    values = sorted(first_grid(table)["lambda1"].unique())
     if {0.1, 0.3, 1.0} <= set(values):
         return [0.1, 0.3, 1.0]
     return [values[i] for i in sorted({0, len(values) // 2, len(values) - 1})] if values else []
 
 
 def traces(table: pd.DataFrame, seed: int = 0) -> list[dict]:
-    """The probabilities over the epochs in the lowest-loss head of one run for each lambda1 of ``weights`` and entropy,
-    of the first data set: "title", "epochs" ``[E]``, "images" ``[I]``, "labels" ``[I]``, "probabilities" ``[E, I, K]``,
+    """The probabilities over the epochs in the lowest-loss head of one run of the first grid, for each lambda1 of
+    ``weights`` and each entropy: "title", "epochs" ``[E]``, "images" ``[I]``, "labels" ``[I]``, "probabilities" ``[E, I, K]``,
     "mass" ``[E, K]``."""
     found = []
-    of_heads = table[table["grid"] & (table["method"] == "crlc")]
-    first = of_heads[of_heads["data"] == of_heads["data"].iloc[0]] if len(of_heads) else of_heads
-    for _, run in picked(first[first["lambda1"].isin(weights(first))], "traces.npz", seed).iterrows():
+    first = first_grid(table)
+    for _, run in picked(first[first["lambda1"].isin(weights(table))], "traces.npz", seed).iterrows():
         stored, head = dict(np.load(Path(run["path"]) / "traces.npz")), chosen_head(run["path"])
         found.append({**stored, "title": f"λ1 = {run['lambda1']:g}\n{ENTROPY[run['entropy']].removeprefix('the ')}", "entropy": run["entropy"],
                       "lambda1": run["lambda1"], "seed": run["seed"], "data": run["data"],

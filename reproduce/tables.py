@@ -12,7 +12,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from reproduce import runs
-from reproduce.study import ENTROPY, called, command, load, plain, root
+from reproduce.study import ENTROPY, called, command, first_grid, load, plain, root
 
 SHORT = {"first_head": "first head", "mean_of_heads": "mean of heads", "lowest_loss_head": "lowest-loss head", "aligned_average": "aligned average",
          "best_head_oracle": "best head (oracle)", "kmeans_embedding": "k-means, features", "kmeans_pixels": "k-means, pixels"}
@@ -175,9 +175,8 @@ def beside(table: pd.DataFrame, data: str, rule: str = "lowest_loss_head") -> pd
 def confidence(table: pd.DataFrame, lambda1s: list[float], values: bool = False) -> pd.DataFrame:
     """How decided the predictions for the traced images are at the end, all heads and seeds together: a row a lambda1
     and entropy of the first data set's grid. With ``values``, the largest probability of every prediction instead."""
-    grid = table[table["grid"] & (table["method"] == "crlc") & table["lambda1"].isin(lambda1s)]
-    rows = []
-    for (lambda1, entropy), same in grid[grid["data"] == grid["data"].head(1).squeeze()].groupby(["lambda1", "entropy"]):
+    grid, rows = first_grid(table), []
+    for (lambda1, entropy), same in grid[grid["lambda1"].isin(lambda1s)].groupby(["lambda1", "entropy"]):
         files = [Path(p) / "traces.npz" for p in same["path"] if (Path(p) / "traces.npz").exists()]
         stored = [np.load(f) for f in files]
         ends = [s["probabilities"][-1].astype(float) for s in stored]  # [I, H, K]

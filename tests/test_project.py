@@ -39,6 +39,11 @@ def test_no_file_names_a_machine_or_a_registry():
             assert not re.search(r"/root/|/home/\w|/work/|/tmp/w|index-url|pypi\.org/simple", path.read_text(encoding="utf-8")), path
 
 
+def test_no_executed_notebook_tells_where_it_lay():
+    for path in (p for p in (ROOT / "results").rglob("*.*") if p.suffix in (".ipynb", ".html", ".json") and "local" not in p.parts):
+        assert not re.search(r"[\"' >](/tmp|/root|/home|/work|/Users)/", path.read_text(encoding="utf-8")), path
+
+
 def test_the_readme_names_files_that_exist():
     for name in re.findall(r"`((?:notebooks|reproduce|results|figures|tests)/[\w./-]+)`", (ROOT / "README.md").read_text()):
         assert (ROOT / name).exists() or "<" in name or name.startswith("results/local"), name

@@ -304,7 +304,7 @@ def test_runs_without_labels_are_counted_and_not_scored(tmp_path):
     table = study.load(str(tmp_path))
     assert table["data"].tolist() == ["mine"]
     said = everything_said(table, str(tmp_path))
-    assert "1 of them have no labels" in said[0].data and not re.search(r"\bnan\b", " ".join(s.data for s in said))
+    assert "Without labels, and so without scores: 1 run." in said[0].data and not re.search(r"\bnan\b", " ".join(s.data for s in said))
     assert len(tables.scores(table)) == 0 and len(tables.rows_behind(table, str(tmp_path))) == 1
     assert len(neighbourhood.extremes(table, "lowest_loss_head")) == 1
 
