@@ -1,7 +1,8 @@
-"""Networks from images to features. Definitions are torchvision's; only the first layer is ours."""
+"""Networks from images to features. ResNets are torchvision's but for their first layer."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,10 +10,18 @@ from reproduce.config import Config
 
 
 def build(config: Config, channels: int) -> nn.Module:
-    """The backbone of a configuration; ``.n_features`` is the width of its output ``[N, n_features]``."""
+    """The backbone of a configuration: images ``[N, channels, H, W]`` -> ``[N, n_features]``.
+
+    ``.n_features`` is that width; ``.probed`` names the layers that a linear probe looks at, and their modules.
+    """
+    seen = 2 if config.sobel else channels
     if config.backbone == "small":
-        return Small(channels, config.width)
-    return resnet(config.backbone, config.stem, channels)
+        net = Small(seen, config.width)
+    elif config.backbone in LAYERS:
+        net = Plain(config.backbone, config.stem, seen, config.side)
+    else:
+        net = resnet(config.backbone, config.stem, seen)
+    return Filtered(Sobel(channels), net) if config.sobel else net
 
 
 class Small(nn.Module):
@@ -21,6 +30,7 @@ class Small(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.n_features = 2 * width
+        self.probed = {"conv1": "stem", "conv2": "inner.0", "conv3": "inner.2", "conv4": "last"}
         self.stem = conv_bn(channels, width)
         self.inner = nn.Sequential(conv_bn(width, width), nn.ReLU(inplace=True), conv_bn(width, width))
         self.last = conv_bn(width, 2 * width)
@@ -55,4 +65,77 @@ def resnet(name: str, stem: str, channels: int) -> nn.Module:
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.n_features = net.fc.in_features
     net.fc = nn.Identity()
+    net.probed = {"conv1": "bn1", **{f"layer{i}": f"layer{i}" for i in (1, 2, 3, 4)}}
     return net
+
+
+# channels of each 3 x 3 convolution (AlexNet's first two: 11 x 11 and 5 x 5); "M": max-pooling
+LAYERS = {
+    "alexnet": (96, "M", 256, "M", 384, 384, 256, "M"),
+    "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+}
+
+
+class Plain(nn.Module):
+    """AlexNet or VGG-16 with batch norm, as DeepCluster trains them: convolutions, then two wide layers with dropout.
+
+    The output is taken *before* the last ReLU: half of what k-means could tell apart would else be zero. side: of
+    the images; fewer pixels than ImageNet's 224 leave a smaller map before the wide layers.
+    """
+
+    def __init__(self, name: str, stem: str, channels: int, side: int):
+        super().__init__()
+        self.n_features, self.probed = 4096, {}
+        pool = {"alexnet": 3, "vgg16": 2}[name]
+        blocks = []
+        for width in LAYERS[name]:
+            if width == "M":
+                blocks.append(nn.MaxPool2d(pool, 2))
+                side = (side - pool) // 2 + 1
+                continue
+            n = len(self.probed)
+            kernel, stride, padding = 3, 1, 1
+            if name == "alexnet" and n == 0 and stem == "imagenet":
+                kernel, stride, padding = 11, 4, 2
+            if name == "alexnet" and n == 1:
+                kernel, padding = 5, 2
+            conv = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            self.probed[f"conv{n + 1}"] = f"convolutions.{len(blocks)}"
+            blocks.append(nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)))
+            channels, side = width, (side + 2 * padding - kernel) // stride + 1
+        side = min(side, {"alexnet": 6, "vgg16": 7}[name])
+        self.convolutions = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(side)
+        self.wide = nn.Sequential(nn.Dropout(0.5), nn.Linear(channels * side**2, 4096), nn.ReLU(inplace=True),
+                                  nn.Dropout(0.5), nn.Linear(4096, 4096))
+        for layer in self.wide:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide(self.pool(self.convolutions(x)).flatten(1))
+
+
+class Sobel(nn.Module):
+    """Horizontal and vertical edges of the gray image: ``[N, C, H, W]`` -> ``[N, 2, H, W]``. Colour is gone, so that no
+    cluster can be one of a colour."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        edge = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
+        kernel = torch.stack([edge, edge.T]).unsqueeze(1) / channels  # the gray image is the channels' mean
+        self.register_buffer("kernel", kernel.expand(-1, channels, -1, -1).clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel.to(x.dtype), padding=1)
+
+
+class Filtered(nn.Sequential):
+    """A backbone behind a fixed filter."""
+
+    def __init__(self, fixed: nn.Module, net: nn.Module):
+        super().__init__(fixed, net)
+        self.n_features = net.n_features
+        self.probed = {name: f"1.{module}" for name, module in net.probed.items()}

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
+LEAST_SIDE = {"resnet18": 16, "resnet34": 16, "resnet50": 16, "alexnet": 16, "vgg16": 32,  # pixels, by backbone and by (backbone, stem)
+              **{(name, "imagenet"): 32 for name in ("resnet18", "resnet34", "resnet50")}, ("alexnet", "imagenet"): 64}
+
 
 class ConfigError(ValueError):
     """A setting, or a file that a setting names, cannot be used."""
@@ -26,11 +29,12 @@ class ConfigError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
-def setting(default, why, choices=None, low=None, high=None, identity=True, group=None):
-    """A dataclass field with its reason, its range and whether it changes what a run computes."""
+def setting(default, why, choices=None, low=None, high=None, identity=True, group=None, only=None):
+    """A dataclass field with its reason, its range, whether it changes what a run computes, and the methods
+    that know it (``only``, in words; None: all)."""
     return dataclasses.field(
         default=default,
-        metadata=dict(why=why, choices=choices, low=low, high=high, identity=identity, group=group),
+        metadata=dict(why=why, choices=choices, low=low, high=high, identity=identity, group=group, only=only and only.split()),
     )
 
 
@@ -45,25 +49,37 @@ class Config:
     limit: int = setting(0, "use only so many images of each part, for a quick look; 0: every image", low=0)
     n_clusters: int = setting(0, "K; 0: the number of classes of the data set", low=0, high=100_000)
     # ---- method and loss
-    method: str = setting("crlc", "one file in reproduce/methods/", choices=("crlc",), group="method and loss")
-    lambda1: float = setting(1.0, "weight of the entropy, averaged over the views, that CRLC maximises", low=0)
-    entropy: str = setting("batch", "entropy of the mean over the batch, or of each sample (the course's reading)", choices=("batch", "sample"))
-    entropy_smoothed: bool = setting(False, "take that entropy of the smoothed probabilities")
-    lambda2: float = setting(10.0, "weight of the feature contrast", low=0)
-    temperature: float = setting(0.1, "of the feature contrast", low=1e-3, high=100)
-    critic: str = setting("log_dot", "of the probability contrast", choices=("log_dot", "dot", "neg_l2", "neg_js"))
-    smoothing: float = setting(0.01, "gamma: p -> (1 - gamma) p + gamma / K inside the probability contrast", low=0, high=1)
-    logit_clamp: float = setting(25.0, "logits beyond this are pulled back; 0: never", low=0)
-    logit_clamp_weight: float = setting(0.01, "how hard they are pulled back", low=0)
-    n_heads: int = setting(10, "H, clustering heads on one backbone", low=1, high=1000)
-    projection_dim: int = setting(128, "width of the contrasted features", low=2, high=65_536)
+    method: str = setting("crlc", "one file in reproduce/methods/", choices=("crlc", "simclr", "moco", "byol", "simsiam", "pcl", "cc", "propos", "deepcluster"), group="method and loss")
+    lambda1: float = setting(1.0, "weight of the entropy, averaged over the views, that CRLC maximises", low=0, only="crlc")
+    entropy: str = setting("batch", "entropy of the mean over the batch, or of each sample (the course's reading)", choices=("batch", "sample"), only="crlc")
+    entropy_smoothed: bool = setting(False, "take that entropy of the smoothed probabilities", only="crlc")
+    lambda2: float = setting(10.0, "weight of the feature contrast", low=0, only="crlc")
+    temperature: float = setting(0.1, "of the contrast between images", low=1e-3, high=100, only="crlc simclr moco pcl cc")
+    cluster_temperature: float = setting(1.0, "of the contrast between clusters (CC) or their prototypes (ProPos)", low=1e-3, high=100, only="cc propos")
+    critic: str = setting("log_dot", "of the probability contrast", choices=("log_dot", "dot", "neg_l2", "neg_js"), only="crlc")
+    smoothing: float = setting(0.01, "gamma: p -> (1 - gamma) p + gamma / K inside the probability contrast", low=0, high=1, only="crlc")
+    logit_clamp: float = setting(25.0, "logits beyond this are pulled back; 0: never", low=0, only="crlc")
+    logit_clamp_weight: float = setting(0.01, "how hard they are pulled back", low=0, only="crlc")
+    queue_size: int = setting(1024, "keys of earlier batches that serve as negatives", low=1, high=10_000_000, only="moco pcl")
+    ema: float = setting(0.99, "the target network keeps this share of itself at each step", low=0, high=1, only="moco byol pcl propos")
+    ema_schedule: str = setting("constant", "of that share: constant, or a ramp that ends at 1", choices=("constant", "ramp"), only="moco byol pcl propos")
+    prototypes: str = setting("20 40 80", "numbers of clusters, each a granularity of the prototypes", only="pcl")
+    prototype_weight: float = setting(0.1, "weight of the contrast with, or between, prototypes", low=0, only="pcl propos")
+    prototype_warmup: int = setting(10, "epochs before prototypes enter the loss", low=0, only="pcl propos")
+    sigma: float = setting(0.001, "standard deviation of the noise that makes a neighbour in the projection space", low=0, high=10, only="propos")
+    pseudo_clusters: int = setting(0, "k of the k-means that makes pseudo-labels; 0: ten times n_clusters", low=0, high=1_000_000, only="deepcluster")
+    pca: int = setting(256, "principal axes, whitened, that this k-means sees; at most all of them", low=1, high=65_536, only="deepcluster")
     # ---- network
-    backbone: str = setting("small", "small is a residual net of four convolutions, for digits", choices=("small", "resnet18", "resnet34", "resnet50"), group="network")
+    backbone: str = setting("small", "small is a residual net of four convolutions, for digits", choices=("small", "resnet18", "resnet34", "resnet50", "alexnet", "vgg16"), group="network")
     width: int = setting(32, "channels of the small backbone", low=1, high=1024)
-    stem: str = setting("cifar", "first layer of a ResNet: 3x3 stride 1, or 7x7 stride 2 with max-pool", choices=("cifar", "imagenet"))
-    head_hidden: int = setting(128, "hidden width of every head", low=1, high=65_536)
-    head_bias: bool = setting(True, "linear layers of the heads have a bias")
-    head_init: str = setting("kaiming", "kaiming: uniform with gain sqrt(2), zero bias; torch: the library's default", choices=("kaiming", "torch"))
+    stem: str = setting("cifar", "first layer: 3x3 stride 1, or that for ImageNet (a ResNet's 7x7 stride 2 with max-pool, AlexNet's 11x11 stride 4)", choices=("cifar", "imagenet"))
+    sobel: bool = setting(False, "the network sees two edge filters of the gray image instead of colours")
+    n_heads: int = setting(10, "H, clustering heads on one backbone", low=1, high=1000, only="crlc")
+    head_hidden: int = setting(128, "hidden width of every head and projector", low=1, high=65_536, only="crlc simclr moco byol simsiam pcl cc propos")
+    head_bias: bool = setting(True, "linear layers of the heads have a bias", only="crlc")
+    head_init: str = setting("kaiming", "kaiming: uniform with gain sqrt(2), zero bias; torch: the library's default", choices=("kaiming", "torch"), only="crlc")
+    projection_dim: int = setting(128, "width of the contrasted features", low=2, high=65_536, only="crlc simclr moco byol simsiam pcl cc propos")
+    predictor_hidden: int = setting(256, "hidden width of the predictor", low=1, high=65_536, only="byol simsiam propos")
     views: str = setting("together", "both views through the network in one pass, or apart: one batch norm for each", choices=("together", "apart"))
     batchnorm_split: int = setting(1, "batch norm over 1/n of the batch, as on n devices", low=1, high=64)
     # ---- augmentation
@@ -88,6 +104,8 @@ class Config:
     optimizer: str = setting("sgd", "sgd has momentum and no Nesterov", choices=("sgd", "adam"))
     learning_rate: float = setting(0.4, "the peak, where the schedule has one", low=0, high=1000)
     schedule: str = setting("onecycle", "of the learning rate over the steps", choices=("constant", "cosine", "onecycle"))
+    predictor_rate: float = setting(1.0, "times the learning rate, for the predictor", low=0, high=1000, only="byol simsiam propos")
+    predictor_schedule: str = setting("same", "the predictor's rate follows the schedule, or stays at the peak", choices=("same", "constant"), only="byol simsiam propos")
     warmup_epochs: int = setting(0, "linear warm-up before a cosine schedule", low=0)
     momentum: float = setting(0.9, "of sgd; beta1 of adam", low=0, high=0.9999)
     weight_decay: float = setting(5e-4, "L2", low=0, high=10)
@@ -144,13 +162,22 @@ class Config:
             yield f"folder is {self.folder!r}, but dataset is {self.dataset!r}: add -p dataset folder"
         if self.image_size and self.dataset != "folder":
             yield f"image_size is {self.image_size}, but only dataset 'folder' is resized, not {self.dataset!r}"
+        for f in dataclasses.fields(self):
+            if f.metadata["only"] and self.method not in f.metadata["only"] and getattr(self, f.name) != f.default:
+                yield (f"{f.name} is {shown(getattr(self, f.name))}, but method is {self.method!r}, which does not know it; "
+                       f"it is for {', '.join(f.metadata['only'])}")
         side = self.side
-        if self.stem == "imagenet" and self.backbone == "small":
-            yield "stem is 'imagenet', but backbone is 'small', which has no such stem: choose a resnet or stem 'cifar'"
-        if self.stem == "imagenet" and side < 32:
-            yield f"stem is 'imagenet', but the images of {self.dataset!r} are {side} x {side}: it needs 32 pixels, stem 'cifar' does not"
-        if self.backbone != "small" and side < 16:
-            yield f"backbone is {self.backbone!r}, but the images of {self.dataset!r} are {side} x {side}: it needs 16 pixels, 'small' does not"
+        if self.stem == "imagenet" and self.backbone in ("small", "vgg16"):
+            yield f"stem is 'imagenet', but backbone is {self.backbone!r}, which has no such stem: choose a resnet, alexnet or stem 'cifar'"
+        least = LEAST_SIDE.get((self.backbone, self.stem), LEAST_SIDE.get(self.backbone, 1))
+        if side < least:
+            yield (f"backbone is {self.backbone!r} and stem is {self.stem!r}, but the images of {self.dataset!r} are {side} x {side}: "
+                   f"it needs {least} pixels, 'small' does not")
+        if self.method in ("moco", "pcl") and self.queue_size % (2 * self.batch_size):
+            yield (f"queue_size is {self.queue_size}, which is not a multiple of {2 * self.batch_size}: each step adds the keys of both views "
+                   f"of batch_size {self.batch_size}")
+        if self.method == "pcl" and not self.granularities:
+            yield f"prototypes is {self.prototypes!r}: it must be whole numbers of at least 2 with spaces between, as '250 500 1000'"
         if self.n_clusters == 1:
             yield "n_clusters is 1: it must be at least 2, or 0 for the number of classes"
         passes = self.batchnorm_split * (2 if self.views == "apart" else 1)
@@ -162,6 +189,13 @@ class Config:
             yield f"warmup_epochs is {self.warmup_epochs}, more than epochs, {self.epochs}"
         if self.smoothing == 0 and self.critic == "log_dot" and self.logit_clamp == 0:
             yield "smoothing and logit_clamp are both 0: the logarithm of the log_dot critic would reach -inf; set one of them"
+
+    @property
+    def granularities(self) -> list[int]:
+        """The numbers in ``prototypes``; none if it is not made of whole numbers of at least 2."""
+        words = self.prototypes.split()
+        numbers = [int(w) for w in words if w.isdecimal() and w.isascii() and len(w) < 10]
+        return numbers if len(numbers) == len(words) and min(numbers, default=0) >= 2 else []
 
     @property
     def side(self) -> int:

@@ -61,11 +61,19 @@ class Images:
         if 0 < limit < len(keep):
             drawn = torch.randperm(len(keep), generator=torch.Generator().manual_seed(0))[:limit]
             keep = keep[drawn.sort()[0]]
-        if len(keep) == len(self):
-            return self
+        return self if len(keep) == len(self) else self.take(keep)
+
+    def take(self, keep: Tensor) -> Images:
+        """Those images whose numbers are in ``keep``, in its order."""
         return dataclasses.replace(
             self, pixels=self.pixels.index_select(0, keep), labels=self.labels[keep], split=self.split[keep],
             files=tuple(self.files[i] for i in keep.tolist()) if self.files else ())
+
+
+def moments(images: Images) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel ``[C]``, of pixels in 0..1."""
+    scaled = images.pixels.flatten(2).transpose(0, 1).flatten(1).double().div_(255)
+    return scaled.mean(1).float(), scaled.std(1).clamp_min(1e-3).float()
 
 
 def load(config: Config) -> Images:

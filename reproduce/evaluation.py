@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce import metrics
+from reproduce import metrics, probes
 from reproduce.augment import Augment
 from reproduce.clustering import KMeans
 from reproduce.config import Config
@@ -19,11 +21,13 @@ from reproduce.methods import Method
 class Watch:
     """Evaluates a method on the evaluation part, and keeps the traces of what it saw."""
 
-    def __init__(self, config: Config, method: Method, augment: Augment, images: Images, n_clusters: int,
+    def __init__(self, config: Config, method: Method, augment: Augment, train: Images, images: Images, n_clusters: int,
                  device: torch.device, low_precision: bool):
         self.config, self.method, self.augment = config, method, augment
-        self.images, self.n_clusters, self.device, self.low_precision = images, n_clusters, device, low_precision
-        self.pixels = images.pixels.to(device)
+        self.train, self.images, self.n_clusters, self.low_precision = train, images, n_clusters, low_precision
+        self.device, self.same = device, config.split == "all"  # trained and scored on the same images
+        self.train_pixels = train.pixels.to(device)
+        self.pixels = self.train_pixels if self.same else images.pixels.to(device)
         self.labels = images.labels.numpy()
         spread = torch.linspace(0, len(images) - 1, min(config.trace_images, len(images))).long()
         self.traced = spread.unique().numpy()
@@ -31,40 +35,46 @@ class Watch:
         self.traces: list[np.ndarray] = []
         self.mass: list[np.ndarray] = []
         self.head_losses: list[float] | None = None
+        self.last: dict[str, Tensor] | None = None
 
     @torch.no_grad()
-    def extract(self, what: Callable[[Tensor], Tensor | None], pixels: Tensor | None = None, batch: int = 2048) -> Tensor | None:
-        """``what`` (``method.embed``, ``method.assign``) of all images, in evaluation mode; samples on the next-to-last axis."""
+    def extract(self, network: Callable[[Tensor], Tensor | dict[str, Tensor]], pixels: Tensor, batch: int = 2048):
+        """A network's output, or its named outputs, for all images in evaluation mode; samples on the next-to-last axis."""
         training = self.method.training
         self.method.eval()
         parts = []
-        for part in (self.pixels if pixels is None else pixels).split(batch):
+        for part in pixels.split(batch):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-                parts.append(what(self.augment.clean(part)))
+                parts.append(network(self.augment.clean(part)))
         self.method.train(training)
-        return None if parts[0] is None else torch.cat([p.float() for p in parts], -2)
+        if isinstance(parts[0], dict):
+            return {name: torch.cat([p[name].float() for p in parts], -2) for name in parts[0]}
+        return torch.cat([p.float() for p in parts], -2)
 
     def look(self, epoch: int, head_losses: Tensor | None) -> dict:
-        """Evaluate; returns the columns for history."""
-        probabilities = self.extract(self.method.assign)
+        """Evaluate; returns the columns for history, none before any training (epoch 0)."""
+        out = self.last = self.extract(self.method.outputs, self.pixels)
         self.head_losses = None if head_losses is None else [float(x) for x in head_losses]
-        if probabilities is None:
+        if "probabilities" in out:
+            self.epochs.append(epoch)
+            self.traces.append(out["probabilities"][:, self.traced].transpose(0, 1).half().cpu().numpy())
+            self.mass.append(out["probabilities"].mean(1).half().cpu().numpy())
+        if epoch == 0:
             return {}
-        self.epochs.append(epoch)
-        self.traces.append(probabilities[:, self.traced].transpose(0, 1).half().cpu().numpy())
-        self.mass.append(probabilities.mean(1).half().cpu().numpy())
-        if head_losses is None:
-            return {}
-        rules, row = self.rules(probabilities), {}
+        rules, row = self.rules(out), {}
         if self.images.labelled:
             for rule, assignments in rules.items():
                 accuracies = [metrics.accuracy(self.labels, a) for a in np.atleast_2d(assignments)]
                 row[f"{rule}_acc"] = float(np.mean(accuracies))
-        embedding = self.extract(self.method.embed, self.pixels[:512])  # a batch is enough to see a collapse
-        return row | metrics.collapse_monitor(embedding, torch.from_numpy(rules["aligned_average"]), self.n_clusters)
+            row["knn_acc"] = self.knn(out)
+        return row | self.collapse(out, rules)
 
-    def rules(self, probabilities: Tensor) -> dict[str, np.ndarray]:
-        """Assignments ``[N]`` by each way to make one clustering of H heads (all ``[H, N]`` for the mean)."""
+    def rules(self, out: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Assignments ``[N]`` by each way to make one clustering (all ``[H, N]`` for the mean of heads); the last is the
+        one that a label-free reader takes."""
+        if "probabilities" not in out:
+            return {"kmeans_embedding": self.kmeans(out)}
+        probabilities = out["probabilities"]
         heads = probabilities.argmax(-1).cpu().numpy()
         chosen = {"first_head": heads[0], "mean_of_heads": heads}
         if self.head_losses is not None:
@@ -74,25 +84,42 @@ class Watch:
         chosen["aligned_average"] = metrics.align_heads(probabilities).mean(0).argmax(-1).cpu().numpy()
         return chosen
 
+    def kmeans(self, out: dict[str, Tensor]) -> np.ndarray:
+        """k-means by the method's own protocol."""
+        features = self.method.prepare(out[self.method.space])
+        return KMeans(self.n_clusters, seed=self.config.seed).fit_predict(features).cpu().numpy()
+
+    def knn(self, out: dict[str, Tensor]) -> float:
+        """Accuracy of k nearest training images in the backbone's features."""
+        bank = out["backbone"] if self.same else self.extract(self.method.backbone, self.train_pixels)
+        return probes.knn_accuracy(bank, self.train.labels, out["backbone"], self.images.labels, itself=self.same)
+
+    def collapse(self, out: dict[str, Tensor], rules: dict[str, np.ndarray]) -> dict[str, float]:
+        """A batch is enough to see that all embeddings fall into one point."""
+        main = rules[list(rules)[-1]]
+        return metrics.collapse_monitor(out[self.method.space][:512], torch.from_numpy(main), self.n_clusters)
+
+    def pseudo_labels(self) -> dict[str, float]:
+        """How much the pseudo-labels of a method that makes such agree with the labels; the method never knows."""
+        pseudo = getattr(self.method, "pseudo_labels", None)
+        return {} if pseudo is None or not self.train.labelled else {"pseudo_nmi": metrics.nmi(self.train.labels.numpy(), pseudo.cpu().numpy())}
+
     def finish(self) -> tuple[dict, dict, list[dict]]:
         """The last evaluation: for metrics.json, {file: its arrays}, and a row for each file of a folder."""
-        embedding = self.extract(self.method.embed)
-        probabilities = self.extract(self.method.assign)
-        kmeans = KMeans(self.n_clusters, seed=self.config.seed).fit_predict(embedding).cpu().numpy()
-        if probabilities is None:
-            rules = {"kmeans_embedding": kmeans}
-            main = kmeans
-        else:
-            rules = {**self.rules(probabilities), "kmeans_embedding": kmeans}
-            main = rules["aligned_average"]
-        metric = {
-            "scores": self.scores(rules, probabilities) if self.images.labelled else {},
-            "collapse": metrics.collapse_monitor(embedding, torch.from_numpy(main), self.n_clusters),
-        }
+        out = self.last or self.extract(self.method.outputs, self.pixels)
+        rules = self.rules(out)
+        monitor = self.collapse(out, rules)
+        why = metrics.collapse_reason(monitor, self.n_clusters)
+        if "kmeans_embedding" not in rules:
+            rules["kmeans_embedding"] = self.kmeans(out)
+        metric = {"scores": {}, "collapse": {**monitor, "collapsed": bool(why), "why": why}}
+        if self.images.labelled:
+            metric |= {"scores": self.scores(rules), "knn_acc": self.knn(out), "switches": self.switches(out)}
         if self.head_losses is not None:
             each = [self.score(a) for a in rules["mean_of_heads"]] if self.images.labelled else [{}] * len(self.head_losses)
             metric["heads"] = [{"loss": loss, **scores} for loss, scores in zip(self.head_losses, each)]
         shown = {k: v for k, v in rules.items() if k != "mean_of_heads"}
+        embedding = self.method.prepare(out[self.method.space])
         arrays = {
             "embeddings": {"embedding": reduced(embedding).half().cpu().numpy(), "labels": self.labels.astype(np.int16),
                            **{k: v.astype(np.int16) for k, v in shown.items()}},
@@ -103,7 +130,18 @@ class Watch:
         rows = [{"file": file, **{rule: int(a[i]) for rule, a in shown.items()}} for i, file in enumerate(self.images.files)]
         return metric, arrays, rows
 
-    def scores(self, rules: dict[str, np.ndarray], probabilities: Tensor | None) -> dict[str, dict]:
+    def switches(self, out: dict[str, Tensor]) -> list[dict]:
+        """What the protocol of evaluation is worth: k-means on either space, as it is or with length one, with one
+        start or the best of 20 by inertia."""
+        found = []
+        for space, normalized, restarts in itertools.product(("backbone", "projection"), (False, True), (1, 20)):
+            if space in out:
+                features = F.normalize(out[space], dim=-1) if normalized else out[space]
+                clusters = KMeans(self.n_clusters, n_init=restarts, seed=self.config.seed).fit_predict(features)
+                found.append({"space": space, "normalized": normalized, "restarts": restarts, **self.score(clusters.cpu().numpy())})
+        return found
+
+    def scores(self, rules: dict[str, np.ndarray]) -> dict[str, dict]:
         """ACC, NMI, ARI by selection rule; the head picked by its accuracy is called oracle."""
         found = {}
         for rule, assignments in rules.items():

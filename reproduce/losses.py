@@ -48,6 +48,89 @@ def feature_contrast(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor
     return info_nce(gram(z) / temperature)
 
 
+def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
+    """InfoNCE of a query against its own key and a queue of others' keys (MoCo, eq. 1). No gradient reaches a key.
+
+    query, key: ``[B, D]``; queue: ``[Q, D]``. Returns a scalar.
+
+    mean_i  -f(q_i, k_i) + log(exp f(q_i, k_i) + sum_n exp f(q_i, n)),   f = cosine / temperature
+    """
+    same_shape("queue_contrast", query, key)
+    query, key, queue = (F.normalize(wide(x), dim=-1) for x in (query, key.detach(), queue.detach()))
+    positive = (query * key).sum(-1, keepdim=True)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = torch.cat([positive, query @ queue.mT], -1) / temperature
+    return (logits.logsumexp(-1) - logits[:, 0]).mean()
+
+
+def alignment(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of L2-normalised vectors ``[..., B, D]`` -> ``[...]`` (BYOL, eq. 2); 0 to 4. No gradient reaches the target.
+
+    mean_i |p_i - z_i|^2 = mean_i 2 - 2 cos(p_i, z_i)
+    """
+    same_shape("alignment", prediction, target)
+    return (2 - 2 * F.cosine_similarity(wide(prediction), wide(target.detach()), dim=-1)).mean(-1)
+
+
+def cluster_contrast(p1: Tensor, p2: Tensor, temperature: float = 1.0) -> Tensor:
+    """NT-Xent between clusters, each described by its probabilities over the batch (Contrastive Clustering, eq. 6).
+
+    p1, p2: ``[..., B, K]`` -> ``[...]``: ``feature_contrast`` of the K columns.
+    """
+    return feature_contrast(p1.mT, p2.mT, temperature)
+
+
+def concentration(distance: Tensor, cluster: Tensor, n_clusters: int, temperature: float, alpha: float = 10.0) -> Tensor:
+    """How wide each cluster is, the temperature of its prototype (PCL, eq. 12). Returns phi ``[K]`` with mean ``temperature``.
+
+    distance: ``[N]`` of each sample from its prototype; cluster: ``[N]``, its number.
+
+    phi_k = sum_{i in k} d_i / (Z_k log(Z_k + alpha)),   Z_k samples
+
+    A cluster of one sample or none says nothing of its width and gets the largest phi; extremes are cut at the
+    10th and 90th percentile, as the authors' code does.
+    """
+    distance = wide(distance)
+    size = torch.bincount(cluster, minlength=n_clusters).to(distance)
+    phi = distance.new_zeros(n_clusters).index_add_(0, cluster, distance) / (size * (size + alpha).log()).clamp_min(1e-12)
+    phi = torch.where(size > 1, phi, torch.where(size > 1, phi, 0).max())
+    low, high = phi.quantile(0.1), phi.quantile(0.9)
+    phi = phi.clamp(low, high).clamp_min(1e-6)
+    return temperature * phi / phi.mean()
+
+
+def prototype_contrast(z: Tensor, prototypes: Tensor, phi: Tensor, cluster: Tensor) -> Tensor:
+    """Cross-entropy of samples against all prototypes, each at its own temperature (PCL's ProtoNCE, eq. 11, one granularity).
+
+    z: ``[B, D]``; prototypes: ``[K, D]``; phi: ``[K]``; cluster: ``[B]``, each sample's own prototype. Returns a scalar.
+
+    mean_i -log softmax_k(z_i . c_k / phi_k) at k = cluster_i
+    """
+    z, prototypes = F.normalize(wide(z), dim=-1), F.normalize(wide(prototypes), dim=-1)
+    with torch.autocast(z.device.type, enabled=False):
+        return F.cross_entropy(z @ prototypes.mT / wide(phi), cluster)
+
+
+def prototype_scattering(z1: Tensor, z2: Tensor, cluster: Tensor, n_clusters: int, temperature: float = 0.5) -> Tensor:
+    """Draw a cluster's prototypes in two views together, push those of different clusters apart (ProPos, eq. 7).
+
+    z1, z2: ``[B, D]``; cluster: ``[B]``, the same in both views. Returns a scalar; no gradient reaches z2.
+
+    mu_k = normalised sum of the z in cluster k;  mean_k -log exp(mu_k . mu'_k / t) / (exp(mu_k . mu'_k / t) + sum_{j != k} exp(mu_k . mu_j / t))
+
+    over the clusters that the batch has: an absent one is neither a positive nor a negative.
+    """
+    same_shape("prototype_scattering", z1, z2)
+    with torch.autocast(z1.device.type, enabled=False):
+        member = F.one_hot(cluster, n_clusters).to(wide(z1).dtype).mT  # [K, B]
+        mu1, mu2 = (F.normalize(member @ F.normalize(wide(z), dim=-1), dim=-1) for z in (z1, z2.detach()))
+        between = mu1 @ mu1.mT
+    present = member.sum(-1) > 0
+    logits = torch.where(torch.eye(n_clusters, dtype=torch.bool, device=z1.device), (mu1 * mu2).sum(-1), between) / temperature
+    each = logits.masked_fill(~present, float("-inf")).logsumexp(-1) - logits.diagonal()
+    return torch.where(present, each, 0).sum() / present.sum()
+
+
 def probability_contrast(p1: Tensor, p2: Tensor, critic: str = "log_dot") -> Tensor:
     """CRLC's contrast between the cluster probabilities of two views (PC). No temperature.
 

@@ -44,15 +44,18 @@ def matching(labels, assignments) -> np.ndarray:
 def clustering_scores(labels, assignments) -> dict[str, float]:
     """{"acc", "nmi", "ari"}: accuracy under the best one-to-one matching, normalised mutual information
     (arithmetic mean), adjusted Rand index."""
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+    from sklearn.metrics import adjusted_rand_score
 
     acc = accuracy(labels, assignments)
     labels, assignments = np.asarray(labels).ravel(), np.asarray(assignments).ravel()
-    return {
-        "acc": acc,
-        "nmi": float(normalized_mutual_info_score(labels, assignments)),
-        "ari": float(adjusted_rand_score(labels, assignments)),
-    }
+    return {"acc": acc, "nmi": nmi(labels, assignments), "ari": float(adjusted_rand_score(labels, assignments))}
+
+
+def nmi(a, b) -> float:
+    """Normalised mutual information (arithmetic mean) of two clusterings, or of a clustering and labels. Both int ``[N]``."""
+    from sklearn.metrics import normalized_mutual_info_score
+
+    return float(normalized_mutual_info_score(np.asarray(a).ravel(), np.asarray(b).ravel()))
 
 
 def many_to_one_accuracy(labels, assignments) -> float:
@@ -97,3 +100,14 @@ def collapse_monitor(embedding: Tensor, assignments: Tensor, n_clusters: int) ->
         "largest_cluster": float(mass.max() / mass.sum()),
         "nonempty_clusters": int((mass > 0).sum()),
     }
+
+
+def collapse_reason(monitor: dict[str, float], n_clusters: int) -> str:
+    """Why ``collapse_monitor`` shows a collapsed run, in a sentence; empty if it does not."""
+    if not monitor["embedding_std"] > 0.1:
+        return f"all embeddings are nearly the same (standard deviation {monitor['embedding_std']:.3f}, spread out it is 1)"
+    if monitor["nonempty_clusters"] <= n_clusters / 2:
+        return f"only {monitor['nonempty_clusters']} of {n_clusters} clusters are in use"
+    if monitor["largest_cluster"] > max(0.9, 1 - 1 / n_clusters):
+        return f"one cluster holds {monitor['largest_cluster']:.0%} of the images"
+    return ""

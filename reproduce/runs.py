@@ -216,6 +216,14 @@ def same_settings(runs, free: tuple[str, ...] = ("seed",), **settings):
     return runs
 
 
+def weights_digest(weights: dict) -> str:
+    """SHA-256 over the values of a state dict of CPU tensors, in its order."""
+    digest = hashlib.sha256()
+    for value in weights.values():
+        digest.update(value.contiguous().numpy())
+    return digest.hexdigest()
+
+
 # ---- provenance
 
 def provenance(config: Config) -> dict:

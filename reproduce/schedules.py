@@ -24,6 +24,14 @@ def learning_rate(schedule: str, peak: float, step: int, steps: int, warmup: int
     return blend(peak, peak / 1e4, (step - top) / (steps - 1 - top or 1))
 
 
+def ema(schedule: str, start: float, step: int, steps: int) -> float:
+    """The share of itself that a target network keeps after ``step``.
+
+    constant: ``start``. ramp: half a cosine from ``start`` at the first step to 1 at the last (BYOL).
+    """
+    return start if schedule == "constant" else blend(start, 1.0, step / max(1, steps - 1))
+
+
 def blend(start: float, end: float, progress: float) -> float:
     """Half a cosine from start (progress 0) to end (progress 1)."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import resource
 import time
 from typing import Iterator
@@ -14,7 +13,7 @@ from reproduce import backbones, data, evaluation
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError
 from reproduce.methods import METHODS
-from reproduce.runs import Run
+from reproduce.runs import Run, weights_digest
 from reproduce.schedules import learning_rate
 
 
@@ -63,6 +62,10 @@ def check(config: Config, images: data.Images) -> int:
         raise ConfigError(f"n_clusters is {n_clusters}, more than the {min(n_train, n_eval)} images to cluster")
     if n_clusters < 2:
         raise ConfigError(f"n_clusters is {n_clusters}: data set {images.name!r} has one class; say how many clusters")
+    if config.method == "deepcluster" and (config.pseudo_clusters or 10 * n_clusters) > n_train:
+        raise ConfigError(f"pseudo_clusters is {config.pseudo_clusters or 10 * n_clusters}, more than the {n_train} images to train on")
+    if config.method == "pcl" and max(config.granularities) > n_train:
+        raise ConfigError(f"prototypes is {config.prototypes!r}: more than the {n_train} images to train on")
     return n_clusters
 
 
@@ -76,17 +79,21 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
 
     train_part = images.part("all" if config.split == "all" else "train", config.limit)
     eval_part = images.part(config.split, config.limit)
-    pixels = train_part.pixels.to(device)
-    n, channels = pixels.shape[:2]
+    n, channels = train_part.pixels.shape[:2]
     steps = n // config.batch_size
 
-    scaled = train_part.pixels.flatten(2).transpose(0, 1).flatten(1).double().div_(255)
-    augment = Augment(config, scaled.mean(1).float().to(device), scaled.std(1).clamp_min(1e-3).float().to(device))
+    mean, std = data.moments(train_part)
+    augment = Augment(config, mean.to(device), std.to(device))
     method = METHODS[config.method](config, backbones.build(config, channels), n_clusters, n)
     method = method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(config, method)
-    watch = evaluation.Watch(config, method, augment, eval_part, n_clusters, device, low_precision)
+    watch = evaluation.Watch(config, method, augment, train_part, eval_part, n_clusters, device, low_precision)
     loss_of = torch.compile(method.loss) if config.compile else method.loss
+
+    pixels = watch.train_pixels
+
+    def extract(network):
+        return watch.extract(network, pixels)
 
     start, history, left_over, seconds = 0, [], torch.empty(0, dtype=torch.long, device=device), 0.0
     state = run.load_checkpoint()
@@ -95,6 +102,8 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"])
         watch.load_state_dict(state["watch"])
         start, history, left_over, seconds = state["epoch"], state["history"], state["left_over"].to(device), state["seconds"]
         yield from history
@@ -104,21 +113,27 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     for epoch in range(start + 1, config.epochs + 1):
         began = time.perf_counter()
         method.train()
-        row = {"epoch": epoch, **method.before_epoch(epoch, watch.extract)}
-        order, left_over = draw_order(config, n, steps, generator, left_over)
+        row = {"epoch": epoch, **method.before_epoch(epoch, extract), **watch.pseudo_labels()}
+        for parameter in method.renewed:
+            for kept in optimizer.state.get(parameter, {}).values():  # momentum of weights that are no more
+                kept.zero_()
+        order = method.order(steps * config.batch_size, generator)
+        if order is None:
+            order, left_over = draw_order(config, n, steps, generator, left_over)
+        order = order.view(steps, config.batch_size)
         terms = []
         for i, index in enumerate(order):
             step = (epoch - 1) * steps + i
             rate = learning_rate(config.schedule, config.learning_rate, step, config.epochs * steps, config.warmup_epochs * steps)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = group["times"] * (config.learning_rate if group["constant"] else rate)
             view1, view2 = augment(pixels[index], generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
                 named = loss_of(view1, view2, index)
             optimizer.zero_grad(set_to_none=True)
             named["loss"].backward()
             optimizer.step()
-            method.after_step()
+            method.after_step(step, config.epochs * steps)
             terms.append(torch.cat([t.detach().float().view(-1) for t in named.values()]))
         terms = torch.stack(terms).cpu()  # [steps, terms]: the one synchronisation of an epoch
         try:
@@ -136,13 +151,11 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             "epoch": epoch, "method": method.state_dict(), "optimizer": optimizer.state_dict(),
             "generator": generator.get_state(), "torch_rng": torch.get_rng_state(), "watch": watch.state_dict(),
             "left_over": left_over, "history": history, "seconds": seconds,
+            "cuda_rng": torch.cuda.get_rng_state() if device.type == "cuda" else None,
         })
         yield row
 
     weights = {k: v.cpu() for k, v in method.state_dict().items()}
-    digest = hashlib.sha256()
-    for value in weights.values():
-        digest.update(value.contiguous().numpy())
     metrics, arrays, assignments = watch.finish()
     metrics = {
         "status": "finished", "epochs": config.epochs, "data": {"name": images.name, "sha256": images.sha256,
@@ -150,18 +163,22 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         "seconds": seconds, "images_per_second": config.epochs * steps * config.batch_size / seconds if seconds else 0.0,
         "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-        "precision": "bfloat16" if low_precision else "float32", "weights_sha256": digest.hexdigest(),
+        "precision": "bfloat16" if low_precision else "float32", "weights_sha256": weights_digest(weights),
     }
     run.finish(metrics, history, weights, assignments, **arrays)
 
 
 def build_optimizer(config: Config, method: torch.nn.Module) -> torch.optim.Optimizer:
-    """SGD or Adam; weight decay on every parameter, or only on tensors of two dimensions and more."""
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if config.decay == "all" or is_weight(p)]
-    spared = [p for p in parameters if not (config.decay == "all" or is_weight(p))]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    groups = [g for g in groups if g["params"]]
+    """SGD or Adam; weight decay on every parameter, or only on tensors of two dimensions and more. A predictor's
+    groups have their own multiple of the rate, and may stay at its peak: "times" and "constant" in a group."""
+    predictor = {id(p) for p in method.predictor.parameters()} if hasattr(method, "predictor") else ()
+    groups: dict[tuple, list] = {}
+    for p in method.parameters():
+        if p.requires_grad:
+            groups.setdefault((id(p) in predictor, config.decay == "all" or is_weight(p)), []).append(p)
+    groups = [{"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0,
+               "times": config.predictor_rate if predicts else 1.0, "constant": predicts and config.predictor_schedule == "constant"}
+              for (predicts, decayed), parameters in groups.items()]
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
@@ -172,7 +189,7 @@ def is_weight(p: Tensor) -> bool:
 
 
 def draw_order(config: Config, n: int, steps: int, generator: torch.Generator, left_over: Tensor) -> tuple[Tensor, Tensor]:
-    """An epoch's images ``[steps, B]``, and what is left of the last permutation.
+    """An epoch's images ``[steps * B]``, and what is left of the last permutation.
 
     epoch: a permutation each, the last part batch dropped. endless: one permutation after the other,
     so that no image is ever dropped.
@@ -181,7 +198,7 @@ def draw_order(config: Config, n: int, steps: int, generator: torch.Generator, l
     order = left_over if config.sampler == "endless" else left_over[:0]
     while len(order) < need:
         order = torch.cat([order, torch.randperm(n, generator=generator, device=generator.device)])
-    return order[:need].view(steps, config.batch_size), order[need:]
+    return order[:need], order[need:]
 
 
 def record(named: dict[str, Tensor], terms: Tensor, row: dict, epoch: int) -> Tensor | None:

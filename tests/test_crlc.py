@@ -166,7 +166,7 @@ def test_loss_under_autocast():
     exact = loss_of(method, views)
     with torch.autocast("cpu", torch.bfloat16):
         narrow = loss_of(method, views)
-        assert method.assign(views[0]).dtype == torch.float32
+        assert method.outputs(views[0])["probabilities"].dtype == torch.float32
     for name in exact:
         assert narrow[name].dtype == torch.float32
         torch.testing.assert_close(narrow[name], exact[name], rtol=0.05, atol=0.05)
@@ -191,7 +191,7 @@ def test_every_part_learns_from_its_own_terms():
 def test_a_method_never_sees_a_label():
     for method in METHODS.values():
         assert list(inspect.signature(method.loss).parameters) == ["self", "view1", "view2", "index"]
-        for name in ("__init__", "loss", "embed", "assign", "encode", "after_step", "before_epoch"):
+        for name in ("__init__", "loss", "outputs", "prepare", "order", "encode", "after_step", "before_epoch"):
             words = set(inspect.signature(getattr(method, name)).parameters)
             assert not words & {"label", "labels", "target", "targets", "y", "classes"}
 
@@ -336,11 +336,13 @@ def test_weight_decay_can_tell_a_bias_from_a_weight():
 # ---- what the others ask of a method
 
 
-def test_embed_and_assign():
+def test_outputs():
     method, views = made()
     method.eval()
-    features, p = method.embed(views[0]), method.assign(views[0])
-    assert features.shape == (B, 6) and p.shape == (2, B, K)
+    out = method.outputs(views[0])
+    features, p = out["backbone"], out["probabilities"]
+    assert features.shape == (B, 6) and p.shape == (2, B, K) and method.prepare(features) is features
+    torch.testing.assert_close(out["projection"], method.projector(features)[0])
     torch.testing.assert_close(p.sum(-1), torch.ones(2, B, dtype=torch.float64))
     torch.testing.assert_close(p, method.heads(features).softmax(-1))
-    assert method.after_step() is None and method.before_epoch(1, None) == {}
+    assert method.after_step(0, 1) is None and method.before_epoch(1, None) == {} and method.order(3, None) is None

@@ -1,11 +1,17 @@
-"""What every method shares: a backbone, the way two views pass through it, and a bank of MLP heads."""
+"""What every method shares: a backbone, the way two views pass through it, and perceptrons."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from itertools import chain
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce.config import Config
+from reproduce.schedules import ema
 
 
 class Method(nn.Module):
@@ -14,24 +20,31 @@ class Method(nn.Module):
     A new method subclasses this, defines ``loss`` and gets one line in ``reproduce/methods/__init__.py``.
     """
 
+    space = "backbone"  # which of the ``outputs`` its own protocol clusters: most leave the projector behind
+    renewed: tuple[nn.Parameter, ...] = ()  # parameters that ``before_epoch`` starts anew: the optimiser forgets them
+
     def __init__(self, config: Config, backbone: nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Both views' images ``[2B, C, H, W]``, view by view -> features ``[2B, n_features]``.
+    def project(self, images: Tensor) -> Tensor:
+        """Through the backbone and the projector: ``[N, C, H, W]`` -> ``[N, D]``."""
+        return self.projector(self.backbone(images))
+
+    def encode(self, images: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Both views' images ``[2B, C, H, W]``, view by view, through the backbone (or another network) -> ``[2B, ...]``.
 
         What batch norm sees at once is one pass. ``views`` 'together': both views, 'apart': each by
         itself. ``batchnorm_split``: only the images that one of n devices would hold.
         """
-        n = self.config.batchnorm_split
+        network, n = network or self.backbone, self.config.batchnorm_split
         if self.config.views == "apart":
-            return torch.cat([self.backbone(part) for part in images.chunk(2 * n)])
+            return torch.cat([network(part) for part in images.chunk(2 * n)])
         if n == 1:
-            return self.backbone(images)
+            return network(images)
         devices = zip(*(view.chunk(n) for view in images.chunk(2)))
-        features = [self.backbone(torch.cat(both)).chunk(2) for both in devices]
+        features = [network(torch.cat(both)).chunk(2) for both in devices]
         return torch.cat([part for view in zip(*features) for part in view])
 
     def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
@@ -39,20 +52,58 @@ class Method(nn.Module):
         and, where there are clustering heads, "head_losses" ``[H]``, by which a head is chosen without labels."""
         raise NotImplementedError
 
-    def after_step(self) -> None:
-        """After each optimiser step: moving averages, queues."""
-
     def before_epoch(self, epoch: int, extract) -> dict:
-        """Before each epoch: pseudo-labels, prototypes. Returns what history should tell of them."""
+        """Before each epoch (counted from 1): pseudo-labels, prototypes. ``extract(network)`` gives a network's
+        output for every training image. Returns what history should tell of them."""
         return {}
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Features ``[N, D]`` for k-means, kNN and UMAP."""
-        return self.backbone(images)
-
-    def assign(self, images: Tensor) -> Tensor | None:
-        """Cluster probabilities ``[H, N, K]``, or None for a method without clustering heads."""
+    def order(self, n: int, generator: torch.Generator) -> Tensor | None:
+        """The n images of an epoch, for a method that draws them itself; None: as ``sampler`` says."""
         return None
+
+    def after_step(self, step: int, steps: int) -> None:
+        """After each optimiser step: moving averages, queues. Steps count from 0 over the whole run."""
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """For evaluation: "backbone" ``[N, F]``, and, where there are such, "projection" ``[N, D]`` and the cluster
+        probabilities "probabilities" ``[H, N, K]``."""
+        features = self.backbone(images)
+        return {"backbone": features, "projection": self.projector(features)}
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """What its protocol does to the features ``[N, D]`` of all images before k-means."""
+        return F.normalize(features, dim=-1)
+
+
+class Momentum(Method):
+    """A method with a target network: a slow copy of backbone and projector, which no gradient reaches."""
+
+    def __init__(self, config: Config, backbone: nn.Module, projector: nn.Module):
+        super().__init__(config, backbone)
+        self.projector = projector
+        self.target = copy.deepcopy(nn.Sequential(backbone, projector)).requires_grad_(False)
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        """target <- m target + (1 - m) online, the weights; batch norm's running statistics are the target's own."""
+        share = ema(self.config.ema_schedule, self.config.ema, step, steps)
+        online = chain(self.backbone.parameters(), self.projector.parameters())
+        torch._foreach_lerp_(list(self.target.parameters()), list(online), 1 - share)
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The projection is the target network's."""
+        return {"backbone": self.backbone(images), "projection": self.target(images)}
+
+
+def mlp(n_in: int, hidden: int, n_out: int, norm: bool = True, last_norm: bool = False) -> nn.Sequential:
+    """A perceptron of two layers ``[N, n_in]`` -> ``[N, n_out]``, with batch norm after the first, after the last, or none."""
+    return nn.Sequential(
+        nn.Linear(n_in, hidden, bias=not norm),
+        nn.BatchNorm1d(hidden) if norm else nn.Identity(),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, n_out, bias=not last_norm),
+        nn.BatchNorm1d(n_out, affine=False) if last_norm else nn.Identity(),
+    )
 
 
 class HeadsLinear(nn.Module):

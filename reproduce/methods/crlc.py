@@ -48,6 +48,10 @@ class CRLC(Method):
             "head_losses": head_losses,
         }
 
-    def assign(self, images: Tensor) -> Tensor:
-        """Cluster probabilities ``[H, N, K]`` of every head."""
-        return losses.wide(self.heads(self.backbone(images))).softmax(-1)
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.backbone(images)
+        return {"backbone": features, "projection": self.projector(features)[0],
+                "probabilities": losses.wide(self.heads(features)).softmax(-1)}
+
+    def prepare(self, features: Tensor) -> Tensor:
+        return features

@@ -1,0 +1,43 @@
+"""CC: contrastive clustering (Li et al., AAAI 2021).
+
+Rows and columns of one matrix: images are contrasted by their projections, clusters by their probabilities over
+the batch. The entropy of the mean prediction keeps the clusters from falling into one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from reproduce import losses
+from reproduce.config import Config
+from reproduce.methods.base import Method, mlp
+
+
+class CC(Method):
+    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+        super().__init__(config, backbone)
+        width, hidden = backbone.n_features, config.head_hidden
+        self.projector = mlp(width, hidden, config.projection_dim, norm=False)
+        self.head = mlp(width, hidden, n_clusters, norm=False)
+
+    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
+        features = self.encode(torch.cat([view1, view2]))
+        z1, z2 = self.projector(features).chunk(2)  # [B, D]
+        p1, p2 = losses.wide(self.head(features)).softmax(-1).chunk(2)  # [B, K]
+        feature_contrast = losses.feature_contrast(z1, z2, self.config.temperature)
+        cluster_contrast = losses.cluster_contrast(p1, p2, self.config.cluster_temperature)
+        entropy = losses.batch_entropy(p1) + losses.batch_entropy(p2)
+        head_loss = cluster_contrast + 2 * math.log(p1.shape[-1]) - entropy  # log K - H for each view
+        return {"loss": feature_contrast + head_loss, "feature_contrast": feature_contrast, "cluster_contrast": cluster_contrast,
+                "entropy": entropy / 2, "head_losses": head_loss.view(1)}
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.backbone(images)
+        return {"backbone": features, "projection": self.projector(features),
+                "probabilities": losses.wide(self.head(features)).softmax(-1).unsqueeze(0)}
+
+    def prepare(self, features: Tensor) -> Tensor:
+        return features

@@ -1,0 +1,64 @@
+"""DeepCluster: deep clustering for unsupervised learning of visual features (Caron et al., ECCV 2018).
+
+k-means on the features makes pseudo-labels, a classifier learns them, and again. The numbers of two clusterings
+have nothing to do with each other, so the classifier's top layer starts anew with each.
+
+Both views of an image are classified: a step of B images is one of 2B in the paper.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reproduce.clustering import KMeans
+from reproduce.config import Config
+from reproduce.losses import wide
+from reproduce.methods.base import Method
+from reproduce.metrics import nmi
+
+
+class DeepCluster(Method):
+    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+        super().__init__(config, backbone)
+        self.k = config.pseudo_clusters or 10 * n_clusters
+        # the features are taken before the network's last ReLU, which therefore stands here
+        self.top = nn.Linear(backbone.n_features, self.k)
+        self.renewed = tuple(self.top.parameters())
+        self.register_buffer("pseudo_labels", torch.full((n_images,), -1))
+
+    def before_epoch(self, epoch: int, extract) -> dict:
+        """Cluster all training images, start the top layer anew."""
+        before = self.pseudo_labels
+        self.pseudo_labels = KMeans(self.k, n_init=1, max_iter=20, seed=self.config.seed + epoch).fit_predict(whitened(extract(self.backbone), self.config.pca))
+        nn.init.normal_(self.top.weight, std=0.01)
+        nn.init.zeros_(self.top.bias)
+        again = None if (before < 0).any() else nmi(before.cpu().numpy(), self.pseudo_labels.cpu().numpy())
+        return {"reassigned_nmi": again, "pseudo_clusters": len(self.pseudo_labels.unique())}
+
+    def order(self, n: int, generator: torch.Generator) -> Tensor:
+        """n images, drawn uniformly over the clusters that are not empty and within each of them: a huge cluster,
+        to which every image could be assigned without a loss, weighs no more than a small one."""
+        by_cluster = self.pseudo_labels.argsort(stable=True)
+        size = self.pseudo_labels.unique(return_counts=True)[1]  # of the clusters that are not empty
+        first = size.cumsum(0) - size
+        u = torch.rand(2, n, generator=generator, device=by_cluster.device)
+        cluster = (u[0] * len(size)).long().clamp_(max=len(size) - 1)
+        within = (u[1] * size[cluster]).long().minimum(size[cluster] - 1)
+        return by_cluster[first[cluster] + within]
+
+    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
+        logits = self.top(F.relu(self.encode(torch.cat([view1, view2]))))
+        return {"loss": F.cross_entropy(wide(logits), self.pseudo_labels[index].repeat(2))}
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        return {"backbone": self.backbone(images)}
+
+
+def whitened(features: Tensor, axes: int) -> Tensor:
+    """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one: ``[N, at most axes]``."""
+    centred = (features - features.mean(0)).double()
+    variance, directions = torch.linalg.eigh(centred.mT @ centred / len(centred))  # the largest last
+    kept = min(axes, int((variance > 1e-7 * variance[-1].clamp_min(1e-30)).sum()))
+    return F.normalize(centred @ (directions[:, -kept:] / variance[-kept:].sqrt()), dim=-1).to(features.dtype)

@@ -1,0 +1,49 @@
+"""ProPos: learning representation for clustering via prototype scattering and positive sampling (Huang et al., TPAMI 2022).
+
+BYOL with two changes: what predicts is a Gaussian neighbour of the projection (positive sampling), and after a
+warm-up the prototypes of the clusters, found by k-means before each epoch, are pushed apart (prototype scattering).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reproduce import losses
+from reproduce.clustering import KMeans
+from reproduce.config import Config
+from reproduce.methods.byol import BYOL
+
+
+class ProPos(BYOL):
+    space = "projection"  # where it makes its prototypes
+
+    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+        super().__init__(config, backbone, n_clusters, n_images)
+        self.n_clusters = n_clusters
+        self.register_buffer("cluster", torch.zeros(n_images, dtype=torch.long))
+        self.warm = False
+
+    def before_epoch(self, epoch: int, extract) -> dict:
+        """k-means on the target's normalised projections of all training images."""
+        self.warm = epoch > self.config.prototype_warmup
+        if self.warm:
+            z = F.normalize(extract(self.target), dim=-1)
+            self.cluster = KMeans(self.n_clusters, seed=self.config.seed + epoch).fit_predict(z)
+        return {}
+
+    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
+        c, images = self.config, torch.cat([view1, view2])
+        f = self.encode(images, self.project)
+        f1, f2 = f.chunk(2)  # [B, D]
+        p1, p2 = self.predict(f + c.sigma * torch.randn_like(f)).chunk(2)
+        with torch.no_grad():
+            z1, z2 = self.encode(images, self.target).chunk(2)
+        alignment = losses.alignment(p1, z2) + losses.alignment(p2, z1)
+        if not self.warm:
+            return {"loss": alignment, "alignment": alignment, "prototype_scattering": torch.zeros_like(alignment)}
+        cluster, t = self.cluster[index], c.cluster_temperature
+        scattering = (losses.prototype_scattering(f1, z2, cluster, self.n_clusters, t)
+                      + losses.prototype_scattering(f2, z1, cluster, self.n_clusters, t)) / 2
+        return {"loss": alignment + c.prototype_weight * scattering, "alignment": alignment, "prototype_scattering": scattering}

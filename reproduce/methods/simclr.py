@@ -1,0 +1,24 @@
+"""SimCLR: a simple framework for contrastive learning of visual representations (Chen et al., ICML 2020).
+
+Two views of an image are drawn together and apart from all other images of the batch, in the space of a
+projector that is left out afterwards. Clusters come from k-means.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from reproduce import losses
+from reproduce.config import Config
+from reproduce.methods.base import Method, mlp
+
+
+class SimCLR(Method):
+    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+        super().__init__(config, backbone)
+        self.projector = mlp(backbone.n_features, config.head_hidden, config.projection_dim)
+
+    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
+        z1, z2 = self.encode(torch.cat([view1, view2]), self.project).chunk(2)  # [B, D]
+        return {"loss": losses.feature_contrast(z1, z2, self.config.temperature)}

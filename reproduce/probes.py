@@ -1,0 +1,55 @@
+"""What frozen features are worth: k nearest neighbours and a linear classifier. Both are trained on labels,
+so their accuracies are not those of a clustering."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 200,
+                 temperature: float = 0.1, itself: bool = False, chunk: int = 4096) -> float:
+    """Accuracy of a vote among the k most similar images, each weighted by exp(cosine / temperature) (Wu et al., CVPR 2018).
+
+    bank: ``[M, D]`` with labels ``[M]``; queries: ``[N, D]`` with labels ``[N]``. itself: the queries are the
+    bank, and none votes for itself. With fewer than k images in the bank, all of them vote.
+    """
+    bank, n_classes = F.normalize(bank.float(), dim=-1), int(max(bank_labels.max(), labels.max())) + 1
+    bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
+    right = 0
+    for start in range(0, len(queries), chunk):
+        similarity = F.normalize(queries[start:start + chunk].float(), dim=-1) @ bank.mT  # [n, M]
+        if itself:
+            similarity.diagonal(start).fill_(-torch.inf)
+        near, who = similarity.topk(min(k, len(bank) - itself), -1)
+        votes = similarity.new_zeros(len(similarity), n_classes).scatter_add_(1, bank_labels[who], (near / temperature).exp())
+        right += (votes.argmax(-1) == labels[start:start + chunk]).sum()
+    return float(right) / len(queries)
+
+
+def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, epochs: int = 100,
+                    learning_rate: float = 0.1, batch_size: int = 256, seed: int = 0) -> float:
+    """Accuracy of a softmax classifier on frozen features: SGD with momentum .9, no weight decay, the rate divided by
+    10 after 60 % and 80 % of the epochs (100 of them in the papers).
+
+    train: ``[M, D]``, test: ``[N, D]``, with labels. Features are standardised by the training part, which a linear
+    layer could do itself, so that one rate fits all.
+    """
+    mean, std = train.mean(0), train.std(0, correction=0)
+    train, test = ((x.float() - mean) / std.clamp_min(1e-6) for x in (train, test))
+    train_labels, test_labels = train_labels.to(train.device), test_labels.to(train.device)
+    n_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    # zero weights give each class the same logit: no draw decides where the classifier starts
+    weight = torch.zeros(train.shape[1] + 1, n_classes, device=train.device, requires_grad=True)
+    train, test = (F.pad(x, (0, 1), value=1.0) for x in (train, test))
+    optimizer = torch.optim.SGD([weight], lr=learning_rate, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(0.6 * epochs), round(0.8 * epochs)])
+    generator = torch.Generator(train.device).manual_seed(seed)
+    for _ in range(epochs):
+        for index in torch.randperm(len(train), generator=generator, device=train.device).split(batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(train[index] @ weight, train_labels[index]).backward()
+            optimizer.step()
+        schedule.step()
+    return float(((test @ weight).argmax(-1) == test_labels).float().mean())

@@ -1,0 +1,99 @@
+"""A finished run's network, loaded strictly, for looking at its features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reproduce import backbones, data, probes
+from reproduce.augment import Augment
+from reproduce.config import Config, ConfigError
+from reproduce.methods import METHODS, Method
+from reproduce.runs import weights_digest
+
+
+class Trained:
+    """A finished run's method with its weights, for looking at its features.
+
+    Strict: ConfigError if the run is not finished, if its weights are missing or damaged, are not those that its
+    metrics were measured on, or do not fit the method. ``said`` tells what was loaded.
+    """
+
+    def __init__(self, run: str | Path):
+        path = Path(run).expanduser()
+        if not (path / "metrics.json").exists():
+            raise ConfigError(f"run_dir: {str(run)!r} is not the directory of a finished run (it has no metrics.json)")
+        if not (path / "model.pt").exists():
+            raise ConfigError(f"run_dir: {str(run)!r} has no model.pt: weights are kept where a run was made, not committed; make it again")
+        self.path = path
+        self.metrics = json.loads((path / "metrics.json").read_text())
+        self.config = Config.from_params(json.loads((path / "config.json").read_text()))
+        if self.metrics["epochs"] < self.config.epochs or not self.config.epochs:
+            raise ConfigError(f"run_dir: {str(run)!r} was trained for {self.metrics['epochs']} of {self.config.epochs} epochs: "
+                              f"an untrained model is not evaluated")
+        try:
+            weights = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged file makes of the unpickler
+            raise ConfigError(f"run_dir: {str(path / 'model.pt')!r} cannot be read: {type(error).__name__}") from None
+        if weights_digest(weights) != self.metrics["weights_sha256"]:
+            raise ConfigError(f"run_dir: {str(path / 'model.pt')!r} does not hold the weights that this run's metrics were measured on")
+        self.images = data.load(self.config)
+        if self.images.sha256 != self.metrics["data"]["sha256"]:
+            raise ConfigError(f"run_dir: {str(run)!r} was trained on other images than {self.images.name!r} holds now")
+        part = self.images.part("all" if self.config.split == "all" else "train", self.config.limit)
+        self.method: Method = METHODS[self.config.method](
+            self.config, backbones.build(self.config, part.pixels.shape[1]), self.metrics["data"]["n_clusters"], len(part))
+        self.method.load_state_dict(weights, strict=True)
+        self.method.eval().requires_grad_(False)
+        self.augment = Augment(self.config, *data.moments(part))
+
+    @property
+    def said(self) -> str:
+        scores = self.metrics["scores"]
+        rule = next((r for r in ("aligned_average", "kmeans_embedding") if r in scores), None)
+        acc = f", {rule.replace('_', ' ')} ACC {scores[rule]['acc']:.1%}" if rule else ""
+        return f"loaded {self.path.name}: {self.config.method} on {self.images.name}, epoch {self.metrics['epochs']}{acc}"
+
+    def parts(self) -> tuple[data.Images, data.Images]:
+        """Training and test images; where there is no test part, every fifth image is kept for it."""
+        train, test = (self.images.part(which, self.config.limit) for which in ("train", "test"))
+        if len(test):
+            return train, test
+        fifth = torch.arange(len(train)) % 5 == 4
+        return train.take((~fifth).nonzero()[:, 0]), train.take(fifth.nonzero()[:, 0])
+
+    @torch.no_grad()
+    def layers(self, pixels: Tensor, batch: int = 512, at_most: int = 9216) -> dict[str, Tensor]:
+        """Features ``[N, D]`` after each layer in ``backbone.probed`` (with its ReLU), and the backbone's output,
+        "features". Maps are averaged over a grid that leaves at most ``at_most`` numbers (Zhang et al., ECCV 2016)."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.method.backbone.probed}
+
+        def keep(name):
+            def hook(module, inputs, output):
+                side = max(1, min(output.shape[-1], int((at_most / output.shape[1]) ** 0.5)))
+                found[name].append(F.adaptive_avg_pool2d(F.relu(output), side).flatten(1).float())
+            return hook
+
+        modules = dict(self.method.backbone.named_modules())
+        hooks = [modules[module].register_forward_hook(keep(name)) for name, module in self.method.backbone.probed.items()]
+        try:
+            output = [self.method.backbone(self.augment.clean(part)).float() for part in pixels.split(batch)]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {**{name: torch.cat(parts) for name, parts in found.items()}, "features": torch.cat(output)}
+
+
+def probe(trained: Trained, epochs: int = 100) -> dict:
+    """Linear evaluation of every layer: {"layers": {name: {"acc", "features"}}, "knn_acc", "n_train", "n_test", "epochs"}."""
+    train, test = trained.parts()
+    if not train.labelled:
+        raise ConfigError(f"linear evaluation needs labels, and data set {train.name!r} has none")
+    x, y = trained.layers(train.pixels), trained.layers(test.pixels)
+    layers = {name: {"acc": probes.linear_accuracy(x[name], train.labels, y[name], test.labels, epochs), "features": x[name].shape[1]} for name in x}
+    knn = probes.knn_accuracy(x["features"], train.labels, y["features"], test.labels)
+    return {"layers": layers, "knn_acc": knn, "n_train": len(train), "n_test": len(test), "epochs": epochs}
