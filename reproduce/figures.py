@@ -18,7 +18,8 @@ ENTROPY = {"batch": ("entropy of the batch mean (authors)", COLORS[0], "o"),
 RULE = {"lowest_loss_head": ("lowest-loss head", COLORS[0], "-"), "aligned_average": ("aligned average", COLORS[2], "-"),
         "mean_of_heads": ("mean of heads", COLORS[7], "--"), "first_head": ("first head", COLORS[1], ":")}
 TERM = {"loss": "loss", "feature_contrast": "feature contrast FC", "probability_contrast": "probability contrast PC",
-        "entropy": "entropy H"}
+        "entropy": "entropy H", "cluster_contrast": "contrast of clusters", "prototype_contrast": "contrast with prototypes",
+        "alignment": "alignment", "prototype_scattering": "prototype scattering"}
 
 
 def style() -> None:
@@ -52,6 +53,16 @@ def save(figure, name: str, results_dir: str = "") -> None:
 
 
 # ---- one run
+
+def probes(found: dict[str, dict], ax) -> None:
+    """Accuracy of a linear classifier after each layer, a line a run, with k nearest neighbours in the last features as a
+    dotted line. found: name -> what ``trained.probe`` gave."""
+    for i, (name, probe) in enumerate(found.items()):
+        layers = probe["layers"]
+        ax.plot(list(layers), [100 * layer["acc"] for layer in layers.values()], "os^Dv"[i % 5], ls="-", color=COLORS[i], label=f"{name}, linear")
+        ax.axhline(100 * probe["knn_acc"], color=COLORS[i], ls=":", lw=1.3, label=f"{name}, kNN on the features")
+    ax.set(xlabel="after layer", ylabel="accuracy with labels, %")
+    ax.legend()
 
 def loss_terms(history: list[dict], axes) -> None:
     """Each named term of the loss over the epochs, one axes a term."""

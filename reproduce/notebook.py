@@ -79,6 +79,14 @@ def read_heads(metrics: dict) -> Markdown | None:
     return Markdown(f"The {len(heads)} heads reach {min(acc):.1%} to {max(acc):.1%}. Rank correlation between loss and ACC: {rank:+.2f}; {sense}.")
 
 
+def read_probes(found: dict) -> Markdown:
+    """After which layer a linear classifier tells the classes apart best."""
+    acc = {name: layer["acc"] for name, layer in found["layers"].items()}
+    best = max(acc, key=acc.get)
+    return Markdown(f"Best after **{best}**: {acc[best]:.1%}; the network's own output has {acc['features']:.1%}, and {found['knn_acc']:.1%} by its "
+                    f"nearest neighbours ({found['n_train']:,} images to learn from, {found['n_test']:,} to score, {found['epochs']} epochs). n = 1.")
+
+
 def chosen_head(metrics: dict) -> int:
     """The head with the lowest loss; 0 before any training."""
     losses = [h["loss"] for h in metrics.get("heads", [])]

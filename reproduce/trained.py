@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,9 @@ from torch import Tensor
 
 from reproduce import backbones, data, probes
 from reproduce.augment import Augment
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config, ConfigError, shown, unknown
 from reproduce.methods import METHODS, Method
-from reproduce.runs import weights_digest
+from reproduce.runs import ROOT, atomic, weights_digest
 
 
 class Trained:
@@ -58,6 +60,11 @@ class Trained:
         acc = f", {rule.replace('_', ' ')} ACC {scores[rule]['acc']:.1%}" if rule else ""
         return f"loaded {self.path.name}: {self.config.method} on {self.images.name}, epoch {self.metrics['epochs']}{acc}"
 
+    def keep(self, found: dict) -> None:
+        """Write ``probes.json`` into the run directory."""
+        with atomic(self.path / "probes.json") as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+
     def parts(self) -> tuple[data.Images, data.Images]:
         """Training and test images; where there is no test part, every fifth image is kept for it."""
         train, test = (self.images.part(which, self.config.limit) for which in ("train", "test"))
@@ -97,3 +104,24 @@ def probe(trained: Trained, epochs: int = 100) -> dict:
     layers = {name: {"acc": probes.linear_accuracy(x[name], train.labels, y[name], test.labels, epochs), "features": x[name].shape[1]} for name in x}
     knn = probes.knn_accuracy(x["features"], train.labels, y["features"], test.labels)
     return {"layers": layers, "knn_acc": knn, "n_train": len(train), "n_test": len(test), "epochs": epochs}
+
+
+def chosen(namespace: Mapping[str, Any]) -> Trained:
+    """The run that the parameters of notebooks/linear_evaluation.ipynb name (pass ``globals()``)."""
+    given = {k: v for k, v in namespace.items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
+    for name in given:
+        if name not in ("run_dir", "epochs"):
+            raise ConfigError(unknown(name, ("run_dir", "epochs")))
+    if not isinstance(given["epochs"], int) or isinstance(given["epochs"], bool) or given["epochs"] < 1:
+        raise ConfigError(f"epochs must be a whole number of at least 1, got {shown(given['epochs'])}")
+    if not isinstance(given["run_dir"], str):
+        raise ConfigError(f"run_dir must be a text, got {shown(given['run_dir'])}")
+    return Trained(given["run_dir"] or newest(ROOT / "results" / "local"))
+
+
+def newest(results: Path) -> Path:
+    """The directory of the run that finished last, of those whose weights are there; ConfigError if there is none."""
+    found = [p for p in Path(results).rglob("model.pt") if (p.parent / "metrics.json").exists() and ".partial" not in p.parent.name]
+    if not found:
+        raise ConfigError("run_dir is empty, and no run of this machine has weights: run notebooks/train.ipynb first, or name a run directory")
+    return max(found, key=lambda p: p.stat().st_mtime).parent
