@@ -1,4 +1,4 @@
-"""``python -m reproduce train | sweep | report``: a thin layer over ``fit``, ``sweep`` and the notebooks."""
+"""``python -m reproduce train | sweep | report | benchmark``: a thin layer over ``fit``, ``sweep`` and the notebooks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,16 @@ def main(words: list[str] | None = None) -> int:
     pages = commands.add_parser("report", help="re-run the figure notebooks, write results/index.html")
     pages.add_argument("--results-dir", default="", help="the study's run directories (default: results)")
 
+    speed = commands.add_parser("benchmark", help="images/s of the loop and of its parts, or k-means beside scikit-learn's")
+    speed.add_argument("what", nargs="?", choices=("step", "kmeans"), default="step")
+    speed.add_argument("-f", "--settings", help="YAML file of settings")
+    speed.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    speed.add_argument("--seconds", type=float, default=2.0, help="for each thing that is timed")
+    speed.add_argument("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
+
     args = parser.parse_args(words)
     try:
-        return {"train": train, "sweep": sweep, "report": report}[args.command](args)
+        return {"train": train, "sweep": sweep, "report": report, "benchmark": benchmark}[args.command](args)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -89,6 +96,19 @@ def report(args) -> int:
     if not args.results_dir:
         findings.write_readme_table(ROOT / "README.md", findings.claims(study.load()))
     print(build(args.results_dir))
+    return 0
+
+
+def benchmark(args) -> int:
+    import pandas as pd
+
+    from reproduce import benchmark as speed
+
+    found = speed.run(Config.from_params(given(args)), args.what, args.seconds, args.out)
+    print(pd.DataFrame(found["rows"]).to_string(index=False, float_format="{:.3g}".format))
+    if "times_plain" in found:
+        print(f"the usual pipeline: {found['plain_images_per_second']:.3g} images/s; the best of the rows above is {found['times_plain']:.1f} times as fast")
+    print(found["path"])
     return 0
 
 
