@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from reproduce import figures, tables
+from reproduce import figures
+from reproduce.report import tables
 
 
 @pytest.fixture

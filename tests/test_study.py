@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reproduce import neighbourhood, reading, study, tables
 from reproduce.config import Config, ConfigError, read_settings
+from reproduce.report import neighbourhood, reading, study, tables
 from reproduce.runs import ROOT, Run
 
 RULES = ("first_head", "mean_of_heads", "lowest_loss_head", "aligned_average", "best_head_oracle", "kmeans_embedding", "kmeans_pixels")

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from reproduce.metrics import matching
-from reproduce.study import picked
-from reproduce.tables import label
+from reproduce.report.study import picked
+from reproduce.report.tables import label
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -12,11 +12,25 @@ import pandas as pd
 from IPython.display import HTML
 
 from reproduce import runs
-from reproduce.study import ENTROPY, called, command, first_grid, load, plain, root
+from reproduce.report.study import ENTROPY, RULES, called, command, first_grid, load, plain, root
 
 SHORT = {"first_head": "first head", "mean_of_heads": "mean of heads", "lowest_loss_head": "lowest-loss head", "aligned_average": "aligned average",
          "best_head_oracle": "best head (oracle)", "kmeans_embedding": "k-means, features", "kmeans_pixels": "k-means, pixels"}
 LOCAL = ("lowest_loss_head", "aligned_average", "kmeans_embedding")
+
+
+def scores_table(metrics: dict) -> pd.DataFrame:
+    """ACC, NMI and ARI in percent by selection rule, the mean of heads with its deviation; empty without labels."""
+    rows = {}
+    for rule, text in RULES.items():
+        if rule in metrics["scores"]:
+            s = metrics["scores"][rule]
+            rows[text] = {k.upper(): f"{100 * s[k]:.1f}" + (f" ± {100 * s[k + '_std']:.1f}" if k + "_std" in s else "")
+                          for k in ("acc", "nmi", "ari")}
+            if "many_to_one_acc" in s:
+                rows[text]["ACC many-to-one"] = f"{100 * s['many_to_one_acc']:.1f}"
+    return pd.DataFrame.from_dict(rows, orient="index")
+
 
 def spread(values) -> str:
     """``97.3 ± 0.8``: mean and sample standard deviation in percent; one value has no spread."""

@@ -10,9 +10,9 @@ import torch
 
 from reproduce import losses
 from reproduce.config import read_settings
+from reproduce.report.study import ENTROPY
+from reproduce.report.tables import labelled, spread
 from reproduce.runs import ROOT, same_settings
-from reproduce.study import ENTROPY
-from reproduce.tables import labelled, spread
 
 
 def mean_and_spread(values: pd.Series) -> str:

@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
 
-import pandas as pd
-
 from reproduce.config import ConfigError
 from reproduce.runs import ROOT, find
 
@@ -22,28 +20,6 @@ NOTEBOOKS = {
     "probabilities": "How cluster probabilities move while a network learns",
     "embeddings": "The learned features, by label and by cluster",
 }
-RULES = {
-    "first_head": "first head",
-    "mean_of_heads": "mean of heads",
-    "lowest_loss_head": "lowest-loss head",
-    "aligned_average": "aligned average of heads",
-    "best_head_oracle": "best head (oracle: picked by label)",
-    "kmeans_embedding": "k-means on the features",
-    "kmeans_pixels": "k-means on raw pixels",
-}
-
-
-def scores_table(metrics: dict) -> pd.DataFrame:
-    """ACC, NMI and ARI in percent by selection rule, the mean of heads with its deviation; empty without labels."""
-    rows = {}
-    for rule, text in RULES.items():
-        if rule in metrics["scores"]:
-            s = metrics["scores"][rule]
-            rows[text] = {k.upper(): f"{100 * s[k]:.1f}" + (f" ± {100 * s[k + '_std']:.1f}" if k + "_std" in s else "")
-                          for k in ("acc", "nmi", "ari")}
-            if "many_to_one_acc" in s:
-                rows[text]["ACC many-to-one"] = f"{100 * s['many_to_one_acc']:.1f}"
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def execute(notebook: Path, executed: Path, **parameters) -> None:

@@ -9,8 +9,8 @@ import pandas as pd
 from IPython.display import Markdown
 from scipy.stats import spearmanr
 
-from reproduce.study import ENTROPY, load
-from reproduce.tables import SHORT, factors, gap, heads, labelled, points, published, spread
+from reproduce.report.study import ENTROPY, load
+from reproduce.report.tables import SHORT, factors, gap, heads, labelled, points, published, spread
 
 NONE = "No runs yet: `make study` makes them all, `make report` a few in minutes."
 

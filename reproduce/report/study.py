@@ -19,8 +19,16 @@ import pandas as pd
 from reproduce import runs
 from reproduce.config import Config, ConfigError, checked, read_settings, setting, unknown
 from reproduce.metrics import lowest_loss_head
-from reproduce.report import RULES
 
+RULES = {
+    "first_head": "first head",
+    "mean_of_heads": "mean of heads",
+    "lowest_loss_head": "lowest-loss head",
+    "aligned_average": "aligned average of heads",
+    "best_head_oracle": "best head (oracle: picked by label)",
+    "kmeans_embedding": "k-means on the features",
+    "kmeans_pixels": "k-means on raw pixels",
+}
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 ASIDE = {"seed", "folder"} | {n for n, f in FIELDS.items() if not f.metadata["identity"]}  # no part of a setting
 DATA = {"cifar10": "CIFAR-10"}  # as the papers write it; also the order of the tables
