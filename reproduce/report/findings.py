@@ -66,7 +66,7 @@ def write_readme_table(readme: Path, rows: pd.DataFrame) -> None:
 
 def trend(table: pd.DataFrame, rule: str) -> str:
     """ACC over lambda1 for either entropy, by one rule."""
-    grid = labelled(table[table["grid"]])
+    grid = labelled(table[table["grid"] & (table["method"] == "crlc")])
     said = []
     for (data, entropy), part in grid.groupby(["data", "entropy"], sort=False):
         values = ", ".join(f"{spread(v)} at λ1 = {k:g}" for k, v in part.groupby("lambda1")[f"{rule}_acc"])

@@ -16,7 +16,9 @@ from reproduce.runs import ROOT, find
 
 NOTEBOOKS = {
     "report": "The report: what was claimed, what came out, what it cost",
-    "results": "The tables: ours beside the published figures",
+    "results": "The tables: every method, ours beside the published figures, what the evaluation alone is worth",
+    "ablations": "CRLC's own ablations: critic, heads, weight of the feature contrast, smoothing",
+    "deepcluster": "DeepCluster: pseudo-labels over the epochs, and what each convolution has learned",
     "probabilities": "How cluster probabilities move while a network learns",
     "embeddings": "The learned features, by label and by cluster",
 }
@@ -71,15 +73,15 @@ def index_body(results: Path) -> str:
 
 
 def runs_table(runs: list[Path], results: Path) -> str:
-    """One line a run with its accuracies by label-free rules; the name leads to its notebook or its metrics."""
-    head = "<tr><th>run</th><th>aligned average ACC</th><th>lowest-loss head ACC</th><th>seconds</th><th>device</th></tr>"
+    """One line a run with its accuracies without labels; the name leads to its notebook or its metrics."""
+    rules = {"lowest_loss_head": "lowest-loss head", "aligned_average": "aligned average", "kmeans_embedding": "k-means, features"}
+    head = f"<tr><th>run</th>{''.join(f'<th>{text}<br>ACC, %</th>' for text in rules.values())}<th>seconds</th><th>device</th></tr>"
     lines = []
     for run in runs:
         metrics, origin = (json.loads((run / f"{f}.json").read_text()) for f in ("metrics", "provenance"))
         target = next(f for f in ("train.html", "metrics.json") if (run / f).exists())
         link = html.escape(os.path.relpath(run / target, results))
-        acc = [f"{100 * metrics['scores'][r]['acc']:.1f}" if r in metrics["scores"] else "–"
-               for r in ("aligned_average", "lowest_loss_head")]
+        acc = [f"{100 * metrics['scores'][r]['acc']:.1f}" if r in metrics["scores"] else "–" for r in rules]
         cells = [f'<a href="{link}">{html.escape(str(run.relative_to(results)))}</a>', *acc,
                  f"{metrics['seconds']:.0f}", html.escape(origin["device"])]
         lines.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
