@@ -55,7 +55,7 @@ def train(args) -> int:
     from tqdm import tqdm
 
     from reproduce import Diverged, fit
-    from reproduce.report import scores_table
+    from reproduce.report.tables import scores_table
     from reproduce.runs import Run
 
     config = Config.from_params(given(args))
@@ -89,8 +89,8 @@ def sweep(args) -> int:
 
 
 def report(args) -> int:
-    from reproduce import findings, study
-    from reproduce.report import build
+    from reproduce.report import findings, study
+    from reproduce.report.pages import build
     from reproduce.runs import ROOT
 
     if not args.results_dir:

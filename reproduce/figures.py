@@ -16,10 +16,10 @@ COLORS = sns.color_palette("colorblind")
 ENTROPY = {"batch": ("entropy of the batch mean (authors)", COLORS[0], "o"),
            "sample": ("entropy of each sample (course)", COLORS[1], "s")}
 RULE = {"lowest_loss_head": ("lowest-loss head", COLORS[0], "-"), "aligned_average": ("aligned average", COLORS[2], "-"),
-        "mean_of_heads": ("mean of heads", COLORS[7], "--"), "first_head": ("first head", COLORS[1], ":")}
-TERM = {"loss": "loss", "feature_contrast": "feature contrast FC", "probability_contrast": "probability contrast PC",
-        "entropy": "entropy H", "cluster_contrast": "contrast of clusters", "prototype_contrast": "contrast with prototypes",
-        "alignment": "alignment", "prototype_scattering": "prototype scattering"}
+        "mean_of_heads": ("mean of heads", COLORS[7], "--"), "first_head": ("first head", COLORS[1], ":"),
+        "kmeans_embedding": ("k-means on the features", COLORS[0], "-"), "knn": ("k nearest neighbours (by label)", COLORS[3], "-.")}
+TERM = {"feature_contrast": "feature contrast FC", "probability_contrast": "probability contrast PC", "entropy": "entropy H",
+        "cluster_contrast": "contrast of clusters", "prototype_contrast": "contrast with prototypes"}
 
 
 def style() -> None:
@@ -64,21 +64,30 @@ def probes(found: dict[str, dict], ax) -> None:
     ax.set(xlabel="after layer", ylabel="accuracy with labels, %")
     ax.legend()
 
+def terms(history: list[dict]) -> list[str]:
+    """The loss and its named terms: what a row has from the loss on, up to the learning rate."""
+    names = list(history[-1]) if history else []
+    return names[names.index("loss"):names.index("learning_rate")] if names else []
+
+
 def loss_terms(history: list[dict], axes) -> None:
     """Each named term of the loss over the epochs, one axes a term."""
     table = pd.DataFrame(history)
-    for ax, term in zip(axes, [t for t in TERM if t in table]):
+    for ax, term in zip(axes, terms(history)):
         ax.plot(table["epoch"], table[term], color=COLORS[0])
-        ax.set(title=TERM[term], xlabel="epoch", ylabel="nats")
+        ax.set(title=TERM.get(term, term.replace("_", " ")), xlabel="epoch", ylabel="nats" if "probability_contrast" in table else "mean of an epoch")
 
 
 def accuracy_curves(history: list[dict], ax) -> None:
-    """ACC over the epochs by each label-free way to choose a head."""
-    table = pd.DataFrame(history)
+    """ACC over the epochs by each way to one clustering that was measured; one that equals another is drawn once (of
+    a single head they all do). The neighbours' accuracy is no clustering: it takes labels."""
+    table, drawn = pd.DataFrame(history), []
     for rule, (text, color, line) in RULE.items():
-        if f"{rule}_acc" in table:
-            seen = table[["epoch", f"{rule}_acc"]].dropna()
-            ax.plot(seen["epoch"], 100 * seen[f"{rule}_acc"], line, color=color, label=text)
+        seen = table[["epoch", f"{rule}_acc"]].dropna() if f"{rule}_acc" in table else table[:0]
+        values = list(seen.get(f"{rule}_acc", []))
+        if values and values not in drawn:
+            drawn.append(values)
+            ax.plot(seen["epoch"], 100 * np.array(values), line, color=color, label=text)
     ax.set(xlabel="epoch", ylabel="ACC, %", ylim=(0, 102))
     ax.legend(loc="lower right")
 

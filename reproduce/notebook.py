@@ -39,13 +39,16 @@ def progress(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
         yield row
 
 
-def conclude(run: Run) -> None:
-    """Where the run lies, what it took, and what happened on the way."""
+def conclude(run: Run) -> Markdown | None:
+    """Where the run lies, what it took, and what happened on the way; a collapse is said in so many words."""
     metrics = run.json("metrics.json")
     for note in run.notes:
         print(f"note: {note}")
     print(f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {metrics['images_per_second']:.0f} images/s, {metrics['precision']}")
     print(f"run directory: {run.path}")
+    collapse = metrics.get("collapse", {})
+    if collapse.get("collapsed"):
+        return Markdown(f"**This run has collapsed: {collapse['why']}. Its scores say nothing about the method at work.**")
 
 
 def read_scores(metrics: dict) -> Markdown:
@@ -53,15 +56,22 @@ def read_scores(metrics: dict) -> Markdown:
     s = metrics["scores"]
     if not s:
         return Markdown("The images have no labels, so there is nothing to score against: look at the clusters below.")
-    floor = s["kmeans_pixels"]["acc"]
+    floor, knn = s["kmeans_pixels"]["acc"], metrics.get("knn_acc")
+    near = "" if knn is None else f"; nearest neighbours, which take labels, {knn:.1%}"
     if "aligned_average" not in s:
         acc = s["kmeans_embedding"]["acc"]
-        return Markdown(f"k-means on the learned features reaches ACC {acc:.1%}, {100 * (acc - floor):+.1f} points from k-means on pixels.")
+        return Markdown(f"k-means on the learned features reaches ACC **{acc:.1%}**, {100 * (acc - floor):+.1f} points from k-means on pixels "
+                        f"({floor:.1%}){near}. n = 1: another seed will differ.")
+    if "lowest_loss_head" not in s:
+        return Markdown(f"No epoch was trained: the scores are those of a random network. k-means on pixels has {floor:.1%}.")
+    if len(metrics["heads"]) == 1:
+        return Markdown(f"The one clustering head reaches ACC **{s['aligned_average']['acc']:.1%}**: with nothing to choose or to average, every rule is this head. "
+                        f"k-means on pixels has {floor:.1%}{near}. n = 1: another seed will differ.")
     low, mean, best = (s[k]["acc"] for k in ("lowest_loss_head", "aligned_average", "best_head_oracle"))
     verdict = "the same as" if low == best else f"{100 * (best - low):.1f} points below"
     return Markdown(
         f"Without labels, the head with the lowest loss (head {s['lowest_loss_head']['head']}) reaches ACC **{low:.1%}**, {verdict} the best head "
-        f"by label, and the aligned average **{mean:.1%}**; k-means on pixels has {floor:.1%}. n = 1: another seed will differ.")
+        f"by label, and the aligned average **{mean:.1%}**; k-means on pixels has {floor:.1%}{near}. n = 1: another seed will differ.")
 
 
 def read_heads(metrics: dict) -> Markdown | None:
@@ -70,7 +80,7 @@ def read_heads(metrics: dict) -> Markdown | None:
     if not heads or "acc" not in heads[0]:
         return None
     if len(heads) < 3:
-        return Markdown(f"With {len(heads)} head{'s' * (len(heads) > 1)} there is little to choose from.")
+        return Markdown("With two heads there is little to choose from." if len(heads) > 1 else "With one head there is nothing to choose from.")
     from scipy.stats import spearmanr
 
     acc, loss = [h["acc"] for h in heads], [h["loss"] for h in heads]

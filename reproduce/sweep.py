@@ -98,7 +98,7 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> dict:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or [f"exit status {done.returncode}"]
         return {**row, "status": "failed", "log": lines[-1]}
     if bulky:
-        from reproduce.report import forget_place, to_html
+        from reproduce.report.pages import forget_place, to_html
 
         forget_place(executed)
         executed.replace(run.path / "train.ipynb")

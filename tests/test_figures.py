@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from reproduce import figures, tables
+from reproduce import figures
+from reproduce.report import tables
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def grid(**columns):
 
 def test_loss_terms_are_drawn_in_their_order_with_their_names():
     figure, axes = plt.subplots(1, 3)
-    history = [{"epoch": e, "entropy": 2.0 + e, "loss": 5.0 - e, "probability_contrast": 1.0} for e in (1, 2, 3)]
+    history = [{"epoch": e, "loss": 5.0 - e, "probability_contrast": 1.0, "entropy": 2.0 + e, "learning_rate": 0.1} for e in (1, 2, 3)]
     figures.loss_terms(history, axes)
     assert [ax.get_title() for ax in axes] == ["loss", "probability contrast PC", "entropy H"]
     assert axes[0].lines[0].get_ydata().tolist() == [4, 3, 2] and axes[2].lines[0].get_ydata().tolist() == [3, 4, 5]
@@ -58,6 +59,23 @@ def test_accuracy_curves_skip_epochs_without_an_evaluation(ax):
     (line,) = ax.lines
     assert line.get_xdata().tolist() == [2, 3] and line.get_ydata().tolist() == [50, 75]
     assert legend(ax) == ["lowest-loss head"] and ax.get_ylabel() == "ACC, %"
+
+
+def test_loss_terms_of_any_method_have_their_own_names():
+    history = [{"epoch": 1, "pseudo_nmi": 0.1, "loss": 5.0, "cluster_contrast": 1.0, "learning_rate": 0.1, "seconds": 1.0}]
+    assert figures.terms(history) == ["loss", "cluster_contrast"] and figures.terms([]) == []
+    figure, axes = plt.subplots(1, 2)
+    figures.loss_terms(history, axes)
+    assert axes[1].get_title() == "cluster contrast" and axes[1].get_ylabel() != "nats"
+    plt.close(figure)
+
+
+def test_accuracy_curves_of_a_method_without_heads_and_of_one_head(ax):
+    figures.accuracy_curves([{"epoch": 2, "kmeans_embedding_acc": 0.5, "knn_acc": 0.75}], ax)
+    assert legend(ax) == ["k-means on the features", "k nearest neighbours (by label)"] and ax.lines[1].get_ydata().tolist() == [75]
+    ax.clear()
+    figures.accuracy_curves([{"epoch": 2, **{f"{r}_acc": 0.5 for r in ("first_head", "lowest_loss_head", "aligned_average", "mean_of_heads")}}], ax)
+    assert legend(ax) == ["lowest-loss head"], "one head is drawn once"
 
 
 def test_heads_names_the_one_with_the_lowest_loss(ax):

@@ -6,7 +6,7 @@ import tomllib
 import yaml
 from packaging.requirements import Requirement
 
-from reproduce import findings, study
+from reproduce.report import findings, study
 from reproduce.runs import ROOT
 
 

@@ -1,6 +1,5 @@
 """Reading finished runs: which settings belong together, the tables made of them, and what is said without any."""
 
-import dataclasses
 import itertools
 import json
 import re
@@ -8,39 +7,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from fake_runs import write_run
 
-from reproduce import neighbourhood, reading, study, tables
 from reproduce.config import Config, ConfigError, read_settings
-from reproduce.runs import ROOT, Run
-
-RULES = ("first_head", "mean_of_heads", "lowest_loss_head", "aligned_average", "best_head_oracle", "kmeans_embedding", "kmeans_pixels")
-
-
-def write_run(results, acc=0.9, labelled=True, arrays=False, **settings):
-    """A run directory as ``fit`` leaves it, with invented contents."""
-    config = Config.from_params({"results_dir": str(results), **settings})
-    run = Run(config)
-    run.path.mkdir(parents=True)
-    scores = {r: {"acc": acc, "nmi": acc - 0.01, "ari": acc - 0.02} for r in RULES}
-    heads = [{"loss": 3.0, "acc": acc - 0.2}, {"loss": 2.0, "acc": acc}, {"loss": 4.0, "acc": acc - 0.4}]
-    name = "mine" if config.dataset == "folder" else config.dataset
-    metrics = {"scores": scores if labelled else {}, "heads": heads if labelled else [{"loss": h["loss"]} for h in heads],
-               "seconds": 60.0, "images_per_second": 1.0, "data": {"name": name}}
-    stored = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("results_dir", "data_dir")}
-    for file, content in {"config": stored, "metrics": metrics, "provenance": {"device": "a processor", "git": {"commit": None}}}.items():
-        (run.path / f"{file}.json").write_text(json.dumps(content))
-    if arrays:
-        rng = np.random.default_rng(config.seed)
-        labels = np.arange(60) % 3
-        far = rng.normal(size=(60, 4)) + 20 * np.eye(4)[labels]
-        clusters = np.where(np.arange(60) < 3, (labels + 1) % 3, labels)[:60]
-        np.savez(run.path / "embeddings.npz", embedding=far.astype(np.float16), labels=labels if labelled else np.full(60, -1),
-                 **{r: (clusters + 1) % 3 for r in ("lowest_loss_head", "aligned_average", "kmeans_embedding")})
-        p = np.full((3, 4, 3, 3), 1 / 3)
-        p[-1, :, 1] = [0.96, 0.03, 0.01]
-        np.savez(run.path / "traces.npz", epochs=[0, 2, 4], images=[0, 20, 40, 59], labels=[0, 2, 1, 2], probabilities=p.astype(np.float16),
-                 mass=np.full((3, 3, 3), 1 / 3, np.float16))
-    return run.path
+from reproduce.report import neighbourhood, reading, study, tables
+from reproduce.runs import ROOT
 
 
 @pytest.fixture(scope="module")

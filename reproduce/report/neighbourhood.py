@@ -13,17 +13,18 @@ import numpy as np
 import pandas as pd
 
 from reproduce.metrics import matching
-from reproduce.study import picked
-from reproduce.tables import label
+from reproduce.report.study import picked
+from reproduce.report.tables import label
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def extremes(table: pd.DataFrame, rule: str, seed: int = 0) -> pd.DataFrame:
-    """Of the first data set, one run each of the settings with the highest and the lowest mean ACC among those
-    that have kept an embedding: picked by label, to look at. Without labels: the first two."""
+    """Of the first data set and method, one run each of the settings with the highest and the lowest mean ACC among
+    those that have kept an embedding: picked by label, to look at. Without labels: the first two."""
     kept = picked(table, "embeddings.npz", seed)
-    kept = kept[kept["data"] == kept["data"].head(1).squeeze()] if len(kept) else kept
+    if len(kept):
+        kept = kept[(kept[["data", "method"]] == kept[["data", "method"]].iloc[0]).all(axis=1)]
     score = table[f"{rule}_acc"].fillna(table["kmeans_embedding_acc"])
     means = score.groupby([table["data"], table["method"], table["setting"]]).mean()
     reached = np.array([means.get(k, np.nan) for k in zip(kept["data"], kept["method"], kept["setting"])], dtype=float)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 from pathlib import Path
 
@@ -12,11 +11,25 @@ import pandas as pd
 from IPython.display import HTML
 
 from reproduce import runs
-from reproduce.study import ENTROPY, called, command, first_grid, load, plain, root
+from reproduce.report.study import ABLATED, ENTROPY, RULES, called, command, first_grid, load, plain, root, stored
 
 SHORT = {"first_head": "first head", "mean_of_heads": "mean of heads", "lowest_loss_head": "lowest-loss head", "aligned_average": "aligned average",
          "best_head_oracle": "best head (oracle)", "kmeans_embedding": "k-means, features", "kmeans_pixels": "k-means, pixels"}
 LOCAL = ("lowest_loss_head", "aligned_average", "kmeans_embedding")
+
+
+def scores_table(metrics: dict) -> pd.DataFrame:
+    """ACC, NMI and ARI in percent by selection rule, the mean of heads with its deviation; empty without labels."""
+    rows = {}
+    for rule, text in RULES.items():
+        if rule in metrics["scores"]:
+            s = metrics["scores"][rule]
+            rows[text] = {k.upper(): f"{100 * s[k]:.1f}" + (f" ± {100 * s[k + '_std']:.1f}" if k + "_std" in s else "")
+                          for k in ("acc", "nmi", "ari")}
+            if "many_to_one_acc" in s:
+                rows[text]["ACC many-to-one"] = f"{100 * s['many_to_one_acc']:.1f}"
+    return pd.DataFrame.from_dict(rows, orient="index")
+
 
 def spread(values) -> str:
     """``97.3 ± 0.8``: mean and sample standard deviation in percent; one value has no spread."""
@@ -67,20 +80,22 @@ def link(run, results_dir: str = "") -> str:
 
 
 def heads(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a head of a labelled run: loss, its rank in the run (1 lowest), acc."""
-    rows = []
-    for i, run in labelled(table).iterrows():
-        found = json.loads((Path(run["path"]) / "metrics.json").read_text()).get("heads", [])
+    """One row a head of a labelled run of CRLC: loss, its rank in the run (1 lowest), acc. Ranks of few heads and of many
+    do not compare, so these are the runs with the number of heads that most have."""
+    rows, found = [], labelled(table[table["method"] == "crlc"])
+    for i, run in found[found["n_heads"].isin(found["n_heads"].mode())].iterrows():
+        found = stored(run["path"], "metrics").get("heads", [])
         ranks = np.argsort(np.argsort([h["loss"] for h in found])) + 1
         rows += [{"run": i, "data": run["data"], "entropy": run["entropy"], "rank": int(r), **h} for r, h in zip(ranks, found)]
     return pd.DataFrame(rows, columns=["run", "data", "entropy", "rank", "loss", "acc"])
 
 
 def factors(table: pd.DataFrame, rule: str = "lowest_loss_head") -> pd.DataFrame:
-    """The runs that change something else than lambda1 and entropy alone, and their hubs: one row a run with "star"
-    (the hub's name), "factor" (the hub first), "acc"."""
+    """The runs that change something else than lambda1 and entropy alone (or than one factor of the paper's ablations), and
+    their hubs: one row a run with "star" (the hub's name), "factor" (the hub first), "acc"."""
     found = labelled(table)
-    spoke = ~(found["grid"] & (found["changed"].map(len) > 0))
+    ablation = (found["method"] == "crlc") & found["changed"].map(lambda names: len(names) == 1 and set(names) <= ABLATED)
+    spoke = ~(ablation | (found["grid"] & (found["changed"].map(len) > 0)))
     found = found[spoke].assign(factor=[called(r) for _, r in found[spoke].iterrows()], acc=found[f"{rule}_acc"],
                                 first=found["changed"].map(len) > 0)
     stars = {(d, m, h): called({"setting": h, "changed": ()}).split(",")[0] for d, m, h in zip(found["data"], found["method"], found["hub"])}
@@ -151,14 +166,17 @@ def published() -> pd.DataFrame:
     return pd.read_csv(runs.ROOT / "results" / "published.csv").fillna({"split": "", "setting": "", "source": "", "note": ""})
 
 
+def printed(row) -> dict[str, str]:
+    """ACC, NMI and ARI of a published row: a question mark where it is unverified."""
+    sure = {"yes": runs.SCORES, "ACC only": ("acc",), "no": ()}[row["verified"]]
+    return {k.upper(): "–" if pd.isna(row[k]) else f"{row[k]:.1f}{'' if k in sure else '?'}" for k in runs.SCORES}
+
+
 def beside(table: pd.DataFrame, data: str, rule: str = "lowest_loss_head") -> pd.DataFrame:
-    """The published clusterings of one data set and ours, by ACC: what is unverified carries a question mark."""
+    """The published clusterings of one data set and ours, by ACC."""
     rows = []
     for _, r in published().query("dataset == @data and acc == acc").iterrows():
-        mark = {"acc": "" if r["verified"] in ("yes", "ACC only") else "?", "rest": "" if r["verified"] == "yes" else "?"}
-        rows.append({"by": r["acc"], "method": r["method"], "setting": r["setting"], "split": r["split"],
-                     **{k.upper(): "–" if pd.isna(r[k]) else f"{r[k]:.1f}{mark.get(k, mark['rest'])}" for k in runs.SCORES},
-                     "n": "", "source": r["source"]})
+        rows.append({"by": r["acc"], "method": r["method"], "setting": r["setting"], "split": r["split"], **printed(r), "n": "", "source": r["source"]})
     for _, same in labelled(table[table["data"] == data]).groupby(["method", "setting"], sort=False):
         run, used = same.iloc[0], rule if same[f"{rule}_acc"].notna().any() else "kmeans_embedding"
         rows.append({"by": 100 * same[f"{used}_acc"].mean(), "method": f"ours: {run['method']}, {SHORT[used]}", "setting": label(run),
@@ -239,3 +257,9 @@ def show(rows: pd.DataFrame, digits: int = 1, html_cells: bool = False) -> HTML:
     head = "".join(f"<th{style[name]}>{html.escape(str(name))}</th>" for name in text)
     body = "".join("<tr>" + "".join(f"<td{style[n]}>{cell}</td>" for n, cell in zip(text, line)) + "</tr>" for line in text.itertuples(index=False))
     return HTML(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+
+
+def side_by_side(parts: dict[str, pd.DataFrame]) -> HTML:
+    """Several small tables, each under its name, as many in a line as there is room for."""
+    each = "".join(f'<div><b>{html.escape(name)}</b>{show(rows).data}</div>' for name, rows in parts.items())
+    return HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 0 2rem">{each}</div>' if parts else "")

@@ -19,12 +19,21 @@ import pandas as pd
 from reproduce import runs
 from reproduce.config import Config, ConfigError, checked, read_settings, setting, unknown
 from reproduce.metrics import lowest_loss_head
-from reproduce.report import RULES
 
+RULES = {
+    "first_head": "first head",
+    "mean_of_heads": "mean of heads",
+    "lowest_loss_head": "lowest-loss head",
+    "aligned_average": "aligned average of heads",
+    "best_head_oracle": "best head (oracle: picked by label)",
+    "kmeans_embedding": "k-means on the features",
+    "kmeans_pixels": "k-means on raw pixels",
+}
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 ASIDE = {"seed", "folder"} | {n for n, f in FIELDS.items() if not f.metadata["identity"]}  # no part of a setting
 DATA = {"cifar10": "CIFAR-10"}  # as the papers write it; also the order of the tables
 GRID = {"lambda1", "entropy"}  # what the story varies
+ABLATED = {"critic", "n_heads", "lambda2", "smoothing"}  # what the paper varies; on a page of its own
 ENTROPY = {"batch": "the batch mean", "sample": "each sample"}
 Setting = tuple[tuple[str, Any], ...]
 
@@ -90,12 +99,18 @@ def load(results_dir: str = "", dataset: str = "", part: str = "") -> pd.DataFra
     return table.loc[rank.sort_values(order, kind="stable").index].reset_index(drop=True)
 
 
+def stored(path, stem: str) -> dict:
+    """One of a run's JSON files: "config", "metrics", "provenance"."""
+    return json.loads((Path(path) / f"{stem}.json").read_text(encoding="utf-8"))
+
+
 def row(found: dict) -> dict:
     """A run's row with every setting in its own type, the default where the run is older than the setting."""
     kinds = {"int": int, "float": float, "bool": bool, "str": str}
     known = {n: f.default if pd.isna(found.get(n, np.nan)) else kinds[f.type](found[n]) for n, f in FIELDS.items()}
     scores = {f"{rule}_{s}": found.get(f"{rule}_{s}", np.nan) for rule in RULES for s in runs.SCORES}
     rest = {n: found.get(n) for n in ("seconds", "device_name", "path")}
+    rest["knn_acc"] = stored(found["path"], "metrics").get("knn_acc", np.nan) if "path" in found else np.nan
     data = Path(known["folder"]).name if known["folder"] else DATA.get(known["dataset"], known["dataset"])
     key = tuple(sorted((n, v) for n, v in known.items() if n not in ASIDE and v != FIELDS[n].default))
     return {**known, **scores, **rest, "data": data, "setting": key}
@@ -173,7 +188,7 @@ def picked(table: pd.DataFrame, file: str, seed: int = 0) -> pd.DataFrame:
 
 def chosen_head(path) -> int:
     """The head with the lowest loss, which needs no label; 0 before any training."""
-    losses = [h["loss"] for h in json.loads((Path(path) / "metrics.json").read_text()).get("heads", [])]
+    losses = [h["loss"] for h in stored(path, "metrics").get("heads", [])]
     return lowest_loss_head(losses) if losses else 0
 
 

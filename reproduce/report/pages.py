@@ -11,39 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
 
-import pandas as pd
-
 from reproduce.config import ConfigError
 from reproduce.runs import ROOT, find
 
 NOTEBOOKS = {
     "report": "The report: what was claimed, what came out, what it cost",
-    "results": "The tables: ours beside the published figures",
+    "results": "The tables: every method, ours beside the published figures, what the evaluation alone is worth",
+    "ablations": "CRLC's own ablations: critic, heads, weight of the feature contrast, smoothing",
+    "deepcluster": "DeepCluster: pseudo-labels over the epochs, and what each convolution has learned",
     "probabilities": "How cluster probabilities move while a network learns",
     "embeddings": "The learned features, by label and by cluster",
 }
-RULES = {
-    "first_head": "first head",
-    "mean_of_heads": "mean of heads",
-    "lowest_loss_head": "lowest-loss head",
-    "aligned_average": "aligned average of heads",
-    "best_head_oracle": "best head (oracle: picked by label)",
-    "kmeans_embedding": "k-means on the features",
-    "kmeans_pixels": "k-means on raw pixels",
-}
-
-
-def scores_table(metrics: dict) -> pd.DataFrame:
-    """ACC, NMI and ARI in percent by selection rule, the mean of heads with its deviation; empty without labels."""
-    rows = {}
-    for rule, text in RULES.items():
-        if rule in metrics["scores"]:
-            s = metrics["scores"][rule]
-            rows[text] = {k.upper(): f"{100 * s[k]:.1f}" + (f" ± {100 * s[k + '_std']:.1f}" if k + "_std" in s else "")
-                          for k in ("acc", "nmi", "ari")}
-            if "many_to_one_acc" in s:
-                rows[text]["ACC many-to-one"] = f"{100 * s['many_to_one_acc']:.1f}"
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def execute(notebook: Path, executed: Path, **parameters) -> None:
@@ -95,15 +73,15 @@ def index_body(results: Path) -> str:
 
 
 def runs_table(runs: list[Path], results: Path) -> str:
-    """One line a run with its accuracies by label-free rules; the name leads to its notebook or its metrics."""
-    head = "<tr><th>run</th><th>aligned average ACC</th><th>lowest-loss head ACC</th><th>seconds</th><th>device</th></tr>"
+    """One line a run with its accuracies without labels; the name leads to its notebook or its metrics."""
+    rules = {"lowest_loss_head": "lowest-loss head", "aligned_average": "aligned average", "kmeans_embedding": "k-means, features"}
+    head = f"<tr><th>run</th>{''.join(f'<th>{text}<br>ACC, %</th>' for text in rules.values())}<th>seconds</th><th>device</th></tr>"
     lines = []
     for run in runs:
         metrics, origin = (json.loads((run / f"{f}.json").read_text()) for f in ("metrics", "provenance"))
         target = next(f for f in ("train.html", "metrics.json") if (run / f).exists())
         link = html.escape(os.path.relpath(run / target, results))
-        acc = [f"{100 * metrics['scores'][r]['acc']:.1f}" if r in metrics["scores"] else "–"
-               for r in ("aligned_average", "lowest_loss_head")]
+        acc = [f"{100 * metrics['scores'][r]['acc']:.1f}" if r in metrics["scores"] else "–" for r in rules]
         cells = [f'<a href="{link}">{html.escape(str(run.relative_to(results)))}</a>', *acc,
                  f"{metrics['seconds']:.0f}", html.escape(origin["device"])]
         lines.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")

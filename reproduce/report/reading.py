@@ -9,8 +9,8 @@ import pandas as pd
 from IPython.display import Markdown
 from scipy.stats import spearmanr
 
-from reproduce.study import ENTROPY, load
-from reproduce.tables import SHORT, factors, gap, heads, labelled, points, published, spread
+from reproduce.report.study import ENTROPY, load
+from reproduce.report.tables import SHORT, factors, gap, heads, labelled, points, published, spread
 
 NONE = "No runs yet: `make study` makes them all, `make report` a few in minutes."
 
@@ -43,7 +43,7 @@ def pair(table: pd.DataFrame, lambda1: float, column: str) -> dict[str, pd.Serie
 def read_grid(table: pd.DataFrame, rule: str) -> Markdown:
     """The two entropies at the paper's weight, and whether the course's trend over lambda1 is seen here."""
     said = []
-    for data, part in labelled(table[table["grid"]]).groupby("data", sort=False):
+    for data, part in labelled(table[table["grid"] & (table["method"] == "crlc")]).groupby("data", sort=False):
         said.append(f"**{data}**, {SHORT[rule]}:")
         batch, sample = pair(part, 1.0, f"{rule}_acc").values()
         if len(batch) and len(sample):
@@ -74,7 +74,7 @@ def verdict(mean: float, error: float) -> str:
 def read_rules(table: pd.DataFrame) -> Markdown:
     """What it costs not to look at labels when choosing a head."""
     said = []
-    for data, part in labelled(table[table["grid"]]).groupby("data", sort=False):
+    for data, part in labelled(table[table["grid"] & (table["method"] == "crlc")]).groupby("data", sort=False):
         part = part[part["best_head_oracle_acc"].notna()]
         if part.empty:
             continue

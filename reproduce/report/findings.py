@@ -10,9 +10,9 @@ import torch
 
 from reproduce import losses
 from reproduce.config import read_settings
+from reproduce.report.study import ENTROPY
+from reproduce.report.tables import labelled, spread
 from reproduce.runs import ROOT, same_settings
-from reproduce.study import ENTROPY
-from reproduce.tables import labelled, spread
 
 
 def mean_and_spread(values: pd.Series) -> str:
@@ -66,7 +66,7 @@ def write_readme_table(readme: Path, rows: pd.DataFrame) -> None:
 
 def trend(table: pd.DataFrame, rule: str) -> str:
     """ACC over lambda1 for either entropy, by one rule."""
-    grid = labelled(table[table["grid"]])
+    grid = labelled(table[table["grid"] & (table["method"] == "crlc")])
     said = []
     for (data, entropy), part in grid.groupby(["data", "entropy"], sort=False):
         values = ", ".join(f"{spread(v)} at λ1 = {k:g}" for k, v in part.groupby("lambda1")[f"{rule}_acc"])
