@@ -251,12 +251,9 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
         raise ConfigError(f"{name} must be {noun} {allowed}, {got}")
     if (low is not None and value < low) or (high is not None and value > high):
         raise ConfigError(f"{name} must be {noun} {allowed}, {got}")
-    if kind == "int" and abs(value) >= 2**63:
-        raise ConfigError(f"{name} must be {noun} {allowed} that fits into 64 bits, {got}")
-    try:
-        return int(value) if kind == "int" else float(value) + 0.0  # no -0.0, which would hash apart from 0.0
-    except OverflowError:
-        raise ConfigError(f"{name} must be {noun} {allowed}, {got}") from None
+    if abs(value) > (2**63 - 1 if kind == "int" else 3e38):
+        raise ConfigError(f"{name} must be {noun} {allowed} that fits into {'64' if kind == 'int' else '32'} bits, {got}")
+    return int(value) if kind == "int" else float(value) + 0.0  # no -0.0, which would hash apart from 0.0
 
 
 def read_yaml(text: str, where: str) -> Any:

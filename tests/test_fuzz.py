@@ -166,6 +166,12 @@ def test_the_command_answers_in_one_line(words, tmp_path, capsys):
     assert said.startswith("error: ") and said.count("\n") == 1 and ("lambda1" in said or "seed" in said)
 
 
+@pytest.mark.parametrize("name, value", [("logit_clamp", 1e300), ("lambda1", 10**39), ("limit", 2**63), ("batch_size", 1e19)])
+def test_a_number_fits_into_a_tensor(name, value):
+    with pytest.raises(ConfigError, match=f"{name} must be .* that fits into (32|64) bits"):
+        Config.from_params({name: value})
+
+
 def test_places_that_cannot_be(tmp_path):
     for place in ("~no-such-user/x", "x" * 5000, os.fsdecode(b"\xff")):
         assert not Run(Config.from_params({"results_dir": place})).finished
