@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-import yaml
-
-from reproduce.config import Config, ConfigError, read_settings
+from reproduce.config import Config, ConfigError, read_settings, read_yaml, shown
 
 
 def main(words: list[str] | None = None) -> int:
@@ -48,7 +46,7 @@ def main(words: list[str] | None = None) -> int:
 def given(args) -> dict:
     """The settings file, overridden by ``-p name value`` (values read as YAML, like papermill's -y)."""
     settings = read_settings(args.settings) if args.settings else {}
-    return {**settings, **{name: yaml.safe_load(value) for name, value in args.parameter}}
+    return {**settings, **{name: read_yaml(value, f"{shown(name)}: {shown(value)}") for name, value in args.parameter}}
 
 
 def train(args) -> int:

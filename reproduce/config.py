@@ -13,6 +13,8 @@ import difflib
 import hashlib
 import json
 import math
+import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
@@ -149,9 +151,10 @@ class Config:
         """
         ipython = {"In", "Out", "exit", "quit"}
         plain = (bool, int, float, str, list, dict, tuple, set, type(None))
+        known = {f"_{f.name}" for f in dataclasses.fields(cls)}  # no name of IPython's own
         return cls.from_params({
             name: value for name, value in namespace.items()
-            if isinstance(value, plain) and name not in ipython and not name.startswith("_")
+            if isinstance(value, plain) and name not in ipython and (not name.startswith("_") or name in known)
         })
 
     def contradictions(self):
@@ -232,15 +235,17 @@ class Config:
 
 
 def unknown(name: str, known) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(shown(name).strip("'"), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(known))}"
-    return f"unknown parameter {name!r}: {hint}"
+    return f"unknown parameter {shown(name)}: {hint}"
 
 
 def shown(value: Any) -> str:
-    """A value in one line of bearable length."""
+    """A value in one line of bearable length; of a list in a list in a list, only so much."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 500  # cut below, at the end
     try:
-        text = " ".join(repr(value).split())
+        text = " ".join(short.repr(value).split())
     except ValueError:  # an integer of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -261,6 +266,10 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
             raise ConfigError(f"{name} must be one of {', '.join(m['choices'])}; {got}")
         if "\x00" in value:
             raise ConfigError(f"{name} must be a text without null bytes, {got}")
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError:
+            raise ConfigError(f"{name} must be a text that UTF-8 can hold, {got}") from None
         return value
     low, high = m["low"], m["high"]
     if low is not None and high is not None:
@@ -276,25 +285,36 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
         raise ConfigError(f"{name} must be {noun} {allowed}, {got}")
     if (low is not None and value < low) or (high is not None and value > high):
         raise ConfigError(f"{name} must be {noun} {allowed}, {got}")
+    if abs(value) > (2**63 - 1 if kind == "int" else 3e38):
+        raise ConfigError(f"{name} must be {noun} {allowed} that fits into {'64' if kind == 'int' else '32'} bits, {got}")
+    return int(value) if kind == "int" else float(value) + 0.0  # no -0.0, which would hash apart from 0.0
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """What a YAML text says; ConfigError that begins with ``where`` if it is none."""
+    import yaml
+
     try:
-        return int(value) if kind == "int" else float(value) + 0.0  # no -0.0, which would hash apart from 0.0
-    except OverflowError:
-        raise ConfigError(f"{name} must be {noun} {allowed}, {got}") from None
+        return yaml.safe_load(text)
+    except Exception as error:  # a date that is none is a ValueError, "!!bool x" a KeyError, a thousand brackets a RecursionError
+        mark = getattr(error, "problem_mark", None)
+        why = " ".join((getattr(error, "problem", None) or str(error) or type(error).__name__).split())
+        line = f" in line {mark.line + 1}" if mark and mark.line else ""
+        raise ConfigError(f"{where} is not YAML: {why[:200]}{line}") from None
 
 
 def read_settings(path: str | Path) -> dict:
     """The parameters in a YAML file of settings (a preset)."""
-    import yaml
-
-    path = Path(path)
+    where = f"settings file {shown(str(path))}"
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"settings file {str(path)!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
-        raise ConfigError(f"settings file {str(path)!r} is not YAML: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{where} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # bytes that are no UTF-8, or a path with a null byte
+        raise ConfigError(f"{where} is not YAML: {error}") from None
+    settings = read_yaml(text, where)
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise ConfigError(f"settings file {str(path)!r} must hold lines 'name: value', got a {type(settings).__name__}")
+        raise ConfigError(f"{where} must hold lines 'name: value', got a {type(settings).__name__}")
     return settings

@@ -51,15 +51,15 @@ class Run:
     """One run's directory, ``<results_dir>/<data set>/<method>/<name>``."""
 
     def __init__(self, config: Config):
-        results = Path(config.results_dir).expanduser() if config.results_dir else ROOT / "results" / "local"
+        results = os.path.expanduser(config.results_dir) if config.results_dir else ROOT / "results" / "local"
         self.config = config
-        self.path = results.resolve() / config.dataset / config.method / name(config)
+        self.path = Path(os.path.realpath(results)) / config.dataset / config.method / name(config)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.notes: list[str] = []  # what a reader of the notebook should know, as "continued at epoch 12"
 
     @property
     def finished(self) -> bool:
-        return (self.path / "metrics.json").exists()
+        return os.path.exists(self.path / "metrics.json")
 
     def json(self, file: str) -> dict:
         return json.loads((self.path / file).read_text())

@@ -13,7 +13,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config, ConfigError, read_yaml, shown
 from reproduce.runs import ROOT, Run
 
 BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
@@ -25,10 +25,10 @@ def parse_grid(words: list[str]) -> dict[str, list]:
     for word in words:
         name, equals, values = word.partition("=")
         if not equals or not values:
-            raise ConfigError(f"grid must be written name=value,value, got {word!r}")
+            raise ConfigError(f"grid must be written name=value,value, got {shown(word)}")
         if name in grid:
-            raise ConfigError(f"grid names {name!r} twice: write its values in one, separated by commas")
-        grid[name] = [yaml.safe_load(v) for v in values.split(",")]
+            raise ConfigError(f"grid names {shown(name)} twice: write its values in one, separated by commas")
+        grid[name] = [read_yaml(v, f"grid: {shown(v)}, a value of {shown(name)},") for v in values.split(",")]
     return grid
 
 
@@ -38,8 +38,10 @@ def parse_one(word: str) -> dict:
     for pair in word.split(","):
         name, equals, value = pair.partition("=")
         if not equals or not value:
-            raise ConfigError(f"one must be written name=value or name=value,name=value, got {word!r}")
-        factor[name] = yaml.safe_load(value)
+            raise ConfigError(f"one must be written name=value or name=value,name=value, got {shown(word)}")
+        if name in factor:
+            raise ConfigError(f"one names {shown(name)} twice in {shown(word)}: repeat --one for each of its values")
+        factor[name] = read_yaml(value, f"one: {shown(value)}, the value of {shown(name)},")
     return factor
 
 
@@ -48,6 +50,8 @@ def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Con
 
     All are checked before any is run.
     """
+    for name in (name for factor in ones for name in factor if name in grid):
+        raise ConfigError(f"one names {shown(name)}, and so does grid, which would override it: name it in one of the two")
     factors = [{}, *ones]
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     configs = [Config.from_params({**base, **factor, **c}) for factor in factors for c in combinations]
