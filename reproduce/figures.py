@@ -18,8 +18,7 @@ ENTROPY = {"batch": ("entropy of the batch mean (authors)", COLORS[0], "o"),
 RULE = {"lowest_loss_head": ("lowest-loss head", COLORS[0], "-"), "aligned_average": ("aligned average", COLORS[2], "-"),
         "mean_of_heads": ("mean of heads", COLORS[7], "--"), "first_head": ("first head", COLORS[1], ":"),
         "kmeans_embedding": ("k-means on the features", COLORS[0], "-"), "knn": ("k nearest neighbours (by label)", COLORS[3], "-.")}
-TERM = {"feature_contrast": "feature contrast FC", "probability_contrast": "probability contrast PC", "entropy": "entropy H",
-        "cluster_contrast": "contrast of clusters", "prototype_contrast": "contrast with prototypes"}
+TERM = {"feature_contrast": "feature contrast FC", "probability_contrast": "probability contrast PC", "entropy": "entropy H"}
 
 
 def style() -> None:
@@ -54,6 +53,7 @@ def save(figure, name: str, results_dir: str = "") -> None:
 
 # ---- one run
 
+
 def probes(found: dict[str, dict], ax) -> None:
     """Accuracy of a linear classifier after each layer, a line a run, with k nearest neighbours in the last features as a
     dotted line. found: name -> what ``trained.probe`` gave."""
@@ -63,6 +63,7 @@ def probes(found: dict[str, dict], ax) -> None:
         ax.axhline(100 * probe["knn_acc"], color=COLORS[i], ls=":", lw=1.3, label=f"{name}, kNN on the features")
     ax.set(xlabel="after layer", ylabel="accuracy with labels, %")
     ax.legend()
+
 
 def terms(history: list[dict]) -> list[str]:
     """The loss and its named terms: what a row has from the loss on, up to the learning rate."""
