@@ -35,9 +35,15 @@ def main(words: list[str] | None = None) -> int:
     speed.add_argument("--seconds", type=float, default=2.0, help="for each thing that is timed")
     speed.add_argument("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
 
+    blocks = commands.add_parser("campaign", help="the study on CIFAR-10, in blocks of about 25 minutes on one GPU; resumable")
+    blocks.add_argument("block", help="1, 2, 3 or 4, as in notebooks/settings/campaign.yaml")
+    blocks.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="for every run")
+    blocks.add_argument("--minutes", type=float, default=25.0, help="no run is started that would end later")
+    blocks.add_argument("--keep", choices=("all", "none"), default="all", help="whether runs keep notebook, HTML and embedding")
+
     args = parser.parse_args(words)
     try:
-        return {"train": train, "sweep": sweep, "report": report, "benchmark": benchmark}[args.command](args)
+        return {"train": train, "sweep": sweep, "report": report, "benchmark": benchmark, "campaign": campaign}[args.command](args)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -108,6 +114,16 @@ def benchmark(args) -> int:
         print(f"the usual pipeline: {found['plain_images_per_second']:.3g} images/s; the best of the rows above is {found['times_plain']:.1f} times as fast")
     print(found["path"])
     return 0
+
+
+def campaign(args) -> int:
+    from reproduce import campaign as driver
+
+    args.settings = None
+    rows = driver.run(args.block, given(args), args.minutes, args.keep)
+    statuses = [row["status"] for row in rows]
+    print(", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)))
+    return int("failed" in statuses)
 
 
 if __name__ == "__main__":
