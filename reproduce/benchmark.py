@@ -23,6 +23,7 @@ from reproduce.methods import METHODS
 from reproduce.runs import ROOT, atomic, provenance
 from reproduce.train import build_optimizer
 
+KMEANS = ((60_000, 10, 10), (20_000, 1000, 1))  # samples, clusters, restarts
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
@@ -177,7 +178,7 @@ def kmeans(repeats: int = 2) -> list[dict]:
     from sklearn.cluster import KMeans as Theirs
 
     rng, rows = np.random.default_rng(0), []
-    for n, k, restarts in ((60_000, 10, 10), (20_000, 1000, 1)):
+    for n, k, restarts in KMEANS:
         centres = rng.normal(size=(k, 128))
         x = (centres[rng.integers(k, size=n)] + 2 * rng.normal(size=(n, 128))).astype(np.float32)
         settings = dict(n_init=restarts, max_iter=300, tol=1e-4)
