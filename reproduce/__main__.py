@@ -36,7 +36,7 @@ def main(words: list[str] | None = None) -> int:
     speed.add_argument("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
 
     blocks = commands.add_parser("campaign", help="the study on CIFAR-10, in blocks of about 25 minutes on one GPU; resumable")
-    blocks.add_argument("block", help="1, 2, 3 or 4, as in notebooks/settings/campaign.yaml")
+    blocks.add_argument("block", help="1, 2, 3, 4, or digits, as in notebooks/campaign.yaml")
     blocks.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="for every run")
     blocks.add_argument("--minutes", type=float, default=25.0, help="no run is started that would end later")
     blocks.add_argument("--keep", choices=("all", "none"), default="all", help="whether runs keep notebook, HTML and embedding")

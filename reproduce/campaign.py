@@ -1,4 +1,4 @@
-"""The study on CIFAR-10 in blocks that fit a GPU borrowed for half an hour: notebooks/settings/campaign.yaml, run in its order.
+"""The study on CIFAR-10 in blocks that fit a GPU borrowed for half an hour: notebooks/campaign.yaml, run in its order.
 
 A finished run is written at once and skipped by the next call, so a machine that is taken away costs one run at most.
 """
@@ -15,12 +15,17 @@ from reproduce.sweep import expand, run_notebook
 SETTINGS = ROOT / "notebooks" / "settings"
 
 
+def blocks() -> dict[str, list[dict]]:
+    """The stars of each block, as the file has them."""
+    return {str(k): v for k, v in read_settings(ROOT / "notebooks" / "campaign.yaml").items()}
+
+
 def block(name: str, changes: dict) -> list[Config]:
     """The configurations of a block in their order, each with ``changes``; all are checked before any is run."""
-    blocks = {str(k): v for k, v in read_settings(SETTINGS / "campaign.yaml").items()}
-    if name not in blocks:
-        raise ConfigError(f"block is {name!r}: it must be one of {', '.join(blocks)}")
-    return list({config.hash(): config for star in blocks[name] for config in star_of(star, changes)}.values())
+    known = blocks()
+    if name not in known:
+        raise ConfigError(f"block is {name!r}: it must be one of {', '.join(known)}")
+    return list({config.hash(): config for star in known[name] for config in star_of(star, changes)}.values())
 
 
 def star_of(star: dict, changes: dict) -> list[Config]:

@@ -33,7 +33,7 @@ def test_every_block_is_made_of_valid_settings_with_equal_epochs_and_split():
 
 def test_changes_reach_every_run_and_unknown_blocks_none():
     assert all((c.limit, c.epochs) == (300, 2) for c in campaign.block("1", {"limit": 300, "epochs": 2}))
-    with pytest.raises(ConfigError, match="block is '5': it must be one of 1, 2, 3, 4"):
+    with pytest.raises(ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, digits"):
         campaign.block("5", {})
     with pytest.raises(ConfigError, match="unknown parameter 'limmit'"):
         campaign.run("1", {"limmit": 300})

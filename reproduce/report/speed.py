@@ -15,8 +15,9 @@ PARTS = {"augmentation": "augmentation alone", "network": "forward, backward, up
 
 
 def benchmarks(results_dir: str = "") -> list[dict]:
-    """The contents of every benchmark*.json below the results folder, by name; "name" says on which device of what."""
-    found = [json.loads(p.read_text()) for p in sorted(root(results_dir).rglob("benchmark*.json"))]
+    """The contents of every benchmark*.json below the results folder, by name, those in ``local`` left out; "name" says on which device of what."""
+    folder = root(results_dir)
+    found = [json.loads(p.read_text()) for p in sorted(folder.rglob("benchmark*.json")) if "local" not in p.relative_to(folder).parts]
     return [{**b, "name": f"{b['settings']['backbone']}, {b['image'][1]} pixels, batch {b['settings']['batch_size']}\n{b['device']}, {b['threads']} threads"}
             for b in found if "settings" in b]
 
