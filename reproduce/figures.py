@@ -25,7 +25,7 @@ def style() -> None:
     """One look for all notebooks."""
     sns.set_theme(style="ticks", context="notebook", palette=COLORS, rc={
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.35, "grid.linewidth": 0.6,
-        "figure.dpi": 110, "savefig.dpi": 150, "figure.constrained_layout.use": True,
+        "figure.dpi": 100, "savefig.dpi": 150, "figure.constrained_layout.use": True,
         "legend.frameon": False, "axes.titlesize": "medium", "axes.titlelocation": "left"})
 
 

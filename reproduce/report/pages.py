@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
+
+from PIL import Image
 
 from reproduce.config import ConfigError
 from reproduce.runs import ROOT, find
@@ -35,8 +40,32 @@ def execute(notebook: Path, executed: Path, **parameters) -> None:
 
 
 def forget_place(executed: Path) -> None:
-    """Make the paths in an executed notebook relative to the repository: where it lay is nobody's concern."""
-    executed.write_text(executed.read_text(encoding="utf-8").replace(f"{ROOT}/", ""), encoding="utf-8")
+    """Leave in an executed notebook what is worth keeping: paths relative to the repository (where it lay is nobody's
+    concern), pictures of few colours, no clock times of single cells."""
+    content = json.loads(executed.read_text(encoding="utf-8").replace(f"{ROOT}/", ""))
+    for cell in content["cells"]:
+        for times in ("execution", "papermill"):
+            cell["metadata"].pop(times, None)
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = base64.b64encode(few_colors(base64.b64decode("".join(data["image/png"])))).decode()
+    executed.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def few_colors(png: bytes, n: int = 64) -> bytes:
+    """The picture with at most n colours, about a third of its size; one that has a palette already stays as it is.
+
+    Maximum coverage and k-means: a median cut gives thin lines the colour of their neighbours.
+    """
+    picture = Image.open(io.BytesIO(png))
+    if picture.mode == "P":
+        return png
+    white = Image.new("RGBA", picture.size, "white")
+    flat = Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    smaller = io.BytesIO()
+    flat.quantize(n, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+    return min(png, smaller.getvalue(), key=len)
 
 
 def build(results_dir: str = "") -> Path:
@@ -100,6 +129,7 @@ def to_html(executed: Path, page_path: Path) -> None:
                   for line in cell.source.splitlines() if line.startswith("# ")), executed.stem)
     body, _ = exporter.from_notebook_node(notebook)
     body = body.replace("<title>Notebook</title>", "")
+    body = re.sub(r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body)  # names, brackets and spaces have no colour
     page_path.write_text(page(title, body, HtmlFormatter(style="friendly").get_style_defs(".highlight")), encoding="utf-8")
 
 
