@@ -4,6 +4,7 @@ under changes that must not matter."""
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -178,6 +179,12 @@ def test_half_precision_is_computed_in_float32(dtype):
         (losses.batch_entropy, (p1,)),
         (losses.sample_entropy, (p1,)),
         (lambda x: losses.logit_clamp(x, 5), (logits,)),
+        (losses.queue_contrast, (z1, z2, torch.randn(7, 5).to(dtype))),
+        (losses.alignment, (z1, z2)),
+        (losses.cluster_contrast, (p1, p2)),
+        (lambda d: losses.concentration(d, torch.tensor([0, 0, 1, 1, 1, 2]), 3, 0.2), (torch.rand(6).to(dtype),)),
+        (lambda z, c: losses.prototype_contrast(z, c, torch.tensor([0.1, 0.3, 0.2]), torch.tensor([0, 0, 1, 1, 1, 2])), (z1, z2[:3])),
+        (lambda a, b: losses.prototype_scattering(a, b, torch.tensor([0, 0, 1, 1, 1, 2]), 3), (z1, z2)),
     ]
     for f, inputs in cases:
         value = f(*inputs)
@@ -189,12 +196,19 @@ def test_autocast_does_not_narrow():
     """Under autocast a matrix product of float32 tensors would be rounded to bfloat16."""
     z1, z2 = torch.randn(2, 16, 8)
     p1, p2 = probabilities(2, 3, 16, 4, dtype=torch.float32)
+    cluster = torch.arange(16) % 5
     for f in [
         lambda: losses.feature_contrast(z1, z2),
         *(lambda c=c: losses.probability_contrast(p1, p2, c) for c in CRITICS),
         lambda: losses.batch_entropy(p1),
         lambda: losses.sample_entropy(p1),
         lambda: losses.logit_clamp(30 * z1, 25),
+        lambda: losses.queue_contrast(z1, z2, z1.roll(1, -1)),
+        lambda: losses.alignment(z1, z2),
+        lambda: losses.cluster_contrast(p1, p2),
+        lambda: losses.concentration(z1[:, 0].abs(), cluster, 5, 0.2),
+        lambda: losses.prototype_contrast(z1, z2[:5], torch.full((5,), 0.2), cluster),
+        lambda: losses.prototype_scattering(z1, z2, cluster, 5),
     ]:
         with torch.autocast("cpu", torch.bfloat16):
             narrow = f()
@@ -278,11 +292,255 @@ def test_most_of_a_clusters_mass_on_one_sample():
 
 
 def test_two_views_must_agree_in_shape():
-    for f in (losses.feature_contrast, losses.probability_contrast):
+    more = {losses.queue_contrast: (torch.ones(6, 3),), losses.prototype_scattering: (torch.zeros(4, dtype=torch.long), 1)}
+    for f in (losses.feature_contrast, losses.probability_contrast, losses.alignment, *more):
         with pytest.raises(ValueError, match=rf"{f.__name__} .*\(4, 3\) and \(5, 3\)"):
-            f(torch.ones(4, 3), torch.ones(5, 3))
+            f(torch.ones(4, 3), torch.ones(5, 3), *more.get(f, ()))
         with pytest.raises(ValueError, match=f.__name__):
-            f(torch.ones(3), torch.ones(3))
+            f(torch.ones(3), torch.ones(3), *more.get(f, ()))
+
+
+# ---- the other methods' losses, each from its paper's formula
+
+CLUSTERS = torch.tensor([0, 2, 2, 4, 0, 2, 4, 4])  # of eight samples; 1 and 3 are empty
+
+
+def unit(x):
+    return x / sum(v**2 for v in x).sqrt()
+
+
+def loop_queue_contrast(query, key, queue, temperature):
+    total = 0.0
+    for q, k in zip(query, key):
+        own = ((unit(q) * unit(k)).sum() / temperature).exp()
+        others = sum(((unit(q) * unit(n)).sum() / temperature).exp() for n in queue)
+        total = total - (own / (own + others)).log() / len(query)
+    return total
+
+
+def loop_alignment(prediction, target):
+    return sum(((unit(p) - unit(z)) ** 2).sum() for p, z in zip(prediction, target)) / len(prediction)
+
+
+def loop_prototype_contrast(z, prototypes, phi, cluster):
+    total = 0.0
+    for x, own in zip(z, cluster.tolist()):
+        f = [((unit(x) * unit(c)).sum() / t).exp() for c, t in zip(prototypes, phi)]
+        total = total - (f[own] / sum(f)).log() / len(z)
+    return total
+
+
+def loop_prototype_scattering(z1, z2, cluster, temperature):
+    """Over the clusters in the batch only: the loop never hears of others."""
+    cluster = cluster.tolist()
+    present = sorted(set(cluster))
+    mean1, mean2 = ({k: unit(sum(unit(x) for x, c in zip(z, cluster) if c == k)) for k in present} for z in (z1, z2))
+    total = 0.0
+    for k in present:
+        own = ((mean1[k] * mean2[k]).sum() / temperature).exp()
+        others = sum(((mean1[k] * mean1[j]).sum() / temperature).exp() for j in present if j != k)
+        total = total - (own / (own + others)).log() / len(present)
+    return total
+
+
+def loop_concentration(distance, cluster, k, temperature, alpha=10.0):
+    """Percentiles as numpy's, between neighbours in a line."""
+    phi = {}
+    for c in range(k):
+        mine = [d for d, own in zip(distance.tolist(), cluster.tolist()) if own == c]
+        if len(mine) > 1:
+            phi[c] = sum(mine) / (len(mine) * math.log(len(mine) + alpha))
+    phi = [phi.get(c, max(phi.values())) for c in range(k)]
+    low, high = np.percentile(phi, 10), np.percentile(phi, 90)
+    phi = [min(max(x, low), high) for x in phi]
+    return [temperature * x / (sum(phi) / k) for x in phi]
+
+
+def no_gradient(f, open_, closed):
+    """``f(open, closed)``: a finite gradient reaches what is open, none what is closed."""
+    open_, closed = ([x.clone().requires_grad_() for x in xs] for xs in (open_, closed))
+    f(*open_, *closed).backward()
+    assert all(x.grad.isfinite().all() and x.grad.abs().sum() > 0 for x in open_)
+    assert all(x.grad is None or not x.grad.any() for x in closed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_queue_contrast_is_the_loop(temperature, dtype):
+    query, key, queue = 3 * torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64), 2 * torch.randn(7, 4, dtype=torch.float64)
+    agree(
+        lambda q: losses.queue_contrast(q, key.to(dtype), queue.to(dtype), temperature),
+        lambda q: loop_queue_contrast(q, key.to(dtype).double(), queue.to(dtype).double(), temperature),
+        [query],
+        dtype,
+    )
+    no_gradient(losses.queue_contrast, [query], [key, queue])
+
+
+def test_queue_contrast_in_closed_form():
+    """Own key the same, the queue at right angles; then all one."""
+    z, queue = torch.eye(3, 8, dtype=torch.float64), torch.eye(8, dtype=torch.float64)[3:]
+    assert float(losses.queue_contrast(z, 2 * z, queue, 0.5)) == pytest.approx(-2 + math.log(math.exp(2) + 5), abs=1e-12)
+    one = torch.ones(3, 8, dtype=torch.float64)
+    assert float(losses.queue_contrast(one, one, one[:2], 0.1)) == pytest.approx(math.log(3), abs=1e-12)
+
+
+def test_queue_contrast_does_not_mind_names():
+    query, key, queue = (torch.randn(n, 4, dtype=torch.float64) for n in (6, 6, 9))
+    value, images, features = losses.queue_contrast(query, key, queue), torch.randperm(6), torch.randperm(4)
+    for other in (
+        losses.queue_contrast(query[images], key[images], queue[torch.randperm(9)]),
+        losses.queue_contrast(5 * query, 0.1 * key, 7 * queue),
+        losses.queue_contrast(query[:, features], key[:, features], queue[:, features]),
+    ):
+        torch.testing.assert_close(other, value, rtol=0, atol=1e-12)
+    assert (losses.queue_contrast(query, key.roll(1, 0), queue) - value).abs() > 1e-3
+    # the keys of the batch's other images are no negatives: an image's loss is its own affair
+    each = torch.stack([losses.queue_contrast(query[i : i + 1], key[i : i + 1], queue) for i in range(6)])
+    torch.testing.assert_close(each.mean(), value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(6, 4), (2, 3, 5)])
+def test_alignment_is_the_loop(shape, dtype):
+    p, z = 3 * torch.randn(2, *shape, dtype=torch.float64)
+    z = z.to(dtype)
+    agree(lambda p: losses.alignment(p, z), lambda p: over_heads(loop_alignment, p, z.double()), [p], dtype)
+    no_gradient(lambda p, z: losses.alignment(p, z).sum(), [p], [z])
+
+
+def test_alignment_in_closed_form():
+    """0 where they agree at any length, 2 at right angles, 4 at opposites; neither order nor length matters."""
+    z = torch.eye(4, dtype=torch.float64)
+    for other, expected in ((7 * z, 0), (z.roll(1, 0), 2), (-0.1 * z, 4)):
+        assert float(losses.alignment(z, other)) == pytest.approx(expected, abs=1e-12)
+    p, z = torch.randn(2, 6, 4, dtype=torch.float64)
+    value, images, features = losses.alignment(p, z), torch.randperm(6), torch.randperm(4)
+    for other in (losses.alignment(z, p), losses.alignment(p[images], z[images]), losses.alignment(p[:, features], z[:, features])):
+        torch.testing.assert_close(other, value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(6, 4), (2, 5, 3)])
+def test_cluster_contrast_is_the_loop(shape, dtype):
+    p1, p2 = probabilities(2, *shape)
+    agree(
+        lambda a, b: losses.cluster_contrast(a, b, 0.7),
+        lambda a, b: over_heads(lambda a, b: loop_feature_contrast([*a.T], [*b.T], 0.7), a, b),
+        [p1, p2],
+        dtype,
+    )
+
+
+def test_cluster_contrast_in_closed_form():
+    """Balanced one-hot: clusters at right angles. Undecided: all clusters are one. Neither views nor names matter."""
+    p = torch.eye(4, dtype=torch.float64).repeat(5, 1)
+    assert float(losses.cluster_contrast(p, p)) == pytest.approx(-1 + math.log(math.e + 6), abs=1e-12)
+    undecided = torch.full((5, 4), 0.25, dtype=torch.float64)
+    assert float(losses.cluster_contrast(undecided, undecided)) == pytest.approx(math.log(7), abs=1e-12)
+    p1, p2 = probabilities(2, 8, 5)
+    value, images, clusters = losses.cluster_contrast(p1, p2), torch.randperm(8), torch.randperm(5)
+    for a, b in ((p2, p1), (p1[images], p2[images]), (p1[:, clusters], p2[:, clusters])):
+        torch.testing.assert_close(losses.cluster_contrast(a, b), value, rtol=0, atol=1e-12)
+    assert (losses.cluster_contrast(p1, p2[:, clusters.roll(1)]) - value).abs() > 1e-3
+
+
+@pytest.mark.parametrize("k, n", [(3, 20), (12, 60), (30, 40)])
+def test_concentration_is_the_loop(k, n):
+    cluster, distance = torch.randint(k, (n,)), torch.rand(n, dtype=torch.float64) + 0.1
+    phi = losses.concentration(distance, cluster, k, 0.2)
+    torch.testing.assert_close(phi, torch.tensor(loop_concentration(distance, cluster, k, 0.2), dtype=torch.float64), rtol=0, atol=1e-12)
+    assert float(phi.mean()) == pytest.approx(0.2, abs=1e-12)
+    torch.testing.assert_close(losses.concentration(5 * distance, cluster, k, 0.2), phi)  # only the ratios of widths matter
+    images, names = torch.randperm(n), torch.randperm(k)
+    torch.testing.assert_close(losses.concentration(distance[images], names[cluster[images]], k, 0.2)[names], phi)
+    single = losses.concentration(distance.float(), cluster, k, 0.2)
+    torch.testing.assert_close(single, phi.float())
+
+
+def test_concentration_of_one_sample_or_none_is_the_widest():
+    """Its one sample may lie on the prototype: a temperature near 0, which would tie the whole gradient to it."""
+    cluster = torch.tensor([0] * 4 + [1] * 4 + [2])
+    distance = torch.tensor([0.1] * 4 + [0.5] * 4 + [0.0])
+    phi = losses.concentration(distance, cluster, 4, 1.0)
+    assert phi[1] == phi[2] == phi[3] > phi[0] > 0
+    only = losses.concentration(torch.zeros(3), torch.arange(3), 3, 0.5)  # no cluster has a width
+    torch.testing.assert_close(only, torch.full((3,), 0.5))
+
+
+def test_concentration_cuts_extremes():
+    """21 clusters of widths 1, ..., 20 and 1000: cut at the third from either end."""
+    width = torch.tensor([*range(1, 21), 1000], dtype=torch.float64)
+    phi = losses.concentration(width.repeat_interleave(2), torch.arange(21).repeat_interleave(2), 21, 1.0)
+    torch.testing.assert_close(phi / phi[2], width.clamp(3, 19) / 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_prototype_contrast_is_the_loop(dtype):
+    z, prototypes, phi = 3 * torch.randn(8, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64), 0.1 + torch.rand(5, dtype=torch.float64)
+    given = [prototypes.to(dtype), phi.to(dtype)]
+    agree(
+        lambda z: losses.prototype_contrast(z, *given, CLUSTERS),
+        lambda z: loop_prototype_contrast(z, *(x.double() for x in given), CLUSTERS),
+        [z],
+        dtype,
+    )
+
+
+def test_prototype_contrast_in_closed_form():
+    """On its prototype, the others at right angles, each weighed at its own temperature."""
+    c = torch.eye(3, dtype=torch.float64)
+    phi = torch.tensor([0.5, 0.25, 1.0], dtype=torch.float64)
+    expected = sum(-1 / t + math.log(math.exp(1 / t) + 2) for t in phi.tolist()) / 3
+    assert float(losses.prototype_contrast(4 * c, c, phi, torch.arange(3))) == pytest.approx(expected, abs=1e-12)
+    z, c, phi = torch.randn(8, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64), 0.1 + torch.rand(5, dtype=torch.float64)
+    value, images, names = losses.prototype_contrast(z, c, phi, CLUSTERS), torch.randperm(8), torch.randperm(5)
+    for other in (
+        losses.prototype_contrast(z[images], c, phi, CLUSTERS[images]),
+        losses.prototype_contrast(z, c[names], phi[names], names.argsort()[CLUSTERS]),
+        losses.prototype_contrast(6 * z, c, phi, CLUSTERS),
+    ):
+        torch.testing.assert_close(other, value, rtol=0, atol=1e-12)
+    assert (losses.prototype_contrast(z, c, phi.roll(1), CLUSTERS) - value).abs() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n_clusters", [5, 9])
+def test_prototype_scattering_is_the_loop(n_clusters, dtype):
+    """However many clusters there are: those that the batch lacks are neither positive nor negative."""
+    z1, z2 = 3 * torch.randn(2, 8, 4, dtype=torch.float64)
+    z2 = z2.to(dtype)
+    agree(
+        lambda z: losses.prototype_scattering(z, z2, CLUSTERS, n_clusters, 0.3),
+        lambda z: loop_prototype_scattering(z, z2.double(), CLUSTERS, 0.3),
+        [z1],
+        dtype,
+    )
+    no_gradient(lambda a, b: losses.prototype_scattering(a, b, CLUSTERS, n_clusters), [z1.to(dtype)], [z2])
+
+
+def test_prototype_scattering_in_closed_form():
+    """Three clusters at right angles, the same in both views; then one cluster, which has nothing to be apart from."""
+    z, cluster = torch.eye(3, 6, dtype=torch.float64).repeat(2, 1), torch.tensor([1, 3, 4]).repeat(2)
+    assert float(losses.prototype_scattering(z, 7 * z, cluster, 5, 0.5)) == pytest.approx(-2 + math.log(math.exp(2) + 2), abs=1e-12)
+    z1, z2 = torch.randn(2, 8, 4, dtype=torch.float64)
+    alone = z1.clone().requires_grad_()
+    value = losses.prototype_scattering(alone, z2, torch.full((8,), 2), 5)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-12) and alone.grad.isfinite().all()
+
+
+def test_prototype_scattering_does_not_mind_names():
+    z1, z2 = torch.randn(2, 8, 4, dtype=torch.float64)
+    value, images, names = losses.prototype_scattering(z1, z2, CLUSTERS, 5), torch.randperm(8), torch.randperm(5)
+    for other in (
+        losses.prototype_scattering(z1[images], z2[images], CLUSTERS[images], 5),
+        losses.prototype_scattering(z1, z2, names[CLUSTERS], 5),
+        losses.prototype_scattering(z1 * (1 + torch.rand(8, 1)), 0.1 * z2, CLUSTERS, 5),
+        losses.prototype_scattering(z1, z2[[4, 2, 5, 6, 0, 1, 7, 3]], CLUSTERS, 5),  # within a cluster only its mean counts
+    ):
+        torch.testing.assert_close(other, value, rtol=0, atol=1e-12)
+    assert (losses.prototype_scattering(z1, z2.roll(1, 0), CLUSTERS, 5) - value).abs() > 1e-3
 
 
 # ---- what each kind of prediction costs, in closed form

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from reproduce.schedules import blend, learning_rate
+from reproduce.schedules import blend, ema, learning_rate
 
 
 def rates(schedule, steps, peak=0.4, warmup=0):
@@ -82,3 +82,35 @@ def test_few_steps(schedule, steps):
 def test_a_schedule_scales_with_its_peak(schedule):
     for a, b in zip(rates(schedule, 20, 1.0, 3), rates(schedule, 20, 0.2, 3)):
         assert b == pytest.approx(0.2 * a, abs=1e-15)
+
+
+# ---- a target network's share of itself
+
+
+def test_ema_constant():
+    assert {ema("constant", 0.99, step, 10) for step in range(10)} == {0.99}
+    assert ema("constant", 0.0, 3, 10) == 0.0
+
+
+@pytest.mark.parametrize("steps", [2, 3, 101])
+def test_ema_ramp_is_byols(steps):
+    """1 - (1 - start) (cos(pi k / K) + 1) / 2: the start at the first step, 1 at the last."""
+    values = [ema("ramp", 0.996, step, steps) for step in range(steps)]
+    assert values[0] == 0.996 and values[-1] == 1.0 and falling(values[::-1])
+    for step, value in enumerate(values):
+        assert value == pytest.approx(1 - 0.004 * (math.cos(math.pi * step / (steps - 1)) + 1) / 2, abs=1e-15)
+    if steps % 2:
+        assert values[steps // 2] == pytest.approx(0.998)
+
+
+def test_ema_ramp_of_one_step():
+    assert ema("ramp", 0.9, 0, 1) == 0.9
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
+def test_schedules_are_functions_of_the_step(schedule):
+    """Asked in any order, twice, they say the same: a continued run asks from the middle on."""
+    forwards = rates(schedule, 30, warmup=4)
+    assert [learning_rate(schedule, 0.4, step, 30, 4) for step in reversed(range(30))] == forwards[::-1]
+    shares = [ema("ramp", 0.9, step, 30) for step in range(30)]
+    assert [ema("ramp", 0.9, step, 30) for step in reversed(range(30))] == shares[::-1]

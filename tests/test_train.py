@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from reproduce import Config, ConfigError, Diverged, fit, losses
+from reproduce import Config, ConfigError, Diverged, backbones, fit, losses
 from reproduce import train as loop
 from reproduce.data import write_cached
+from reproduce.methods import METHODS
 from reproduce.runs import Run, find, source_tree, table
 
 QUICK = {"epochs": 3, "width": 4, "n_heads": 3, "head_hidden": 16, "limit": 300, "evaluate_every": 1, "trace_images": 5}
+
+PLAIN = {"n_heads": 10, "head_hidden": 128}  # as they are by default: methods other than CRLC do not know all of QUICK
 
 
 @pytest.fixture
@@ -137,13 +140,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, monkeypatch):
     ({"batch_size": 301}, "batch_size is 301, more than the 300 images"),
     ({"n_clusters": 301}, "n_clusters is 301, more than the 300 images"),
     ({"device": "cuda"}, "device is 'cuda', but torch finds no CUDA"),
+    ({"method": "pcl", "prototypes": "20 301", **PLAIN}, "prototypes is '20 301': more than the 300 images"),
+    ({"method": "deepcluster", "pseudo_clusters": 301, **PLAIN}, "pseudo_clusters is 301, more than the 300 images"),
+    ({"method": "deepcluster", "n_clusters": 31, **PLAIN}, "pseudo_clusters is 310, more than the 300 images"),
 ])
 def test_data_that_settings_do_not_fit(config, change, message):
     if torch.cuda.is_available() and "device" in change:
         pytest.skip("there is a CUDA device here")
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         list(fit(config.replace(**change)))
-    assert find(config.results_dir) == []
+    assert "\n" not in str(caught.value) and find(config.results_dir) == []
 
 
 def test_a_results_dir_that_cannot_be_written(config, tmp_path):
@@ -224,16 +230,83 @@ def test_weight_decay_on_weights_only(config):
         assert [g["weight_decay"] for g in groups] == expected
 
 
+def test_a_predictor_has_a_rate_of_its_own(config):
+    """Its groups, and no others, are multiplied and stay at the peak; nothing of the target network is there."""
+    config = config.replace(method="byol", n_heads=10, predictor_rate=3.0, predictor_schedule="constant")
+    method = METHODS["byol"](config, backbones.build(config, 1), 10, 300)
+    groups = loop.build_optimizer(config, method).param_groups
+    predictor = {id(p) for p in method.predictor.parameters()}
+    for g in groups:
+        predicts = {id(p) for p in g["params"]} <= predictor
+        assert predicts or not {id(p) for p in g["params"]} & predictor
+        assert (g["times"], g["constant"]) == ((3.0, True) if predicts else (1.0, False))
+        assert all((p.dim() > 1) == (g["weight_decay"] > 0) for p in g["params"])
+    held = [id(p) for g in groups for p in g["params"]]
+    trained = [*method.backbone.parameters(), *method.projector.parameters(), *method.predictor.parameters()]
+    assert sorted(held) == sorted(map(id, trained)) and len(set(held)) == len(held)
+    same = config.replace(predictor_schedule="same")
+    assert not any(g["constant"] for g in loop.build_optimizer(same, method).param_groups)
+
+
+@pytest.mark.parametrize("schedule", ["same", "constant"])
+def test_the_predictors_rate_through_a_run(config, monkeypatch, schedule):
+    """SimSiam's stays at the peak to the last step, while the rest follows a cosine down to nothing."""
+    optimizers, seen = [], []
+    real_build, real_step = loop.build_optimizer, torch.optim.SGD.step
+    monkeypatch.setattr(loop, "build_optimizer", lambda *args: optimizers.append(real_build(*args)) or optimizers[0])
+
+    def step(self, *args, **kwargs):
+        seen.append({(g["times"], g["constant"]): g["lr"] for g in self.param_groups})
+        return real_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    rate = {"predictor_rate": 2.0, "predictor_schedule": schedule, "schedule": "cosine", "learning_rate": 0.1, "epochs": 2}
+    train(config.replace(method="simsiam", n_heads=10, **rate))
+    predictor, rest = (2.0, schedule == "constant"), (1.0, False)
+    assert len(seen) == 2 * (300 // 64) and set(seen[0]) == {predictor, rest}
+    assert seen[0][rest] == pytest.approx(0.1) and seen[-1][rest] == pytest.approx(0)
+    assert seen[0][predictor] == pytest.approx(0.2) and seen[-1][predictor] == pytest.approx(0.2 if schedule == "constant" else 0)
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": "adam", "learning_rate": 1e-3}])
+def test_a_renewed_top_layer_has_no_momentum(config, monkeypatch, optimizer):
+    """DeepCluster's classifier is new in each epoch: the last one's momentum is not its own, nor are Adam's moments and
+    its count of steps. All else keeps its."""
+    found = []
+    real = loop.build_optimizer
+
+    def build(config, method):
+        optimizer = real(config, method)
+        before_epoch, order = method.before_epoch, method.order
+
+        def note(when):
+            state = {f"{name} {key}": kept.abs().sum().item() for name, p in method.named_parameters() for key, kept in optimizer.state.get(p, {}).items()}
+            found.append((when, state, method.top.weight.detach().clone(), list(method.parameters())))
+
+        # the momentum is emptied after before_epoch and before the images are drawn
+        method.before_epoch = lambda *args: note("before") or before_epoch(*args)
+        method.order = lambda *args: note("after") or order(*args)
+        return optimizer
+
+    monkeypatch.setattr(loop, "build_optimizer", build)
+    train(config.replace(method="deepcluster", **PLAIN, pseudo_clusters=20, epochs=2, **{"learning_rate": 0.05, **optimizer}))
+    assert [when for when, *_ in found] == ["before", "after"] * 2
+    before, after = found[2], found[3]
+    assert len(before[1]) == len(before[3]) * (3 if optimizer else 1) and min(before[1].values()) > 0
+    assert after[1] == {name: 0 if name.startswith("top.") else kept for name, kept in before[1].items()}
+    assert not torch.equal(before[2], after[2]) and after[2].std().item() == pytest.approx(0.01, rel=0.2)
+
+
 def test_draw_order(config):
     generator = torch.Generator().manual_seed(0)
     config = config.replace(batch_size=4)
     order, left = loop.draw_order(config, 10, 2, generator, torch.empty(0, dtype=torch.long))
-    assert order.shape == (2, 4) and len(order.unique()) == 8
+    assert order.shape == (8,) and len(order.unique()) == 8
     endless, left = config.replace(sampler="endless"), torch.empty(0, dtype=torch.long)
     seen = []
     for _ in range(5):
         order, left = loop.draw_order(endless, 10, 2, generator, left)
-        seen.append(order.flatten())
+        seen.append(order)
     counts = torch.cat(seen).bincount(minlength=10)
     assert counts.tolist() == [4] * 10  # 40 draws of 10 images: none is ever dropped
 
