@@ -22,18 +22,21 @@ class Trained:
     """A finished run's method with its weights, for looking at its features.
 
     Strict: ConfigError if the run is not finished, if its weights are missing or damaged, are not those that its
-    metrics were measured on, or do not fit the method. ``said`` tells what was loaded.
+    metrics were measured on, or do not fit the method. ``said`` tells what was loaded. A run does not keep where
+    its images lay: ``data_dir`` says it, as in a configuration.
     """
 
-    def __init__(self, run: str | Path):
+    def __init__(self, run: str | Path, data_dir: str = ""):
         path = Path(run).expanduser()
         if not (path / "metrics.json").exists():
             raise ConfigError(f"run_dir: {str(run)!r} is not the directory of a finished run (it has no metrics.json)")
         if not (path / "model.pt").exists():
             raise ConfigError(f"run_dir: {str(run)!r} has no model.pt: weights are kept where a run was made, not committed; make it again")
         self.path = path
-        self.metrics = json.loads((path / "metrics.json").read_text())
-        self.config = Config.from_params(json.loads((path / "config.json").read_text()))
+        self.metrics = read_json(path / "metrics.json")
+        self.config = Config.from_params({**read_json(path / "config.json"), "data_dir": data_dir})
+        if self.metrics.get("status") != "finished":
+            raise ConfigError(f"run_dir: {str(run)!r} is not a finished run: the status in its metrics.json is {self.metrics.get('status')!r}")
         if self.metrics["epochs"] < self.config.epochs or not self.config.epochs:
             raise ConfigError(f"run_dir: {str(run)!r} was trained for {self.metrics['epochs']} of {self.config.epochs} epochs: "
                               f"an untrained model is not evaluated")
@@ -49,7 +52,11 @@ class Trained:
         part = self.images.part("all" if self.config.split == "all" else "train", self.config.limit)
         self.method: Method = METHODS[self.config.method](
             self.config, backbones.build(self.config, part.pixels.shape[1]), self.metrics["data"]["n_clusters"], len(part))
-        self.method.load_state_dict(weights, strict=True)
+        try:
+            self.method.load_state_dict(weights, strict=True)
+        except RuntimeError:  # a list of all tensors
+            raise ConfigError(f"run_dir: the weights in {str(path / 'model.pt')!r} do not fit method {self.config.method!r} "
+                              f"with the settings in its config.json") from None
         self.method.eval().requires_grad_(False)
         self.augment = Augment(self.config, *data.moments(part))
 
@@ -93,6 +100,16 @@ class Trained:
             for hook in hooks:
                 hook.remove()
         return {**{name: torch.cat(parts) for name, parts in found.items()}, "features": torch.cat(output)}
+
+
+def read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"run_dir: {str(path)!r} cannot be read: {type(error).__name__}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"run_dir: {str(path)!r} must hold names and values, got a {type(content).__name__}")
+    return content
 
 
 def probe(trained: Trained, epochs: int = 100) -> dict:

@@ -1,8 +1,10 @@
 """Sizes of maps and features, and that every weight learns."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from scipy import ndimage
 from torch import nn
 
 from reproduce import backbones
@@ -83,10 +85,109 @@ def test_small_is_residual():
 
 
 @pytest.mark.parametrize(
-    "settings", [dict(backbone="small", side=8), dict(backbone="resnet18"), dict(backbone="resnet18", stem="imagenet")]
+    "settings",
+    [
+        dict(backbone="small", side=8),
+        dict(backbone="small", side=8, sobel=True),
+        dict(backbone="resnet18"),
+        dict(backbone="resnet18", stem="imagenet"),
+        dict(backbone="alexnet", side=16),
+    ],
 )
 def test_every_weight_learns(settings):
     net = built(1, **settings)
     x = torch.rand(4, 1, settings.get("side", 32), settings.get("side", 32))
     net(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+# ---- DeepCluster's networks
+
+# side of the map after each convolution, and of the one that the wide layers see
+PLAIN = [
+    ("alexnet", "cifar", 32, [32, 15, 7, 7, 7], 3),
+    ("alexnet", "cifar", 16, [16, 7, 3, 3, 3], 1),
+    ("alexnet", "imagenet", 64, [15, 7, 3, 3, 3], 1),
+    ("alexnet", "imagenet", 224, [55, 27, 13, 13, 13], 6),
+    ("alexnet", "imagenet", 448, [111, 55, 27, 27, 27], 6),
+    ("vgg16", "cifar", 32, [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3, 1),
+    ("vgg16", "cifar", 64, [64] * 2 + [32] * 2 + [16] * 3 + [8] * 3 + [4] * 3, 2),
+    ("vgg16", "cifar", 224, [224] * 2 + [112] * 2 + [56] * 3 + [28] * 3 + [14] * 3, 7),
+]
+
+
+@pytest.mark.parametrize("name, stem, side, maps, last", PLAIN)
+def test_alexnet_and_vgg16(name, stem, side, maps, last):
+    """Five and thirteen convolutions with batch norm, then 4096 features; shapes only."""
+    with torch.device("meta"):
+        net = built(backbone=name, stem=stem, side=side).eval()
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == len(net.probed) == {"alexnet": 5, "vgg16": 13}[name]
+    assert [c.out_channels for c in convolutions] == [m.num_features for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [c.out_channels for c in convolutions] == (
+        [96, 256, 384, 384, 256] if name == "alexnet" else [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    )
+    kernels = [c.kernel_size[0] for c in convolutions]
+    assert kernels == ([11 if stem == "imagenet" else 3, 5, 3, 3, 3] if name == "alexnet" else [3] * 13)
+    seen = {}
+    modules = dict(net.named_modules())
+    for layer, module in net.probed.items():
+        modules[module].register_forward_hook(lambda m, i, o, layer=layer: seen.update({layer: o.shape[-1]}))
+    assert net(torch.rand(2, 3, side, side, device="meta")).shape == (2, 4096) and net.n_features == 4096
+    assert list(seen.values()) == maps and list(seen) == [f"conv{i + 1}" for i in range(len(maps))]
+    wide = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    assert [w.in_features for w in wide] == [convolutions[-1].out_channels * last**2, 4096]
+    if name == "vgg16":  # but for the batch norm in place of biases, and the classes, the network is torchvision's
+        with torch.device("meta"):
+            theirs = torchvision.models.vgg16_bn().features
+        assert [c.weight.shape for c in convolutions] == [m.weight.shape for m in theirs if isinstance(m, nn.Conv2d)]
+
+
+def test_features_are_taken_before_the_last_relu():
+    """Negative values reach k-means, where a ReLU would have put zeros. Dropout is for training only."""
+    net, x = built(1, backbone="alexnet", side=16), torch.rand(8, 1, 16, 16)
+    assert not torch.equal(net(x), net(x))
+    features = net.eval()(x)
+    assert torch.equal(features, net(x)) and isinstance(net.wide[-1], nn.Linear)
+    assert 0.2 < (features < 0).float().mean() < 0.8
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sobel_is_scipys(channels):
+    """Of the channels' mean, with zeros around the image; scipy's kernel is the other way round."""
+    x = torch.rand(3, channels, 9, 11, dtype=torch.float64)
+    out = backbones.Sobel(channels)(x)
+    assert out.shape == (3, 2, 9, 11)
+    for image, edges in zip(x.mean(1).numpy(), out.numpy()):
+        for axis, edge in ((1, edges[0]), (0, edges[1])):
+            np.testing.assert_allclose(edge, -ndimage.sobel(image, axis, mode="constant"), atol=1e-12)
+    flat = backbones.Sobel(channels)(torch.full((1, channels, 5, 5), 0.7))
+    assert flat[..., 1:-1, 1:-1].abs().max() < 1e-6
+    assert not backbones.Sobel(channels).state_dict() and not list(backbones.Sobel(channels).parameters())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name, side", [("small", 8), ("resnet18", 16)])
+def test_sobel_stands_before_any_network(name, side, channels):
+    """The network sees two channels; a colour of the same brightness changes nothing."""
+    net = built(channels, backbone=name, side=side, sobel=True).eval()
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    assert first.in_channels == 2
+    x = torch.rand(2, channels, side, side)
+    features = net(x)
+    assert features.shape == (2, net.n_features)
+    torch.testing.assert_close(net(x.flip(1)), features)
+    plain = net[1]
+    torch.testing.assert_close(features, plain(net[0](x)))
+    assert (features - net(x.flip(-1))).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("sobel", [False, True])
+@pytest.mark.parametrize("name, n", [("small", 4), ("resnet18", 5), ("resnet50", 5), ("alexnet", 5), ("vgg16", 13)])
+def test_probed_layers_exist(name, n, sobel):
+    """And follow one another from the first convolution on."""
+    with torch.device("meta"):
+        net = built(backbone=name, sobel=sobel)
+    modules = [module for module, _ in net.named_modules()]
+    places = [modules.index(module) for module in net.probed.values()]
+    assert len(places) == n and places == sorted(places) and list(net.probed)[0] == "conv1"

@@ -1,8 +1,10 @@
 """A wrong setting is answered by one sentence that names it; a right one leaves a hash that means it."""
 
 import dataclasses
+import inspect
 import json
 import math
+import re
 import types
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from reproduce.config import Config, ConfigError, read_settings
+from reproduce.methods import METHODS
+from reproduce.methods.base import Momentum
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 FOLDER = dict(dataset="folder", folder="my_images")
@@ -199,6 +203,38 @@ CONTRADICTIONS = [
         ["smoothing and logit_clamp are both 0", "log_dot"],
         dict(smoothing=0, logit_clamp=0, critic="dot"),
     ),
+    (
+        dict(method="moco", queue_size=1000),
+        ["queue_size is 1000", "multiple of 128", "batch_size 64"],
+        dict(method="moco", queue_size=1280),
+    ),
+    (  # of both views' keys: a multiple of the batch is not enough
+        dict(method="pcl", batch_size=64, queue_size=64 * 3),
+        ["queue_size is 192", "multiple of 128"],
+        dict(method="pcl", batch_size=64, queue_size=64 * 2),
+    ),
+    (dict(dataset="cifar10", backbone="vgg16", stem="imagenet"), ["stem is 'imagenet'", "'vgg16'"], dict(dataset="cifar10", backbone="vgg16")),
+    (
+        dict(FOLDER, image_size=31, backbone="vgg16"),
+        ["backbone is 'vgg16'", "31 x 31", "needs 32"],
+        dict(FOLDER, image_size=32, backbone="vgg16"),
+    ),
+    (dict(backbone="vgg16"), ["backbone is 'vgg16'", "8 x 8"], dict(dataset="cifar10", backbone="vgg16")),
+    (
+        dict(FOLDER, image_size=15, backbone="alexnet"),
+        ["backbone is 'alexnet'", "15 x 15", "needs 16"],
+        dict(FOLDER, image_size=16, backbone="alexnet"),
+    ),
+    (
+        dict(FOLDER, image_size=63, backbone="alexnet", stem="imagenet"),
+        ["stem is 'imagenet'", "63 x 63", "needs 64"],
+        dict(FOLDER, image_size=64, backbone="alexnet", stem="imagenet"),
+    ),
+    (dict(dataset="cifar10", backbone="alexnet", stem="imagenet"), ["'alexnet'", "32 x 32"], dict(dataset="cifar10", backbone="alexnet")),
+    *(
+        (dict(method="pcl", prototypes=text), [f"prototypes is {text!r}", "at least 2"], dict(method="pcl", prototypes="2 30"))
+        for text in ("", " ", "ten", "10,20", "10 1", "0", "-5", "2.5", "1e3", "٣", "²", "9" * 10)
+    ),
 ]
 
 
@@ -206,6 +242,48 @@ CONTRADICTIONS = [
 def test_contradictions(params, words, neighbour):
     refused(params, *words)
     assert not list(Config.from_params(neighbour).contradictions())
+
+
+OF_SOME = [name for name, f in FIELDS.items() if f.metadata["only"]]
+
+
+@pytest.mark.parametrize("name", OF_SOME)
+def test_a_setting_that_the_method_does_not_know(name):
+    """It is refused, with the methods that know it; at its default it says nothing, and all know the others."""
+    f, value = FIELDS[name], another(FIELDS[name])
+    methods, knowing = FIELDS["method"].metadata["choices"], f.metadata["only"]
+    assert set(knowing) < set(methods)
+    for method in methods:
+        if method in knowing:
+            assert not any("does not know it" in s for s in dataclasses.replace(Config(), method=method, **{name: value}).contradictions())
+        else:
+            refused({"method": method, name: value}, f"{name} is ", f"method is {method!r}", "does not know it", ", ".join(knowing))
+            Config.from_params({"method": method, name: f.default})
+
+
+@pytest.mark.parametrize("method, cls", METHODS.items())
+def test_a_method_reads_the_settings_that_it_knows(method, cls):
+    """Each is read in the file of its class or of one that it builds on (the optimiser reads the predictor's), and no
+    other setting that belongs to some methods is."""
+    source = "".join(inspect.getsource(inspect.getmodule(c)) for c in cls.__mro__ if c.__module__.startswith("reproduce."))
+    read = set(re.findall(r"(?:config|\bc)\.(\w+)", source))
+    read |= {"prototypes"} if "granularities" in read else set()
+    knows = {name for name in OF_SOME if method in FIELDS[name].metadata["only"]}
+    by_the_loop = {"predictor_rate", "predictor_schedule"}
+    in_base = {"ema", "ema_schedule"}  # of Momentum, which stands in the same file as Method
+    assert knows - by_the_loop <= read and (read & set(OF_SOME)) - in_base <= knows
+    assert (in_base <= knows) == issubclass(cls, Momentum)
+    assert (by_the_loop <= knows) == (method in ("byol", "simsiam", "propos"))
+
+
+def test_an_unknown_method():
+    refused({"method": "mocov3"}, "method must be one of crlc, simclr, moco, byol, simsiam, pcl, cc, propos, deepcluster", "'mocov3'")
+    assert FIELDS["method"].metadata["choices"] == tuple(METHODS)
+
+
+@pytest.mark.parametrize("text, numbers", [("20 40 80", [20, 40, 80]), ("  7\t9 ", [7, 9]), ("2", [2]), ("1 2", []), ("", []), ("a", [])])
+def test_granularities(text, numbers):
+    assert dataclasses.replace(Config(), prototypes=text).granularities == numbers
 
 
 @pytest.mark.parametrize(

@@ -186,3 +186,39 @@ def test_collapse_monitor():
     assert all(type(v) in (float, int) for v in signs.values())
     single = metrics.collapse_monitor(torch.randn(1, 4), torch.tensor([0]), 2)
     assert single == {"embedding_std": 0.0, "largest_cluster": 1.0, "nonempty_clusters": 1}
+
+
+@pytest.mark.parametrize("n_clusters", [2, 3, 10])
+def test_a_healthy_run_has_not_collapsed(n_clusters):
+    signs = metrics.collapse_monitor(torch.randn(500, 16), torch.arange(500) % n_clusters, n_clusters)
+    assert metrics.collapse_reason(signs, n_clusters) == ""
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"embedding_std": 0.1}, "all embeddings are nearly the same (standard deviation 0.100, spread out it is 1)"),
+        ({"embedding_std": float("nan")}, "all embeddings are nearly the same (standard deviation nan, spread out it is 1)"),
+        ({"nonempty_clusters": 5}, "only 5 of 10 clusters are in use"),
+        ({"largest_cluster": 0.91}, "one cluster holds 91% of the images"),
+    ],
+)
+def test_each_reason_for_a_collapse(change, why):
+    signs = {"embedding_std": 0.11, "largest_cluster": 0.9, "nonempty_clusters": 6}
+    assert metrics.collapse_reason(signs, 10) == ""
+    assert metrics.collapse_reason({**signs, **change}, 10) == why
+
+
+def test_collapses_are_seen_from_embeddings_and_assignments():
+    spread, balanced = torch.randn(500, 16), torch.arange(500) % 10
+    for embedding, assignments, word in (
+        (torch.ones(500, 16) + 1e-3 * spread, balanced, "nearly the same"),
+        (spread, balanced % 5, "only 5 of 10"),
+        (spread, torch.where(torch.arange(500) < 475, 0, balanced), "one cluster holds 95%"),
+    ):
+        assert word in metrics.collapse_reason(metrics.collapse_monitor(embedding, assignments, 10), 10)
+
+
+def test_two_clusters_of_unequal_size_are_no_collapse():
+    signs = metrics.collapse_monitor(torch.randn(500, 16), (torch.arange(500) < 420).long(), 2)
+    assert metrics.collapse_reason(signs, 2) == ""
