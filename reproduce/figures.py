@@ -90,7 +90,7 @@ def accuracy_curves(history: list[dict], ax) -> None:
             drawn.append(values)
             ax.plot(seen["epoch"], 100 * np.array(values), line, color=color, label=text)
     ax.set(xlabel="epoch", ylabel="ACC, %", ylim=(0, 102))
-    ax.legend(loc="lower right")
+    ax.legend(loc="best", fontsize="small")
 
 
 def heads(metrics: dict, ax) -> None:
