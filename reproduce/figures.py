@@ -54,17 +54,6 @@ def save(figure, name: str, results_dir: str = "") -> None:
 # ---- one run
 
 
-def probes(found: dict[str, dict], ax) -> None:
-    """Accuracy of a linear classifier after each layer, a line a run, with k nearest neighbours in the last features as a
-    dotted line. found: name -> what ``trained.probe`` gave."""
-    for i, (name, probe) in enumerate(found.items()):
-        layers = probe["layers"]
-        ax.plot(list(layers), [100 * layer["acc"] for layer in layers.values()], "os^Dv"[i % 5], ls="-", color=COLORS[i], label=f"{name}, linear")
-        ax.axhline(100 * probe["knn_acc"], color=COLORS[i], ls=":", lw=1.3, label=f"{name}, kNN on the features")
-    ax.set(xlabel="after layer", ylabel="accuracy with labels, %")
-    ax.legend()
-
-
 def terms(history: list[dict]) -> list[str]:
     """The loss and its named terms: what a row has from the loss on, up to the learning rate."""
     names = list(history[-1]) if history else []

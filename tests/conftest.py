@@ -3,6 +3,7 @@ import random
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -16,3 +17,10 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def plain_style():
+    """The style of the notebooks, set by one test, does not reach the next."""
+    with matplotlib.rc_context():
+        yield

@@ -101,7 +101,11 @@ def test_no_run_gives_sentences_and_empty_tables(tmp_path):
 def test_runs_of_other_methods_leave_crlcs_claims_alone(results):
     every = study.load(str(results))
     crlc = every[every["method"] == "crlc"]
-    for said in (lambda t: findings.claims(t).to_csv(), lambda t: findings.trend(t, "aligned_average"), lambda t: reading.read_grid(t, "aligned_average").data,
+    def crlcs(t):
+        claims = findings.claims(t)
+        return claims[~claims["claim"].str.contains("but the method")].to_csv(index=False)
+
+    for said in (crlcs, lambda t: findings.trend(t, "aligned_average"), lambda t: reading.read_grid(t, "aligned_average").data,
                  lambda t: reading.read_rules(t).data, lambda t: reading.read_heads(t).data, lambda t: reading.close_results(t).data,
                  lambda t: tables.factor_table(t).to_csv(), lambda t: tables.heads(t)["acc"].tolist()):
         assert said(every) == said(crlc)

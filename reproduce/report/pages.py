@@ -22,10 +22,12 @@ from reproduce.runs import ROOT, find
 NOTEBOOKS = {
     "report": "The report: what was claimed, what came out, what it cost",
     "results": "The tables: every method, ours beside the published figures, what the evaluation alone is worth",
+    "what_mattered": "From the course's number to the authors', a detail at a time",
     "ablations": "CRLC's own ablations: critic, heads, weight of the feature contrast, smoothing",
     "deepcluster": "DeepCluster: pseudo-labels over the epochs, and what each convolution has learned",
     "probabilities": "How cluster probabilities move while a network learns",
     "embeddings": "The learned features, by label and by cluster",
+    "benchmark": "How fast the loop is, beside the usual pipeline",
 }
 
 
