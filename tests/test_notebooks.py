@@ -1,5 +1,7 @@
 """The notebooks are the product: they are executed, and they are kept clean."""
 
+import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import nbformat
 import pytest
 
 from reproduce.config import Config, read_settings
+from reproduce.methods import METHODS
 from reproduce.runs import ROOT, find
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -60,6 +63,18 @@ def test_a_preset_is_valid(path):
     Config.from_params({**settings, "folder": "images"} if settings.get("dataset") == "folder" else settings)
 
 
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"crlc"}))
+def test_a_method_has_its_published_settings_each_with_its_source(method):
+    path = ROOT / "notebooks" / "settings" / f"cifar10-{method}.yaml"
+    config = Config.from_params(read_settings(path))
+    assert (config.method, config.dataset) == (method, "cifar10")
+    for line in path.read_text().splitlines():
+        name = line.split(":")[0]
+        assert line.startswith("#") or name in ("dataset", "method") or re.search(r" # \S", line), line
+    own = {f.name for f in dataclasses.fields(Config) if f.metadata["only"] and method in f.metadata["only"]}
+    assert own <= set(read_settings(path)), "a setting that only some methods know is not left to the default for digits"
+
+
 def test_digits_quick_is_the_default():
     assert Config.from_params(read_settings(ROOT / "notebooks" / "settings" / "digits-quick.yaml")) == Config()
 
@@ -83,6 +98,28 @@ def test_train_runs_from_elsewhere_and_says_what_came_out(tmp_path):
     for text in ("source ", "settings ", "epoch    2/2", "first head", "mean of heads", "lowest-loss head", "aligned average", "oracle", "k-means on raw pixels"):
         assert text in said
     assert sum(o.output_type == "display_data" for c in notebook.cells if c.cell_type == "code" for o in c.outputs) >= 5
+
+
+def said_in(path):
+    """All text that an executed notebook shows."""
+    outputs = [o for c in code_cells(path) for o in c.outputs]
+    return "\n".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") + o.get("data", {}).get("text/markdown", "") for o in outputs)
+
+
+def test_features_without_heads_then_a_linear_classifier_on_every_layer(tmp_path):
+    tiny = ["-p", "method", "byol", "-p", "epochs", "2", "-p", "width", "4", "-p", "limit", "300", "-p", "results_dir", "runs", "-p", "data_dir", str(tmp_path)]
+    done = papermill(tmp_path, *tiny)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "k-means on the learned features reaches" in said_in(tmp_path / "out.ipynb").replace("**", "")
+    run = find(tmp_path / "runs")[0]
+    done = papermill(tmp_path, "-p", "run_dir", str(run), "-p", "epochs", "3", notebook="linear_evaluation")
+    assert done.returncode == 0, done.stderr[-2000:]
+    said, probes = said_in(tmp_path / "out.ipynb"), json.loads((run / "probes.json").read_text())
+    assert f"loaded {run.name}: byol on digits, epoch 2" in said and "Best after" in said
+    assert list(probes["layers"]) == ["conv1", "conv2", "conv3", "conv4", "features"] and probes["epochs"] == 3
+    (run / "model.pt").write_bytes(b"")
+    done = papermill(tmp_path, "-p", "run_dir", str(run), notebook="linear_evaluation")
+    assert done.returncode != 0 and "model.pt" in done.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("words, sentence", [
