@@ -104,6 +104,8 @@ class Config:
     compile: bool = setting(False, "torch.compile the network")
     device: str = setting("auto", "auto: CUDA where there is one", choices=("auto", "cpu", "cuda"), identity=False)
     resume: bool = setting(True, "continue an interrupted run, show a finished one; False: train anew", identity=False)
+    tensorboard: bool = setting(False, "write TensorBoard's event files into the run directory", identity=False)
+    wandb: str = setting("", "a project of Weights & Biases that the run reports to; empty: none", identity=False)
     results_dir: str = setting("", "where run directories go; empty: results/local of the repository", identity=False)
     data_dir: str = setting("", "where data sets are kept; empty: data of the repository", identity=False)
 
