@@ -22,7 +22,7 @@ def main(words: list[str] | None = None) -> int:
     many.add_argument("--one", action="append", default=[], metavar="NAME=V[,NAME=V]", help="repeat: each factor changed alone")
     many.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     many.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
-    many.add_argument("--launcher", choices=("local", "slurm"), default="local", help="processes here, or jobs of a Slurm cluster (pip install 'reproduce[cluster]')")
+    many.add_argument("--launcher", choices=("local", "slurm"), default="local", help="processes here, or jobs of a Slurm cluster (pip install -e '.[cluster]')")
     many.add_argument("--slurm", action="append", default=[], metavar="NAME=VALUE", help="repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600")
     many.add_argument("--keep", choices=("all", "first", "none"), default="all",
                       help="which runs keep notebook, HTML and embedding: all, the first seed of a setting, none")

@@ -149,6 +149,10 @@ class Config:
             yield f"folder is {self.folder!r}, but dataset is {self.dataset!r}: add -p dataset folder"
         if self.image_size and self.dataset != "folder":
             yield f"image_size is {self.image_size}, but only dataset 'folder' is resized, not {self.dataset!r}"
+        if self.image_size == 1:
+            yield "image_size is 1: it must be at least 2, or 0 for 64 pixels"
+        if self.bad_images == "skip" and self.dataset != "folder":
+            yield f"bad_images is 'skip', but only a folder has images to skip, not dataset {self.dataset!r}"
         side = self.side
         if self.stem == "imagenet" and self.backbone == "small":
             yield "stem is 'imagenet', but backbone is 'small', which has no such stem: choose a resnet or stem 'cifar'"

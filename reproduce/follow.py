@@ -14,7 +14,7 @@ from reproduce.runs import Run
 
 def check(config: Config) -> None:
     """ConfigError if what shall follow the run is not installed."""
-    for name, wanted, how in (("tensorboard", config.tensorboard, "tensorboard"), ("wandb", config.wandb, "'reproduce[wandb]'")):
+    for name, wanted, how in (("tensorboard", config.tensorboard, "tensorboard"), ("wandb", config.wandb, "-e '.[wandb]'")):
         if wanted and importlib.util.find_spec(name) is None:
             raise ConfigError(f"{name} is {wanted!r}, but the package {name} is not installed: pip install {how}")
 

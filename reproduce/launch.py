@@ -37,7 +37,7 @@ def slurm_executor(folder: Path, jobs: int, options: dict):
     try:
         import submitit
     except ImportError:
-        raise ConfigError("launcher is 'slurm', but the package submitit is not installed: pip install 'reproduce[cluster]'") from None
+        raise ConfigError("launcher is 'slurm', but the package submitit is not installed: pip install -e '.[cluster]'") from None
     if CLUSTER == "slurm" and not shutil.which("sbatch"):
         raise ConfigError("launcher is 'slurm', but there is no command 'sbatch' here: start the sweep on the cluster's login machine")
     general = submitit.AutoExecutor._typed_parameters()

@@ -66,6 +66,8 @@ def conclude(run: Run) -> None:
     metrics = run.json("metrics.json")
     for note in run.notes:
         print(f"note: {note}")
+    if skipped := metrics["data"]["skipped"]:
+        print(f"note: {skipped} of the folder's files cannot be read and were left out")
     print(f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {metrics['images_per_second']:.0f} images/s, {metrics['precision']}")
     print(f"run directory: {run.path}")
 

@@ -126,6 +126,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             head_losses = record(named, terms, row, epoch)
         except Diverged as error:
             run.write_json("metrics.json", {"status": "diverged", "epochs": epoch - 1, "reason": str(error)})
+            run.write_history(history)
             raise
         took = time.perf_counter() - began
         seconds += took

@@ -150,6 +150,8 @@ CIFAR = dict(dataset="cifar10", backbone="resnet18")
 CONTRADICTIONS = [
     (dict(dataset="folder"), ["folder is empty"], FOLDER),
     (dict(folder="x"), ["folder is 'x'", "dataset is 'digits'"], dict(folder="x", dataset="folder")),
+    (dict(FOLDER, image_size=1), ["image_size is 1", "at least 2"], dict(FOLDER, image_size=2)),
+    (dict(bad_images="skip"), ["bad_images is 'skip'", "'digits'"], dict(FOLDER, bad_images="skip")),
     (dict(image_size=32), ["image_size is 32", "'digits'"], dict(FOLDER, image_size=32)),
     (
         dict(dataset="cifar10", stem="imagenet"),

@@ -82,7 +82,7 @@ def test_a_finished_run_gets_event_files_when_asked_for_them_and_none_otherwise(
 
 @pytest.mark.parametrize("settings, sentence", [
     (dict(tensorboard=True), "tensorboard is True, but the package tensorboard is not installed: pip install tensorboard"),
-    (dict(wandb="mine"), r"wandb is 'mine', but the package wandb is not installed: pip install 'reproduce\[wandb\]'")])
+    (dict(wandb="mine"), r"wandb is 'mine', but the package wandb is not installed: pip install -e '.\[wandb\]'")])
 def test_a_missing_package_is_said_before_any_work(tmp_path, monkeypatch, settings, sentence):
     config = tiny(tmp_path, **settings)
     monkeypatch.setitem(sys.modules, next(iter(settings)), None)

@@ -156,7 +156,7 @@ def test_what_a_job_asks_for_is_checked(tmp_path, monkeypatch, options, sentence
 
 def test_without_submitit_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ConfigError, match=r"submitit is not installed: pip install 'reproduce\[cluster\]'"):
+    with pytest.raises(ConfigError, match=r"submitit is not installed: pip install -e '.\[cluster\]'"):
         sweep.sweep([Config.from_params({"results_dir": str(tmp_path / "r")})], launcher="slurm")
     assert not (tmp_path / "r").exists()
 
