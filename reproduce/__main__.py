@@ -22,6 +22,8 @@ def main(words: list[str] | None = None) -> int:
     many.add_argument("--one", action="append", default=[], metavar="NAME=V[,NAME=V]", help="repeat: each factor changed alone")
     many.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     many.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
+    many.add_argument("--launcher", choices=("local", "slurm"), default="local", help="processes here, or jobs of a Slurm cluster (pip install -e '.[cluster]')")
+    many.add_argument("--slurm", action="append", default=[], metavar="NAME=VALUE", help="repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600")
     many.add_argument("--keep", choices=("all", "first", "none"), default="all",
                       help="which runs keep notebook, HTML and embedding: all, the first seed of a setting, none")
 
@@ -83,7 +85,11 @@ def sweep(args) -> int:
     from reproduce import sweep as driver
 
     configs = driver.expand(given(args), driver.parse_grid(args.grid), [driver.parse_one(word) for word in args.one])
-    rows = driver.sweep(configs, args.jobs, args.keep)
+    options = {k: v for word in args.slurm for k, v in driver.parse_one(word, "slurm").items()}
+    if options and args.launcher != "slurm":
+        raise ConfigError(f"slurm is {shown(options)}, but launcher is 'local': add --launcher slurm")
+    rows = driver.sweep(configs, args.jobs, args.keep, args.launcher, options)
+    print(driver.summary(rows).to_string(index=False, float_format="{:.1f}".format, na_rep="–"))
     for status in ("finished", "skipped", "failed"):
         print(f"{sum(r['status'] == status for r in rows):4d} {status}")
     for row in rows:

@@ -122,6 +122,8 @@ class Config:
     compile: bool = setting(False, "torch.compile the network")
     device: str = setting("auto", "auto: CUDA where there is one", choices=("auto", "cpu", "cuda"), identity=False)
     resume: bool = setting(True, "continue an interrupted run, show a finished one; False: train anew", identity=False)
+    tensorboard: bool = setting(False, "write TensorBoard's event files into the run directory", identity=False)
+    wandb: str = setting("", "a project of Weights & Biases that the run reports to; empty: none", identity=False)
     results_dir: str = setting("", "where run directories go; empty: results/local of the repository", identity=False)
     data_dir: str = setting("", "where data sets are kept; empty: data of the repository", identity=False)
 
@@ -165,6 +167,10 @@ class Config:
             yield f"folder is {self.folder!r}, but dataset is {self.dataset!r}: add -p dataset folder"
         if self.image_size and self.dataset != "folder":
             yield f"image_size is {self.image_size}, but only dataset 'folder' is resized, not {self.dataset!r}"
+        if self.image_size == 1:
+            yield "image_size is 1: it must be at least 2, or 0 for 64 pixels"
+        if self.bad_images == "skip" and self.dataset != "folder":
+            yield f"bad_images is 'skip', but only a folder has images to skip, not dataset {self.dataset!r}"
         for f in dataclasses.fields(self):
             if f.metadata["only"] and self.method not in f.metadata["only"] and getattr(self, f.name) != f.default:
                 yield (f"{f.name} is {shown(getattr(self, f.name))}, but method is {self.method!r}, which does not know it; "

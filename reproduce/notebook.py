@@ -7,7 +7,9 @@ import time
 from typing import Iterable, Iterator
 
 import numpy as np
+from IPython import get_ipython
 from IPython.display import Markdown
+from tqdm import tqdm
 
 from reproduce.config import Config
 from reproduce.runs import Run, provenance
@@ -24,8 +26,28 @@ def introduce(config: Config) -> Run:
 
 
 def progress(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
-    """Pass the rows on; print at most one line for each 5 % of the epochs, with the time left."""
-    began, first, shown = time.perf_counter(), None, -1
+    """Pass the rows on. Someone who looks on sees a bar with the time left; an executed notebook keeps a line for each 5 % of the epochs."""
+    return bar(rows, epochs) if watched() else lines(rows, epochs)
+
+
+def watched() -> bool:
+    """Whether someone looks on: in a terminal, or in a live JupyterLab, whose cells may ask for input as papermill's may not."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel is None:
+        return sys.stdout.isatty()
+    return bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
+
+
+def bar(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
+    with tqdm(total=epochs, unit="epoch", file=sys.stdout) as shown:
+        for row in rows:
+            shown.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+            shown.update()
+            yield row
+
+
+def lines(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
+    began, first, shown = time.perf_counter(), None, 0
     for row in rows:
         first = row["epoch"] if first is None else first
         part = 20 * row["epoch"] // max(1, epochs)
@@ -44,6 +66,8 @@ def conclude(run: Run) -> Markdown | None:
     metrics = run.json("metrics.json")
     for note in run.notes:
         print(f"note: {note}")
+    if skipped := metrics["data"]["skipped"]:
+        print(f"note: {skipped} of the folder's files cannot be read and were left out")
     print(f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {metrics['images_per_second']:.0f} images/s, {metrics['precision']}")
     print(f"run directory: {run.path}")
     collapse = metrics.get("collapse", {})

@@ -151,7 +151,7 @@ class Run:
             settings.pop(where)
         self.write_json("config.json", settings)
         self.write_json("provenance.json", provenance(self.config))
-        self.write_csv("history.csv", [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history])
+        self.write_history(history)
         if assignments:  # a folder's files, each with its cluster
             self.write_csv("assignments.csv", assignments)
         for stem, content in arrays.items():
@@ -166,6 +166,9 @@ class Run:
         shutil.rmtree(old, ignore_errors=True)
         for file in ("lock", "checkpoint.pt", "checkpoint.previous.pt"):
             (self.path / file).unlink(missing_ok=True)
+
+    def write_history(self, history: list[dict]) -> None:
+        self.write_csv("history.csv", [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history])
 
     def write_csv(self, file: str, rows: list[dict]) -> None:
         with open(self.partial / file, "w", newline="", encoding="utf-8") as out:

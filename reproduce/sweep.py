@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import math
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
 
+import pandas as pd
 import torch
 import yaml
 from tqdm import tqdm
 
+from reproduce import launch
 from reproduce.config import Config, ConfigError, read_yaml, shown
 from reproduce.runs import ROOT, Run
 
@@ -32,16 +35,16 @@ def parse_grid(words: list[str]) -> dict[str, list]:
     return grid
 
 
-def parse_one(word: str) -> dict:
-    """``"head_init=torch,head_bias=False"`` -> one factor: the settings that change together."""
+def parse_one(word: str, option: str = "one") -> dict:
+    """``"head_init=torch,head_bias=False"`` -> one factor: the settings that change together. Errors begin with ``option``."""
     factor = {}
     for pair in word.split(","):
         name, equals, value = pair.partition("=")
         if not equals or not value:
-            raise ConfigError(f"one must be written name=value or name=value,name=value, got {shown(word)}")
+            raise ConfigError(f"{option} must be written name=value or name=value,name=value, got {shown(word)}")
         if name in factor:
-            raise ConfigError(f"one names {shown(name)} twice in {shown(word)}: repeat --one for each of its values")
-        factor[name] = read_yaml(value, f"one: {shown(value)}, the value of {shown(name)},")
+            raise ConfigError(f"{option} names {shown(name)} twice in {shown(word)}: repeat --{option} for each of its values")
+        factor[name] = read_yaml(value, f"{option}: {shown(value)}, the value of {shown(name)},")
     return factor
 
 
@@ -58,36 +61,63 @@ def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Con
     return list({config.hash(): config for config in configs}.values())
 
 
-def sweep(configs: list[Config], jobs: int = 1, keep: str = "first", terminal: bool = True) -> list[dict]:
-    """Run each configuration's notebook, ``jobs`` at a time; return a row {"name", "status", "log"} each.
+def sweep(configs: list[Config], jobs: int = 1, keep: str = "first", launcher: str = "local", options: dict | None = None) -> list[dict]:
+    """Run each configuration's notebook, ``jobs`` at a time, here or on a cluster; return a row
+    {"name", "config", "path", "status": finished | skipped | failed, "log"} each, in the order of ``configs``.
 
     Finished runs are skipped. ``keep`` says which runs keep their bulky files (``BULKY``): "all", "none",
-    or the "first" seed of each setting.
+    or the "first" seed of each setting. Raises ConfigError before any run if the launcher cannot be used.
     """
-    seen, rows, waiting = set(), [], []
+    seen, rows, calls = set(), [], []
     for config in configs:
         setting = config.replace(seed=0).hash()
         bulky = keep == "all" or (keep == "first" and setting not in seen)
         seen.add(setting)
-        waiting.append((config, bulky))
-    bar = tqdm(total=len(waiting), unit="run", disable=not terminal)
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        futures = [pool.submit(run_notebook, config, bulky, jobs) for config, bulky in waiting]
-        for future in as_completed(futures):
-            rows.append(future.result())
+        run = Run(config)
+        skipped = run.finished and config.resume
+        rows.append({"name": f"{config.dataset}/{config.method}/{run.path.name}", "config": config, "path": run.path, "log": "",
+                     "status": "skipped" if skipped else "failed"})
+        if not skipped:
+            calls.append((config, bulky, jobs if launcher == "local" else 1))
+    if launcher == "slurm" and calls:
+        executor = launch.slurm_executor(rows[0]["path"].parents[2] / ".jobs", jobs, options or {})
+        done = launch.slurm(run_notebook, calls, executor)
+    else:
+        done = launch.local(run_notebook, calls, jobs)
+    waiting = [row for row in rows if row["status"] != "skipped"]
+    with tqdm(total=len(rows), initial=len(rows) - len(waiting), unit="run", disable=None) as bar:
+        for i, outcome in done:
+            said = f"{type(outcome).__name__}: {outcome}" if isinstance(outcome, Exception) else outcome
+            waiting[i] |= {"status": "failed" if said else "finished", "log": said}
             bar.update()
-            if rows[-1]["status"] == "failed":
-                bar.write(f"failed: {rows[-1]['name']}: {rows[-1]['log']}")
-    bar.close()
+            if said:
+                bar.write(f"failed: {waiting[i]['name']}: {said}", file=sys.stderr)
     return rows
 
 
-def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> dict:
-    """One papermill run of notebooks/train.ipynb in a process of its own; its notebook moves to the run."""
+def summary(rows: list[dict]) -> pd.DataFrame:
+    """A row a setting, its seeds together: how many runs finished (skipped ones among them) and failed, the mean ACC in percent by a rule
+    that needs no label (the aligned average; k-means on the features without heads), the mean seconds."""
+    settings = [row["config"].identity() for row in rows]
+    varied = [k for k in settings[0] if k != "seed" and len({s[k] for s in settings}) > 1] if settings else []
+    table = []
+    for row, setting in zip(rows, settings):
+        metrics = json.loads((row["path"] / "metrics.json").read_text()) if row["status"] != "failed" else {}
+        scores = metrics.get("scores", {})
+        acc = scores.get("aligned_average", scores.get("kmeans_embedding", {})).get("acc", math.nan)
+        table.append({**{k: str(setting[k]) for k in varied}, "finished": row["status"] != "failed", "failed": row["status"] == "failed",
+                      "ACC": 100 * acc, "seconds": metrics.get("seconds", math.nan)})
+    how = {"finished": "sum", "failed": "sum", "ACC": "mean", "seconds": "mean"}
+    table = pd.DataFrame(table, columns=[*varied, *how])
+    return table.groupby(varied, sort=False, as_index=False).agg(how) if varied else table.agg(how).to_frame().T.astype({"finished": int, "failed": int})
+
+
+def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
+    """One papermill run of notebooks/train.ipynb in a process of its own, one of ``jobs`` that share the cores; its notebook moves
+    to the run. Returns why it failed, or an empty text."""
     run = Run(config)
-    row = {"name": f"{config.dataset}/{config.method}/{run.path.name}", "path": run.path, "log": ""}
-    if run.finished and config.resume:
-        return {**row, "status": "skipped"}
+    if run.finished and config.resume:  # meanwhile, by another sweep
+        return ""
     executed = run.path.with_name(f".{run.path.name}.ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
     default = dataclasses.asdict(Config())
@@ -100,7 +130,7 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> dict:
     if done.returncode or not run.finished:
         executed.unlink(missing_ok=True)
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or [f"exit status {done.returncode}"]
-        return {**row, "status": "failed", "log": lines[-1]}
+        return lines[-1]
     if bulky:
         from reproduce.report.pages import forget_place, to_html
 
@@ -111,4 +141,4 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> dict:
         executed.unlink()
         for file in BULKY:
             (run.path / file).unlink(missing_ok=True)
-    return {**row, "status": "finished"}
+    return ""

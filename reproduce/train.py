@@ -9,7 +9,7 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from reproduce import backbones, data, evaluation
+from reproduce import backbones, data, evaluation, follow
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError
 from reproduce.methods import METHODS
@@ -34,16 +34,17 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     Raises ConfigError before any work if the data cannot be trained on, Diverged if a loss is not finite.
     """
     run = run or Run(config)
+    follow.check(config)
     if run.finished and config.resume:
         run.notes.append("was finished before and is shown, not trained again (-p resume False trains)")
-        yield from run.history()
+        yield from follow.followed(config, run, run.history())
         return
     images = data.load(config)
     n_clusters = check(config, images)
     with run.hold():
         if not config.resume:
             run.discard()
-        yield from train(config, run, images, n_clusters)
+        yield from follow.followed(config, run, train(config, run, images, n_clusters))
 
 
 def check(config: Config, images: data.Images) -> int:
@@ -140,6 +141,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             head_losses = record(named, terms, row, epoch)
         except Diverged as error:
             run.write_json("metrics.json", {"status": "diverged", "epochs": epoch - 1, "reason": str(error)})
+            run.write_history(history)
             raise
         took = time.perf_counter() - began
         seconds += took

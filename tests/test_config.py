@@ -154,6 +154,8 @@ CIFAR = dict(dataset="cifar10", backbone="resnet18")
 CONTRADICTIONS = [
     (dict(dataset="folder"), ["folder is empty"], FOLDER),
     (dict(folder="x"), ["folder is 'x'", "dataset is 'digits'"], dict(folder="x", dataset="folder")),
+    (dict(FOLDER, image_size=1), ["image_size is 1", "at least 2"], dict(FOLDER, image_size=2)),
+    (dict(bad_images="skip"), ["bad_images is 'skip'", "'digits'"], dict(FOLDER, bad_images="skip")),
     (dict(image_size=32), ["image_size is 32", "'digits'"], dict(FOLDER, image_size=32)),
     (
         dict(dataset="cifar10", stem="imagenet"),
@@ -382,7 +384,7 @@ def another(f):
 def test_the_hash_changes_with_what_a_run_computes(name):
     f = FIELDS[name]
     changed = dataclasses.replace(Config(), **{name: another(f)})
-    where = {"device", "resume", "results_dir", "data_dir"}
+    where = {"device", "resume", "tensorboard", "wandb", "results_dir", "data_dir"}
     assert (changed.hash() != Config().hash()) == (name not in where) == f.metadata["identity"]
     assert (name in changed.identity()) == (name not in where)
 
