@@ -93,6 +93,8 @@ def test_linear_separates_what_is_separable():
     assert probes.linear_accuracy(x[:n], y[:n], x[n:], y[n:], epochs=40) > 0.97
     scaled = x * torch.tensor([1e-3, 1.0, 1e3, 1.0]) + 100
     assert probes.linear_accuracy(scaled[:n], y[:n], scaled[n:], y[n:], epochs=40) > 0.97
+    between = (x[:, 0] > -0.5).long() + (x[:, 0] > 0.5).long()  # only a bias tells the middle from both sides
+    assert probes.linear_accuracy(x[:n], between[:n], x[n:], between[n:], epochs=40) > 0.9
     odd = ((x[:, 0] > 0) ^ (x[:, 2] > 0)).long()
     assert probes.linear_accuracy(x[:n], odd[:n], x[n:], odd[n:], epochs=40) < 0.65
 
