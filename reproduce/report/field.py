@@ -154,6 +154,13 @@ def worth(part: pd.DataFrame, switch: str) -> pd.Series:
     return 100 * (sides[True] - sides[False]).dropna().groupby("path").mean() if {True, False} <= set(sides) else pd.Series(dtype=float)
 
 
+def widest(found: pd.DataFrame) -> tuple[str, float, float]:
+    """The method and the lowest and highest ACC, in percent, of the run that the evaluation alone moves most. found: ``switched()``."""
+    span = found.groupby(["method", "path"])["acc"].agg(["min", "max"])
+    method, path = (span["max"] - span["min"]).idxmax()
+    return method, *(100 * span.loc[(method, path)])
+
+
 def read_switches(rows: pd.DataFrame) -> Markdown:
     """What each switch is worth in points, a line a method, and the widest range that one run's features can be scored in."""
     found, lines = switched(rows), []
@@ -163,8 +170,6 @@ def read_switches(rows: pd.DataFrame) -> Markdown:
         gains = {text: worth(part, switch) for switch, (_, text) in SWITCHES.items()}
         each = [f"{text} {signed(g.mean())}" + (f" ± {g.sem():.1f}" if len(g) > 1 else "") for text, g in gains.items() if len(g)]
         lines.append(f"- **{method}**: {', '.join(each)}")
-    span = found.groupby(["method", "path"])["acc"].agg(["min", "max"])
-    method, path = (span["max"] - span["min"]).idxmax()
-    low, high = 100 * span.loc[(method, path)]
+    method, low, high = widest(found)
     return Markdown("In points of ACC, mean over the runs ± standard error, each switch averaged over the others:\n\n" + "\n".join(lines) + "\n\n"
                     f"The widest range within one run: {method}, from {low:.1f} to {high:.1f} % for the same weights, by the evaluation alone.")
