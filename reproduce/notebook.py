@@ -54,8 +54,8 @@ def lines(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
         if part > shown:
             shown = part
             per_epoch = (time.perf_counter() - began) / (row["epoch"] - first + 1)
-            acc = row.get("aligned_average_acc")
-            said = "" if acc is None else f"  aligned average ACC {100 * acc:5.1f} %"
+            rules = {"aligned_average_acc": "aligned average", "kmeans_embedding_acc": "k-means"}
+            said = "".join(f"  {text} ACC {100 * row[rule]:5.1f} %" for rule, text in rules.items() if row.get(rule) is not None)
             print(f"epoch {row['epoch']:4d}/{epochs}  loss {row['loss']:8.4f}{said}  {per_epoch * (epochs - row['epoch']):5.0f} s left")
             sys.stdout.flush()
         yield row

@@ -230,7 +230,7 @@ class Stub:
     notes, path = (), "results/local/x"
 
     def __init__(self, **metrics):
-        self.metrics = {"epochs": 1, "seconds": 1.0, "images_per_second": 1.0, "precision": "float32", **metrics}
+        self.metrics = {"epochs": 1, "seconds": 1.0, "images_per_second": 1.0, "precision": "float32", "data": {"skipped": 0}, **metrics}
 
     def json(self, file):
         return self.metrics
