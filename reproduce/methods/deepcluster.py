@@ -57,8 +57,10 @@ class DeepCluster(Method):
 
 
 def whitened(features: Tensor, axes: int) -> Tensor:
-    """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one: ``[N, at most axes]``."""
+    """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one: ``[N, at most axes]``.
+    Axes without variance are left out; features that are all one become a column of zeros."""
     centred = (features - features.mean(0)).double()
     variance, directions = torch.linalg.eigh(centred.mT @ centred / len(centred))  # the largest last
-    kept = min(axes, int((variance > 1e-7 * variance[-1].clamp_min(1e-30)).sum()))
+    variance = variance.clamp_min(1e-30)
+    kept = max(1, min(axes, int((variance > 1e-7 * variance[-1]).sum())))
     return F.normalize(centred @ (directions[:, -kept:] / variance[-kept:].sqrt()), dim=-1).to(features.dtype)
