@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from test_losses import loop_alignment, loop_concentration, loop_entropy, loop_feature_contrast, loop_prototype_contrast, loop_prototype_scattering
 from torch import nn
 
-from reproduce import Config, backbones, fit, losses, metrics
+from reproduce import Config, backbones, fit, metrics
 from reproduce.clustering import KMeans
 from reproduce.methods import METHODS
 from reproduce.methods.base import Momentum
