@@ -164,6 +164,10 @@ class Run:
             self.path.replace(old)
         self.partial.replace(self.path)
         shutil.rmtree(old, ignore_errors=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what only an unfinished run needs; a kill right after ``finish`` gave the name left it behind."""
         for file in ("lock", "checkpoint.pt", "checkpoint.previous.pt"):
             (self.path / file).unlink(missing_ok=True)
 

@@ -36,6 +36,7 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     run = run or Run(config)
     follow.check(config)
     if run.finished and config.resume:
+        run.tidy()
         run.notes.append("was finished before and is shown, not trained again (-p resume False trains)")
         yield from follow.followed(config, run, run.history())
         return

@@ -5,6 +5,7 @@ each command, which is killed after a random share of its processor time, or rig
 """
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -103,8 +104,13 @@ def forks():
     server.wait(60)
 
 
+OWN = dict(queue_size=128, prototypes="4 8", prototype_warmup=1, pseudo_clusters=12)  # the prototypes enter in the second epoch
+
+
 def command(folder: Path, method: str) -> list[str]:
-    settings = {**TINY, "method": method, "results_dir": str(folder / "results"), "data_dir": str(folder / "data")}
+    only = {f.name: f.metadata["only"] for f in dataclasses.fields(Config)}
+    known = {name: value for name, value in {**TINY, **OWN}.items() if not only[name] or method in only[name]}
+    settings = {**known, "method": method, "results_dir": str(folder / "results"), "data_dir": str(folder / "data")}
     return ["train", *(word for name, value in settings.items() for word in ("-p", name, str(value)))]
 
 
