@@ -21,7 +21,7 @@ report: setup  ## six runs on digits, every figure notebook, results/index.html 
 	$(RUN) report
 	@echo "open results/index.html in a browser"
 
-test: setup  ## the tests (at most 10 minutes)
+test: setup  ## the tests (at most 15 minutes)
 	$(BIN)/python -m pytest
 
 study: setup  ## the committed study on digits, into results/ (about three hours on two cores); finished runs are skipped
