@@ -108,6 +108,6 @@ def collapse_reason(monitor: dict[str, float], n_clusters: int) -> str:
         return f"all embeddings are nearly the same (standard deviation {monitor['embedding_std']:.3f}, spread out it is 1)"
     if monitor["nonempty_clusters"] <= n_clusters / 2:
         return f"only {monitor['nonempty_clusters']} of {n_clusters} clusters are in use"
-    if monitor["largest_cluster"] > max(0.9, 1 - 1 / n_clusters):
+    if monitor["largest_cluster"] > 0.9:
         return f"one cluster holds {monitor['largest_cluster']:.0%} of the images"
     return ""
