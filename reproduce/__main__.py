@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 
 from reproduce.config import Config, ConfigError, read_settings, read_yaml, shown
@@ -21,11 +22,8 @@ def main(words: list[str] | None = None) -> int:
     many.add_argument("--grid", action="append", default=[], metavar="NAME=V,V", help="repeat for a product")
     many.add_argument("--one", action="append", default=[], metavar="NAME=V[,NAME=V]", help="repeat: each factor changed alone")
     many.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    many.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
     many.add_argument("--launcher", choices=("local", "slurm"), default="local", help="processes here, or jobs of a Slurm cluster (pip install -e '.[cluster]')")
     many.add_argument("--slurm", action="append", default=[], metavar="NAME=VALUE", help="repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600")
-    many.add_argument("--keep", choices=("all", "first", "none"), default="all",
-                      help="which runs keep notebook, HTML and embedding: all, the first seed of a setting, none")
 
     pages = commands.add_parser("report", help="re-run the figure notebooks, write results/index.html")
     pages.add_argument("--results-dir", default="", help="the study's run directories (default: results)")
@@ -38,10 +36,14 @@ def main(words: list[str] | None = None) -> int:
     speed.add_argument("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
 
     blocks = commands.add_parser("campaign", help="the study on CIFAR-10, in blocks of about 25 minutes on one GPU; resumable")
-    blocks.add_argument("block", help="1, 2, 3, 4, or digits, as in notebooks/campaign.yaml")
+    blocks.add_argument("block", help="1, 2, 3, 4, cpu or digits, as in notebooks/campaign.yaml")
     blocks.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="for every run")
-    blocks.add_argument("--minutes", type=float, default=25.0, help="no run is started that would end later")
-    blocks.add_argument("--keep", choices=("all", "none"), default="all", help="whether runs keep notebook, HTML and embedding")
+
+    for runs in (many, blocks):
+        runs.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
+        runs.add_argument("--minutes", type=float, default=math.inf, help="no run is started that would end later: it is left for the next call")
+        runs.add_argument("--keep", choices=("all", "first", "none"), default="all",
+                          help="which runs keep notebook, HTML and embedding: all, the first seed of a setting, none")
 
     args = parser.parse_args(words)
     try:
@@ -88,9 +90,15 @@ def sweep(args) -> int:
     options = {k: v for word in args.slurm for k, v in driver.parse_one(word, "slurm").items()}
     if options and args.launcher != "slurm":
         raise ConfigError(f"slurm is {shown(options)}, but launcher is 'local': add --launcher slurm")
-    rows = driver.sweep(configs, args.jobs, args.keep, args.launcher, options)
+    return told(driver.sweep(configs, args.jobs, args.keep, args.launcher, options, args.minutes))
+
+
+def told(rows: list[dict]) -> int:
+    """Print how a sweep's runs ended; 1 if one failed."""
+    from reproduce import sweep as driver
+
     print(driver.summary(rows).to_string(index=False, float_format="{:.1f}".format, na_rep="–"))
-    for status in ("finished", "skipped", "failed"):
+    for status in ("finished", "skipped", "left", "failed"):
         print(f"{sum(r['status'] == status for r in rows):4d} {status}")
     for row in rows:
         if row["status"] == "failed":
@@ -123,13 +131,11 @@ def benchmark(args) -> int:
 
 
 def campaign(args) -> int:
-    from reproduce import campaign as driver
+    from reproduce.campaign import block
+    from reproduce.sweep import sweep as run
 
     args.settings = None
-    rows = driver.run(args.block, given(args), args.minutes, args.keep)
-    statuses = [row["status"] for row in rows]
-    print(", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)))
-    return int("failed" in statuses)
+    return told(run(block(args.block, given(args)), args.jobs, args.keep, minutes=args.minutes))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def build(config: Config, channels: int) -> nn.Module:
     elif config.backbone in LAYERS:
         net = Plain(config.backbone, config.stem, seen, config.side)
     else:
-        net = resnet(config.backbone, config.stem, seen)
+        net = resnet(config.backbone, config.stem, seen, config.width)
     return Filtered(Sobel(channels), net) if config.sobel else net
 
 
@@ -48,24 +48,40 @@ def conv_bn(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
 
 
-def resnet(name: str, stem: str, channels: int) -> nn.Module:
-    """torchvision's ResNet without its classifier.
+def resnet(name: str, stem: str, channels: int, width: int) -> nn.Module:
+    """torchvision's ResNet without its classifier; 'narrow' is its ResNet-18 of ``width`` channels where that has 64.
 
     stem 'imagenet': 7x7 stride 2 and max-pool, as defined there. stem 'cifar': 3x3 stride 1, no pool,
     which keeps a 32 x 32 image at a 4 x 4 final map; the other stem leaves 1 x 1.
     """
     import torchvision
 
-    net = torchvision.models.get_model(name, weights=None)
+    net = narrow(width) if name == "narrow" else torchvision.models.get_model(name, weights=None)
+    first = net.bn1.num_features
     if stem == "cifar":
-        net.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+        net.conv1 = nn.Conv2d(channels, first, 3, stride=1, padding=1, bias=False)
         net.maxpool = nn.Identity()
-    elif channels != 3:
-        net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    elif channels != 3 or name == "narrow":
+        net.conv1 = nn.Conv2d(channels, first, 7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    net.n_features = net.fc.in_features
+    net.n_features = 8 * width if name == "narrow" else net.fc.in_features
     net.fc = nn.Identity()
     net.probed = {"conv1": "bn1", **{f"layer{i}": f"layer{i}" for i in (1, 2, 3, 4)}}
+    return net
+
+
+def narrow(width: int) -> nn.Module:
+    """torchvision's ResNet-18 with 1, 2, 4 and 8 times ``width`` channels; first convolution and classifier are as they were."""
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    class Narrow(ResNet):
+        def _make_layer(self, block, planes, *rest, **named):
+            if planes == 64:  # the first of four
+                self.inplanes = width
+            return super()._make_layer(block, planes * width // 64, *rest, **named)
+
+    net = Narrow(BasicBlock, [2, 2, 2, 2])
+    net.bn1 = nn.BatchNorm2d(width)
     return net
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
-LEAST_SIDE = {"resnet18": 16, "resnet34": 16, "resnet50": 16, "alexnet": 16, "vgg16": 32,  # pixels, by backbone and by (backbone, stem)
-              **{(name, "imagenet"): 32 for name in ("resnet18", "resnet34", "resnet50")}, ("alexnet", "imagenet"): 64}
+LEAST_SIDE = {"narrow": 16, "resnet18": 16, "resnet34": 16, "resnet50": 16, "alexnet": 16, "vgg16": 32,  # pixels, by backbone and by (backbone, stem)
+              **{(name, "imagenet"): 32 for name in ("narrow", "resnet18", "resnet34", "resnet50")}, ("alexnet", "imagenet"): 64}
 
 
 class ConfigError(ValueError):
@@ -72,8 +72,8 @@ class Config:
     pseudo_clusters: int = setting(0, "k of the k-means that makes pseudo-labels; 0: ten times n_clusters", low=0, high=1_000_000, only="deepcluster")
     pca: int = setting(256, "principal axes, whitened, that this k-means sees; at most all of them", low=1, high=65_536, only="deepcluster")
     # ---- network
-    backbone: str = setting("small", "small is a residual net of four convolutions, for digits", choices=("small", "resnet18", "resnet34", "resnet50", "alexnet", "vgg16"), group="network")
-    width: int = setting(32, "channels of the small backbone", low=1, high=1024)
+    backbone: str = setting("small", "small is a residual net of four convolutions, for digits; narrow a ResNet-18 of few channels, for a CPU", choices=("small", "narrow", "resnet18", "resnet34", "resnet50", "alexnet", "vgg16"), group="network")
+    width: int = setting(32, "channels of the small backbone, or of the narrow one's first layers (a ResNet-18 has 64)", low=1, high=1024)
     stem: str = setting("cifar", "first layer: 3x3 stride 1, or that for ImageNet (a ResNet's 7x7 stride 2 with max-pool, AlexNet's 11x11 stride 4)", choices=("cifar", "imagenet"))
     sobel: bool = setting(False, "the network sees two edge filters of the gray image instead of colours")
     n_heads: int = setting(10, "H, clustering heads on one backbone", low=1, high=1000, only="crlc")

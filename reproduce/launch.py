@@ -12,6 +12,7 @@ from reproduce.config import ConfigError, shown
 
 LAUNCHERS = ("local", "slurm")
 CLUSTER = "slurm"  # submitit's name of it; "local" makes its jobs here, as the tests do
+LATE = "left for the next call"
 Done = tuple[int, object]  # which call, and what it returned or the exception that it raised
 
 
@@ -21,6 +22,22 @@ def guarded(function: Callable, *arguments):
         return function(*arguments)
     except Exception as error:
         return error
+
+
+def within(seconds: float, function: Callable) -> Callable:
+    """The function, unless by the longest of its calls so far one would end later than in so many seconds: ``LATE`` then."""
+    end, longest = time.monotonic() + seconds, 0.0
+
+    def call(*arguments):
+        nonlocal longest
+        start = time.monotonic()
+        if start + longest > end:
+            return LATE
+        outcome = function(*arguments)
+        longest = max(longest, time.monotonic() - start)
+        return outcome
+
+    return call
 
 
 def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:

@@ -61,13 +61,19 @@ def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Con
     return list({config.hash(): config for config in configs}.values())
 
 
-def sweep(configs: list[Config], jobs: int = 1, keep: str = "first", launcher: str = "local", options: dict | None = None) -> list[dict]:
+def sweep(configs: list[Config], jobs: int = 1, keep: str = "first", launcher: str = "local", options: dict | None = None,
+          minutes: float = math.inf) -> list[dict]:
     """Run each configuration's notebook, ``jobs`` at a time, here or on a cluster; return a row
-    {"name", "config", "path", "status": finished | skipped | failed, "log"} each, in the order of ``configs``.
+    {"name", "config", "path", "status": finished | skipped | failed | left, "log"} each, in the order of ``configs``.
 
     Finished runs are skipped. ``keep`` says which runs keep their bulky files (``BULKY``): "all", "none",
-    or the "first" seed of each setting. Raises ConfigError before any run if the launcher cannot be used.
+    or the "first" seed of each setting. A run is left for the next call if, by the longest so far, it would end later
+    than in so many ``minutes``. Raises ConfigError before any run if the launcher cannot be used.
     """
+    if not minutes > 0:
+        raise ConfigError(f"minutes must be a number above 0, got {minutes}")
+    if launcher == "slurm" and minutes < math.inf:
+        raise ConfigError(f"minutes is {minutes:g}, but launcher is 'slurm', where a job's limit is --slurm timeout_min=...")
     seen, rows, calls = set(), [], []
     for config in configs:
         setting = config.replace(seed=0).hash()
@@ -83,15 +89,15 @@ def sweep(configs: list[Config], jobs: int = 1, keep: str = "first", launcher: s
         executor = launch.slurm_executor(rows[0]["path"].parents[2] / ".jobs", jobs, options or {})
         done = launch.slurm(run_notebook, calls, executor)
     else:
-        done = launch.local(run_notebook, calls, jobs)
+        done = launch.local(launch.within(60 * minutes, run_notebook), calls, jobs)
     waiting = [row for row in rows if row["status"] != "skipped"]
     with tqdm(total=len(rows), initial=len(rows) - len(waiting), unit="run", disable=None) as bar:
         for i, outcome in done:
             said = f"{type(outcome).__name__}: {outcome}" if isinstance(outcome, Exception) else outcome
-            waiting[i] |= {"status": "failed" if said else "finished", "log": said}
+            waiting[i] |= {"status": "finished" if not said else "left" if said == launch.LATE else "failed", "log": said}
             bar.update()
-            if said:
-                bar.write(f"failed: {waiting[i]['name']}: {said}", file=sys.stderr)
+            if said or bar.disable:  # no terminal: a line a run instead of the bar
+                bar.write("{status}: {name} {log}".format(**waiting[i]).strip(), file=sys.stderr)
     return rows
 
 
@@ -102,10 +108,11 @@ def summary(rows: list[dict]) -> pd.DataFrame:
     varied = [k for k in settings[0] if k != "seed" and len({s[k] for s in settings}) > 1] if settings else []
     table = []
     for row, setting in zip(rows, settings):
-        metrics = json.loads((row["path"] / "metrics.json").read_text()) if row["status"] != "failed" else {}
+        there = row["status"] in ("finished", "skipped")
+        metrics = json.loads((row["path"] / "metrics.json").read_text()) if there else {}
         scores = metrics.get("scores", {})
         acc = scores.get("aligned_average", scores.get("kmeans_embedding", {})).get("acc", math.nan)
-        table.append({**{k: str(setting[k]) for k in varied}, "finished": row["status"] != "failed", "failed": row["status"] == "failed",
+        table.append({**{k: str(setting[k]) for k in varied}, "finished": there, "failed": row["status"] == "failed",
                       "ACC": 100 * acc, "seconds": metrics.get("seconds", math.nan)})
     how = {"finished": "sum", "failed": "sum", "ACC": "mean", "seconds": "mean"}
     table = pd.DataFrame(table, columns=[*varied, *how])

@@ -42,6 +42,17 @@ def test_resnet_stems(name, width):
     assert {k: v.shape for k, v in cifar.state_dict().items()} == {**theirs, "conv1.weight": (64, 3, 3, 3)}
 
 
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("width", [3, 16, 64])
+def test_narrow_is_resnet18_with_every_layer_narrowed(stem, width):
+    with torch.device("meta"):
+        net, full = built(backbone="narrow", width=width, stem=stem), built(backbone="resnet18", stem=stem)
+        assert map_size(net, 32) == map_size(full, 32) and net.n_features == 8 * width
+    scaled = {k: tuple(n if n in (1, 3, 7) and i > 0 else n * width // 64 for i, n in enumerate(v.shape)) for k, v in full.state_dict().items()}
+    assert {k: tuple(v.shape) for k, v in net.state_dict().items()} == scaled
+    assert net.probed == full.probed
+
+
 @pytest.mark.parametrize(
     "stem, side, expected", [("cifar", 96, (12, 12)), ("imagenet", 96, (3, 3)), ("cifar", 16, (2, 2))]
 )

@@ -1,8 +1,12 @@
-"""The blocks of the campaign: which runs they hold, in which order, and when they stop."""
+"""The blocks of the campaign: which runs they hold, in which order, and one of them through papermill."""
 
+import json
+
+import numpy as np
 import pytest
 
-from reproduce import campaign
+from reproduce import campaign, data
+from reproduce.__main__ import main
 from reproduce.config import ConfigError
 
 
@@ -31,27 +35,41 @@ def test_every_block_is_made_of_valid_settings_with_equal_epochs_and_split():
             assert len({c.epochs for c in configs}) == 1 and {c.split for c in configs} == {"test"}
 
 
+def test_the_block_for_a_cpu_has_the_factors_of_block_1():
+    """Its path, its singles from both ends, three seeds; narrow networks and a subset, the same in every run."""
+    for star, small in zip(campaign.blocks()["1"], campaign.blocks()["cpu"]):
+        assert star["settings"] == small["settings"] and {k: star.get(k) for k in ("path", "one")} == {k: small.get(k) for k in ("path", "one")}
+    configs = campaign.block("cpu", {})
+    assert len(configs) == 33 and len({c.hash() for c in configs}) == 33 and {c.seed for c in configs} == {0, 1, 2}
+    scale = ("dataset", "split", "limit", "backbone", "width", "epochs", "batch_size", "learning_rate", "schedule", "lambda1", "lambda2", "n_heads")
+    assert len({tuple(getattr(c, k) for k in scale) for c in configs}) == 1
+
+
 def test_changes_reach_every_run_and_unknown_blocks_none():
     assert all((c.limit, c.epochs) == (300, 2) for c in campaign.block("1", {"limit": 300, "epochs": 2}))
-    with pytest.raises(ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, digits"):
+    with pytest.raises(ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, cpu, digits"):
         campaign.block("5", {})
     with pytest.raises(ConfigError, match="unknown parameter 'limmit'"):
-        campaign.run("1", {"limmit": 300})
-    with pytest.raises(ConfigError, match="minutes"):
-        campaign.run("1", {}, minutes=0)
+        campaign.block("1", {"limmit": 300})
 
 
-def test_no_run_is_started_that_would_end_too_late(monkeypatch, capsys):
-    clock, ran = [0.0], []
-    monkeypatch.setattr(campaign.time, "monotonic", lambda: clock[0])
-
-    def fake(config, bulky):
-        ran.append(config.hash())
-        status = "skipped" if len(ran) == 1 else "finished"  # a finished run of an earlier call costs no time
-        clock[0] += 0 if status == "skipped" else 300
-        return {"name": config.hash(), "status": status, "log": ""}
-
-    monkeypatch.setattr(campaign, "run_notebook", fake)
-    rows = campaign.run("2", {}, minutes=16)  # 960 s: three of 300 s fit, a fourth would not
-    assert [r["status"] for r in rows] == ["skipped"] + ["finished"] * 3 + ["left for the next call"] * 4
-    assert len(ran) == 4
+def test_a_block_is_run_and_the_next_call_skips_what_is_finished(tmp_path, monkeypatch, capsys):
+    """Through papermill, as on the GPU; only the images are others and few."""
+    star = {**campaign.blocks()["1"][0], "path": campaign.blocks()["1"][0]["path"][:1]}
+    monkeypatch.setattr(campaign, "blocks", lambda: {"1": [star]})
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8) for n in (40, 20)]
+    data.write_cached(tmp_path / "cifar10.npz", **data.joined(parts, [rng.integers(0, 4, len(x)) for x in parts], list("abcd")))
+    words = ["campaign", "1", "--minutes", "5", "-p", "results_dir", str(tmp_path / "runs"), "-p", "data_dir", str(tmp_path)]
+    for name, value in {"limit": 20, "epochs": 2, "batch_size": 8, "backbone": "narrow", "width": 2, "n_heads": 2, "evaluate_every": 2}.items():
+        words += ["-p", name, str(value)]
+    assert main(words) == 0
+    assert "2 finished" in capsys.readouterr().out
+    runs = sorted((tmp_path / "runs" / "cifar10" / "crlc").glob("[!.]*"))
+    settings = [json.loads((run / "config.json").read_text()) for run in runs]
+    assert sorted(s["entropy"] for s in settings) == ["batch", "sample"] and {s["epochs"] for s in settings} == {2}
+    assert all((run / file).exists() for run in runs for file in ("metrics.json", "train.ipynb", "train.html"))
+    began = [(run / "metrics.json").stat().st_mtime_ns for run in runs]
+    assert main(words) == 0
+    assert "2 skipped" in capsys.readouterr().out
+    assert [(run / "metrics.json").stat().st_mtime_ns for run in runs] == began

@@ -103,6 +103,30 @@ def test_one_failure_stops_no_other(tmp_path, monkeypatch, capsys):
 
 # ---- jobs of a cluster: submitit's local executor makes them here
 
+def test_no_run_is_started_that_would_end_too_late(tmp_path, monkeypatch, capsys):
+    """Of 960 seconds three runs of 300 fit, a fourth would not; what is finished already costs nothing."""
+    clock, ran = [0.0], []
+    monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
+
+    def run_notebook(config, *rest):
+        ran.append(config.seed)
+        clock[0] += 300
+        return "it broke" if config.seed == 2 else ""
+
+    monkeypatch.setattr(sweep, "run_notebook", run_notebook)
+    monkeypatch.setattr(sweep.Run, "finished", property(lambda run: run.config.seed == 0))
+    configs = sweep.expand({"results_dir": str(tmp_path)}, {"seed": range(6)})
+    rows = sweep.sweep(configs, minutes=16)
+    assert [row["status"] for row in rows] == ["skipped", "finished", "failed", "finished", "left", "left"]
+    assert ran == [1, 2, 3]
+    assert "left for the next call" in capsys.readouterr().err
+    for minutes in (0, float("nan")):
+        with pytest.raises(ConfigError, match="minutes must be a number above 0"):
+            sweep.sweep(configs, minutes=minutes)
+    with pytest.raises(ConfigError, match="minutes is 5, but launcher is 'slurm'"):
+        sweep.sweep(configs, launcher="slurm", minutes=5)
+
+
 def test_jobs_that_return_raise_and_die(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "CLUSTER", "local")
 
