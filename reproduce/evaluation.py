@@ -35,7 +35,8 @@ class Watch:
         self.traces: list[np.ndarray] = []
         self.mass: list[np.ndarray] = []
         self.head_losses: list[float] | None = None
-        self.last: dict[str, Tensor] | None = None
+        self.last: dict[str, Tensor] | None = None  # what the last look extracted
+        self.nearest: float | None = None  # and its accuracy of nearest neighbours
 
     @torch.no_grad()
     def extract(self, network: Callable[[Tensor], Tensor | dict[str, Tensor]], pixels: Tensor, batch: int = 2048):
@@ -66,7 +67,7 @@ class Watch:
             for rule, assignments in rules.items():
                 accuracies = [metrics.accuracy(self.labels, a) for a in np.atleast_2d(assignments)]
                 row[f"{rule}_acc"] = float(np.mean(accuracies))
-            row["knn_acc"] = self.knn(out)
+            row["knn_acc"] = self.nearest = self.knn(out)
         return row | self.collapse(out, rules)
 
     def rules(self, out: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -114,7 +115,7 @@ class Watch:
             rules["kmeans_embedding"] = self.kmeans(out)
         metric = {"scores": {}, "collapse": {**monitor, "collapsed": bool(why), "why": why}}
         if self.images.labelled:
-            metric |= {"scores": self.scores(rules), "knn_acc": self.knn(out), "switches": self.switches(out)}
+            metric |= {"scores": self.scores(rules), "knn_acc": self.knn(out) if self.nearest is None else self.nearest, "switches": self.switches(out)}
         if self.head_losses is not None:
             each = [self.score(a) for a in rules["mean_of_heads"]] if self.images.labelled else [{}] * len(self.head_losses)
             metric["heads"] = [{"loss": loss, **scores} for loss, scores in zip(self.head_losses, each)]

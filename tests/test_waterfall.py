@@ -7,6 +7,7 @@ import pytest
 from fake_runs import write_run
 
 from reproduce import campaign
+from reproduce.config import Config
 from reproduce.report import speed, study, waterfall
 
 
@@ -22,7 +23,7 @@ def write_path(results, accs, seeds=(0, 1)):
 def test_a_path_is_drawn_when_each_of_its_steps_was_run(tmp_path):
     write_path(tmp_path, [0.6, 0.9, 0.92, 0.91, 0.95])  # the last of six steps is missing
     assert waterfall.paths(study.load(str(tmp_path)), "digits", "lowest_loss_head") == []
-    assert "No path was run yet" in waterfall.read([], "lowest_loss_head").data
+    assert "No path was run yet" in waterfall.read({"digits": []}, "lowest_loss_head").data
 
 
 def test_bars_start_where_the_one_before_ended(tmp_path):
@@ -37,7 +38,42 @@ def test_bars_start_where_the_one_before_ended(tmp_path):
     assert [start for start, _ in bars] == pytest.approx([0, 60.5, 90.5, 92.5, 91.5, 95.5])
     assert len({p.get_facecolor() for p in ax.patches}) == 3  # the start, what helps, what costs
     plt.close(figure)
-    assert "most is worth **entropy**, +30.0" in waterfall.read([path], "lowest_loss_head").data
+    assert "**digits**: from 60.5" in (said := waterfall.read({"digits": [path]}, "lowest_loss_head").data) and "most is worth **entropy**, +30.0" in said
+
+
+def write_block(results, name, acc):
+    """Two seeds of each run of a block, ACC by a function of its configuration."""
+    for config in campaign.block(name, {}):
+        write_run(results, acc(config), **{k: v for k, v in config.identity().items() if v != getattr(Config(), k) or k == "seed"})
+
+
+def test_single_factors_from_both_ends(tmp_path):
+    """An entropy that is worth 20 points from either end, a stem that is worth 5 only once the entropy is mended."""
+    def acc(config):
+        mended = config.entropy == "batch"
+        return 0.4 + 0.2 * mended + 0.05 * (mended and config.stem == "cifar") + 0.001 * config.seed
+
+    write_block(tmp_path, "cpu", acc)
+    runs, data = study.load(str(tmp_path), limited=True), "CIFAR-10, 5,000 images"
+    found = waterfall.singles(runs, data, "lowest_loss_head")
+    added, taken = found.columns
+    assert added.startswith("added to the course's settings (40.1") and taken.startswith("taken from the authors' settings (65.1")
+    assert list(found.index) == ["entropy", "stem", "crop, jitter, normalisation", "heads, weight decay, clamp"]
+    number = {c: [float(v.split("\u00a0")[0].replace("−", "-")) for v in found[c]] for c in found}
+    assert number[added] == pytest.approx([20, 0, 0, 0]) and number[taken] == pytest.approx([-25, -5, 0, 0])
+    (path,) = waterfall.paths(runs, data, "lowest_loss_head")
+    assert [100 * part["acc"].mean() for _, part in path.groupby("step")] == pytest.approx([40.1, 60.1, 65.1, 65.1, 65.1])
+
+
+def test_runs_on_a_part_of_a_data_set_are_called_that_and_stay_out_of_the_tables(tmp_path):
+    for acc, limit in ((0.5, 0), (0.9, 300)):
+        write_run(tmp_path, acc, limit=limit)
+    assert list(study.load(str(tmp_path))["limit"]) == [0]
+    both = study.load(str(tmp_path), limited=True)
+    assert dict(zip(both["data"], both["limit"])) == {"digits": 0, "digits, 300 images": 300}
+    assert list(study.load(str(tmp_path), "digits, 300 images")["limit"]) == [300]
+    write_run(tmp_path / "other", 0.9, limit=300)
+    assert list(study.load(str(tmp_path / "other"))["limit"]) == [300]  # nothing else there: then they are what there is
 
 
 def test_benchmarks_are_read_but_not_those_of_this_machine(tmp_path):

@@ -71,9 +71,11 @@ def root(results_dir: str = "") -> Path:
     return folder
 
 
-def load(results_dir: str = "", dataset: str = "", part: str = "") -> pd.DataFrame:
+def load(results_dir: str = "", dataset: str = "", part: str = "", limited: bool = False) -> pd.DataFrame:
     """One row a finished run below ``results_dir`` (``part`` 'local': those made on this machine), with "data",
-    "setting", "hub", "changed" (names that differ from the hub's) and "grid" (only lambda1 and entropy do)."""
+    "setting", "hub", "changed" (names that differ from the hub's) and "grid" (only lambda1 and entropy do).
+
+    Runs on a part of a data set (``limit``) are left out where there are others, unless ``limited`` asks for them."""
     folder = root(results_dir) / part
     found = runs.table(folder).to_dict("records") if folder.is_dir() else []
     table = pd.DataFrame([row(r) for r in found], columns=None if found else list(row({})))
@@ -82,6 +84,8 @@ def load(results_dir: str = "", dataset: str = "", part: str = "") -> pd.DataFra
         table = table[(table["dataset"] == dataset) | (table["data"] == dataset)]
         if table.empty and not part:
             raise ConfigError(f"dataset {dataset!r} has no run in {str(folder)!r}: there are {', '.join(sorted(here))}")
+    if not limited and not part and (table["limit"] == 0).any():
+        table = table[table["limit"] == 0]
     hubs = {}
     for _, same in table.groupby(["data", "method"]):
         hubs |= {(*same[["data", "method"]].iloc[0], s): hub for s, hub in assign_hubs(list(same["setting"].unique())).items()}
@@ -112,6 +116,7 @@ def row(found: dict) -> dict:
     rest = {n: found.get(n) for n in ("seconds", "device_name", "path")}
     rest["knn_acc"] = stored(found["path"], "metrics").get("knn_acc", np.nan) if "path" in found else np.nan
     data = Path(known["folder"]).name if known["folder"] else DATA.get(known["dataset"], known["dataset"])
+    data += f", {known['limit']:,} images" * (known["limit"] > 0)
     key = tuple(sorted((n, v) for n, v in known.items() if n not in ASIDE and v != FIELDS[n].default))
     return {**known, **scores, **rest, "data": data, "setting": key}
 

@@ -12,7 +12,7 @@ from reproduce.report.study import plain
 from reproduce.report.tables import SHORT, gap, labelled, points, spread
 from reproduce.runs import same_settings
 
-BLOCKS = {"CIFAR-10": "1", "digits": "digits"}
+BLOCKS = {"CIFAR-10": "1", "CIFAR-10, 5,000 images": "cpu", "digits": "digits"}
 GROUPS = {"entropy": "entropy", "stem": "stem", "crop_scale": "crop, jitter, normalisation", "head_init": "heads' initialisation and bias",
           "head_bias": "heads, weight decay, clamp", "decay": "weight decay of weights only", "logit_clamp": "clamp of the logits",
           "normalize": "normalisation"}  # by a factor's first setting
@@ -22,19 +22,38 @@ def paths(table: pd.DataFrame, data: str, rule: str) -> list[pd.DataFrame]:
     """For each path of a data set of which every step was run: one row a run and step, "step" (0: the start), "factor", "acc"."""
     found = []
     for star in campaign.blocks()[BLOCKS[data]]:
-        if "path" not in star:
-            continue
-        configs = campaign.star_of({k: v for k, v in star.items() if k != "grid"}, {})
-        names = ["the course's settings", *(GROUPS.get(next(iter(factor)), ", ".join(f"{k} {plain(v)}" for k, v in factor.items())) for factor in star["path"])]
-        rows = []
-        for step, (config, name) in enumerate(zip(configs, names)):
-            settings = {k: v for k, v in config.identity().items() if k != "seed"}
-            runs = same_settings(labelled(table), **settings)
-            rows += [{"step": step, "factor": name, "seed": run["seed"], "acc": run[f"{rule}_acc"]} for _, run in runs.iterrows()]
-        path = pd.DataFrame(rows, columns=["step", "factor", "seed", "acc"])
-        if path["step"].nunique() == len(configs):
-            found.append(path)
+        if "path" in star:
+            runs = accuracies(table, star, rule)
+            names = ["the course's settings", *map(named, star["path"])]
+            if all(map(len, runs)):
+                found.append(pd.concat([part.assign(step=step, factor=names[step]) for step, part in enumerate(runs)]))
     return found
+
+
+def singles(table: pd.DataFrame, data: str, rule: str) -> pd.DataFrame:
+    """Each factor alone, from both ends: a row a factor, the differences that it makes in points ± standard error."""
+    columns = {}
+    for star in campaign.blocks()[BLOCKS[data]]:
+        if "one" in star:
+            base, *others = accuracies(table, star, rule)
+            end = "taken from the authors' settings" if star["settings"].endswith("paper") else "added to the course's settings"
+            if all(map(len, [base, *others])):
+                columns[f"{end} ({spread(base['acc'])})"] = {named(factor): points(part["acc"], base["acc"]) for factor, part in zip(star["one"], others)}
+    return pd.DataFrame(columns).rename_axis("factor")
+
+
+def accuracies(table: pd.DataFrame, star: dict, rule: str) -> list[pd.DataFrame]:
+    """Of each setting of a star, in its order, the runs with any seed: "seed", "acc"."""
+    found = []
+    for config in campaign.star_of({k: v for k, v in star.items() if k != "grid"}, {}):
+        settings = {k: v for k, v in config.identity().items() if k != "seed"}
+        runs = same_settings(labelled(table), **settings)
+        found.append(runs[["seed"]].assign(acc=runs[f"{rule}_acc"]))
+    return found
+
+
+def named(factor: dict) -> str:
+    return GROUPS.get(next(iter(factor)), ", ".join(f"{k} {plain(v)}" for k, v in factor.items()))
 
 
 def draw(path: pd.DataFrame, ax) -> None:
@@ -52,19 +71,18 @@ def draw(path: pd.DataFrame, ax) -> None:
     names = [part["factor"].iloc[0] for part in steps]
     ax.set_yticks(range(len(names)), [names[0], *("+ " + n for n in names[1:])])
     ax.invert_yaxis()
-    ax.set(xlim=(0, 115), xlabel="ACC, %")
-    ax.set_xticks(range(0, 101, 20))
+    ax.set(xlim=(0, 125 * path["acc"].max()), xlabel="ACC, %")
+    ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= 100])
 
 
-def read(found: list[pd.DataFrame], rule: str) -> Markdown:
-    """Which factor is worth most on each path, and what it is worth where it comes later."""
-    if not found:
-        return Markdown("No path was run yet: `python -m reproduce campaign 1` (a GPU) or `python -m reproduce campaign digits` runs one.")
+def read(found: dict[str, list[pd.DataFrame]], rule: str) -> Markdown:
+    """Which factor is worth most on each path of each data set, and what it is worth there."""
     lines = []
-    for i, path in enumerate(found):
-        steps = [part for _, part in path.groupby("step")]
-        gains = {b["factor"].iloc[0]: (points(b["acc"], a["acc"]), gap(b["acc"], a["acc"])[0]) for a, b in zip(steps, steps[1:])}
-        most = max(gains, key=lambda name: gains[name][1])
-        lines.append(f"- order {i + 1}: from {spread(steps[0]['acc'])} to {spread(steps[-1]['acc'])} % by the {SHORT[rule]}; most is worth **{most}**, "
-                     f"{gains[most][0]} points (difference of means ± standard error, n = {min(map(len, steps))} or more each).")
-    return Markdown("\n".join(lines))
+    for data, several in found.items():
+        for i, path in enumerate(several):
+            steps = [part for _, part in path.groupby("step")]
+            gains = {b["factor"].iloc[0]: (points(b["acc"], a["acc"]), gap(b["acc"], a["acc"])[0]) for a, b in zip(steps, steps[1:])}
+            most = max(gains, key=lambda name: gains[name][1])
+            lines.append(f"- **{data}**{f', order {i + 1}' * (len(several) > 1)}: from {spread(steps[0]['acc'])} to {spread(steps[-1]['acc'])} % by the {SHORT[rule]}; "
+                         f"most is worth **{most}**, {gains[most][0]} points (difference of means ± standard error, n = {min(map(len, steps))} or more each).")
+    return Markdown("\n".join(lines) or "No path was run yet: `python -m reproduce campaign 1` (a GPU), `campaign cpu` or `campaign digits` runs one.")
