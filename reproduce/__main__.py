@@ -112,7 +112,7 @@ def report(args) -> int:
     from reproduce.runs import ROOT
 
     if not args.results_dir:
-        findings.write_readme_table(ROOT / "README.md", findings.claims(study.load()))
+        findings.write_readme_table(ROOT / "README.md", findings.claims(study.load(limited=True)))
     print(build(args.results_dir))
     return 0
 

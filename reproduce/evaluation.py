@@ -29,8 +29,7 @@ class Watch:
         self.train_pixels = train.pixels.to(device)
         self.pixels = self.train_pixels if self.same else images.pixels.to(device)
         self.labels = images.labels.numpy()
-        spread = torch.linspace(0, len(images) - 1, min(config.trace_images, len(images))).long()
-        self.traced = spread.unique().numpy()
+        self.traced = evenly(len(images), config.trace_images).numpy()
         self.epochs: list[int] = []
         self.traces: list[np.ndarray] = []
         self.mass: list[np.ndarray] = []
@@ -96,9 +95,9 @@ class Watch:
         return probes.knn_accuracy(bank, self.train.labels, out["backbone"], self.images.labels, itself=self.same)
 
     def collapse(self, out: dict[str, Tensor], rules: dict[str, np.ndarray]) -> dict[str, float]:
-        """A batch is enough to see that all embeddings fall into one point."""
-        main = rules[list(rules)[-1]]
-        return metrics.collapse_monitor(out[self.method.space][:512], torch.from_numpy(main), self.n_clusters)
+        """A few hundred images are enough to see that all embeddings fall into one point."""
+        main, embedding = rules[list(rules)[-1]], out[self.method.space]
+        return metrics.collapse_monitor(embedding[evenly(len(embedding), 512).to(embedding.device)], torch.from_numpy(main), self.n_clusters)
 
     def pseudo_labels(self) -> dict[str, float]:
         """How much the pseudo-labels of a method that makes such agree with the labels; the method never knows."""
@@ -171,6 +170,11 @@ class Watch:
     def load_state_dict(self, state: dict) -> None:
         self.epochs, self.head_losses = state["epochs"], state["head_losses"]
         self.traces, self.mass = [t.numpy() for t in state["traces"]], [m.numpy() for m in state["mass"]]
+
+
+def evenly(n: int, most: int) -> Tensor:
+    """At most so many of n positions, evenly spread: images may be sorted by class."""
+    return torch.linspace(0, n - 1, min(most, n)).long().unique()
 
 
 def reduced(embedding: Tensor, dim: int = 64) -> Tensor:

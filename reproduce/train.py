@@ -42,6 +42,8 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
         return
     images = data.load(config)
     n_clusters = check(config, images)
+    if config.method in ("pcl", "propos") and config.epochs <= config.prototype_warmup:
+        run.notes.append(f"prototype_warmup is {config.prototype_warmup} and epochs {config.epochs}: no prototype ever enters the loss")
     with run.hold():
         if not config.resume:
             run.discard()

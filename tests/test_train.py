@@ -5,12 +5,13 @@ import itertools
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from reproduce import Config, ConfigError, Diverged, backbones, fit, losses
+from reproduce import Config, ConfigError, Diverged, backbones, evaluation, fit, losses
 from reproduce import train as loop
 from reproduce.data import write_cached
 from reproduce.methods import METHODS
@@ -203,6 +204,24 @@ def test_labels_do_not_reach_training(config, tmp_path):
     list(fit(shuffled.config, shuffled))
     a, b = (r.json("metrics.json") for r in (Run(config), shuffled))
     assert a["weights_sha256"] == b["weights_sha256"] and a["scores"] != b["scores"]
+
+
+def test_prototypes_that_never_come_are_said(config):
+    for warmup, said in ((2, ["prototype_warmup is 2 and epochs 2: no prototype ever enters the loss"]), (1, [])):
+        run = Run(config.replace(**PLAIN, method="propos", epochs=2, prototype_warmup=warmup))
+        list(fit(run.config, run))
+        assert run.notes == said
+
+
+def test_the_monitor_of_collapse_sees_images_of_every_class():
+    """Sorted by class, 512 from the front would be of one: 5,000 images whose first class has one embedding are no collapse."""
+    embedding = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
+    embedding[:600] = 1.0
+    watch = SimpleNamespace(method=SimpleNamespace(space="backbone"), n_clusters=10)
+    clusters = {"kmeans_embedding": np.arange(5000) % 10}
+    assert evaluation.Watch.collapse(watch, {"backbone": embedding}, clusters)["embedding_std"] > 0.8
+    assert evaluation.Watch.collapse(watch, {"backbone": torch.ones(300, 16)}, {"kmeans_embedding": np.arange(300) % 10})["embedding_std"] < 1e-5
+    assert evaluation.evenly(7, 512).tolist() == list(range(7)) and len(evaluation.evenly(5000, 512)) == 512
 
 
 def test_zero_epochs_evaluate_the_untrained_network(config):

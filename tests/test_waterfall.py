@@ -8,7 +8,7 @@ from fake_runs import write_run
 
 from reproduce import campaign
 from reproduce.config import Config
-from reproduce.report import speed, study, waterfall
+from reproduce.report import findings, speed, study, waterfall
 
 
 def write_path(results, accs, seeds=(0, 1)):
@@ -78,8 +78,8 @@ def test_runs_on_a_part_of_a_data_set_are_called_that_and_stay_out_of_the_tables
 
 def test_benchmarks_are_read_but_not_those_of_this_machine(tmp_path):
     row = {f"{part}_images_per_second": 100.0 for part in speed.PARTS} | {
-        "precision": "float32", "layout": "channels_last", "augmentation_share": 0.1, "tflops": 0.5, "share_of_product": 0.4}
-    content = {"settings": {"backbone": "resnet18", "batch_size": 64}, "image": [3, 32, 32], "device": "a processor", "threads": 2,
+        "precision": "float32", "layout": "channels_last", "augmentation_share": 0.1, "tflops": 0.5, "share_of_product": 0.4, "first_step_seconds": 38.2}
+    content = {"settings": {"backbone": "resnet18", "batch_size": 64}, "image": [3, 32, 32], "device": "a processor", "threads": 2, "compile": True,
                "rows": [row, {**row, "precision": "bfloat16", "step_images_per_second": 300.0}], "plain_images_per_second": 50.0, "times_plain": 6.0}
     for folder in ("benchmarks", "local"):
         (tmp_path / folder).mkdir()
@@ -87,9 +87,21 @@ def test_benchmarks_are_read_but_not_those_of_this_machine(tmp_path):
     (tmp_path / "benchmarks" / "benchmark-kmeans.json").write_text(json.dumps({"rows": []}))
     (found,) = speed.benchmarks(str(tmp_path))
     assert "**6.0 times** the usual pipeline (50 images/s)" in speed.read([found]).data and "300 images/s in bfloat16" in speed.read([found]).data
-    assert list(speed.table(found)["the whole step, images/s"]) == ["100", "300"]
+    assert list(speed.table(found)["the whole step, images/s"]) == ["100", "300"] and list(speed.table(found).iloc[:, -1]) == ["38", "38"]
+    assert found["name"] == "resnet18, 32 pixels, batch 64, compiled\na processor, 2 threads"
     figure, ax = plt.subplots()
     speed.dots(found, ax)
     assert [list(line.get_xdata()) for line in ax.lines][2] == [100, 300]
     plt.close(figure)
     assert "Nothing measured yet" in speed.read([]).data
+
+
+def test_the_time_at_which_a_number_was_crossed(tmp_path):
+    for seed, accs in enumerate(([0.5, 0.81, 0.79], [0.79, 0.78, 0.7989], [0.8, 0.7, 0.7])):
+        path = write_run(tmp_path, accs[-1], dataset="cifar10", backbone="resnet18", seed=seed)
+        lines = [f"{10 * (i + 1)},{60 * (seed + 1)},{acc}" for i, acc in enumerate(accs)]
+        (path / "history.csv").write_text("epoch,seconds,lowest_loss_head_acc\n" + "\n".join(lines) + "\n")
+    said = findings.crossed(study.load(str(tmp_path)))
+    assert said.startswith("CIFAR-10 reached 79.9 % by the lowest-loss head in 2 runs; resnet18, seed 0: epoch 20, 2.0 minutes")
+    assert "seed 2: epoch 10, 3.0 minutes" in said and "seed 1" not in said
+    assert "No run on CIFAR-10 has reached 95 %" in findings.crossed(study.load(str(tmp_path)), acc=95)

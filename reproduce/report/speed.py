@@ -18,7 +18,8 @@ def benchmarks(results_dir: str = "") -> list[dict]:
     """The contents of every benchmark*.json below the results folder, by name, those in ``local`` left out; "name" says on which device of what."""
     folder = root(results_dir)
     found = [json.loads(p.read_text()) for p in sorted(folder.rglob("benchmark*.json")) if "local" not in p.relative_to(folder).parts]
-    return [{**b, "name": f"{b['settings']['backbone']}, {b['image'][1]} pixels, batch {b['settings']['batch_size']}\n{b['device']}, {b['threads']} threads"}
+    return [{**b, "name": f"{b['settings']['backbone']}, {b['image'][1]} pixels, batch {b['settings']['batch_size']}"
+             + ", compiled" * b["compile"] + f"\n{b['device']}, {b['threads']} threads"}
             for b in found if "settings" in b]
 
 
@@ -28,7 +29,8 @@ def table(benchmark: dict) -> pd.DataFrame:
     text = {"precision": rows["precision"], "layout": rows["layout"].str.replace("_", " ")}
     text |= {f"{said}, images/s": rows[f"{part}_images_per_second"].map("{:,.0f}".format) for part, said in PARTS.items()}
     text |= {"augmentation's share of the step": rows["augmentation_share"].map("{:.0%}".format), "TFLOP/s": rows["tflops"].map("{:.3g}".format),
-             "of a matrix product": rows["share_of_product"].map("{:.0%}".format)}
+             "of a matrix product": rows["share_of_product"].map("{:.0%}".format),
+             "first step, compiling included, s": rows["first_step_seconds"].map("{:.0f}".format)}
     return pd.DataFrame(text)
 
 
