@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import statistics
 import time
 from typing import Iterator
 
@@ -160,6 +161,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         })
         yield row
 
+    if config.compile and len(history) > 1:
+        first, *rest = (row["seconds"] for row in history)
+        run.notes.append(f"compiling took about {first - statistics.median(rest):.0f} s of the first epoch")
     weights = {k: v.cpu() for k, v in method.state_dict().items()}
     metrics, arrays, assignments = watch.finish()
     metrics = {

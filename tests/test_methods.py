@@ -3,6 +3,7 @@ or epoch to the next, what no gradient may reach, and that it learns."""
 
 import copy
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -605,3 +606,15 @@ def test_a_collapse_is_said(tmp_path, monkeypatch, collapses):
     assert found["collapsed"] == collapses and ("all embeddings are nearly the same" in found["why"]) == collapses
     assert all({"embedding_std", "largest_cluster", "nonempty_clusters"} <= row.keys() for row in rows)
     assert (rows[-1]["embedding_std"] < rows[0]["embedding_std"]) == collapses
+
+
+@pytest.mark.parametrize("method", ["crlc", "byol", "pcl", "deepcluster"])
+def test_compiled_it_learns_the_same(tmp_path, monkeypatch, method):
+    """A target network, queues, prototypes, two passes of batch norm: what torch.compile traces computes what was written. The
+    backend here is the one that only traces; the one that makes kernels takes a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    own = {"crlc": {"n_heads": 2, "views": "apart", "batchnorm_split": 2}, "pcl": {"prototypes": "5 10", "prototype_warmup": 1, "queue_size": 64}}
+    settings = {"limit": 128, "epochs": 2, "batch_size": 32, "width": 4, "evaluate_every": 2, **own.get(method, {})}
+    (plain, _), (compiled, run) = (ran(tmp_path, method, compile=flag, **settings) for flag in (False, True))
+    assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], rel=1e-5)
+    assert any("compiling took about" in note for note in run.notes)
