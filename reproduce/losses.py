@@ -122,7 +122,7 @@ def prototype_scattering(z1: Tensor, z2: Tensor, cluster: Tensor, n_clusters: in
     """
     same_shape("prototype_scattering", z1, z2)
     with torch.autocast(z1.device.type, enabled=False):
-        member = F.one_hot(cluster, n_clusters).to(wide(z1).dtype).mT  # [K, B]
+        member = (cluster == torch.arange(n_clusters, device=cluster.device)[:, None]).to(wide(z1).dtype)  # [K, B]
         mu1, mu2 = (F.normalize(member @ F.normalize(wide(z), dim=-1), dim=-1) for z in (z1, z2.detach()))
         between = mu1 @ mu1.mT
     present = member.sum(-1) > 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_augment import NoHostReads
 from test_losses import loop_alignment, loop_concentration, loop_entropy, loop_feature_contrast, loop_prototype_contrast, loop_prototype_scattering
 from torch import nn
 
@@ -19,6 +20,7 @@ from reproduce.methods import METHODS
 from reproduce.methods.base import Momentum
 from reproduce.methods.deepcluster import whitened
 from reproduce.runs import Run
+from reproduce.train import build_optimizer
 
 B, K, N, D = 6, 3, 40, 5
 SMALL = dict(width=3, n_heads=2, head_hidden=7, projection_dim=D, predictor_hidden=4, batch_size=B, queue_size=24, prototypes="2 3",
@@ -618,3 +620,23 @@ def test_compiled_it_learns_the_same(tmp_path, monkeypatch, method):
     (plain, _), (compiled, run) = (ran(tmp_path, method, compile=flag, **settings) for flag in (False, True))
     assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], rel=1e-5)
     assert any("compiling took about" in note for note in run.notes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_step_reads_nothing_back_from_the_device(name, optimizer):
+    """On a GPU each such read would wait for it: loss, backward, update and moving averages issue none."""
+    method, views = ready(name, optimizer=optimizer, sobel=True)
+    update = build_optimizer(method.config, method)
+
+    def step(i):
+        loss = method.loss(*views.float(), INDEX)["loss"]
+        update.zero_grad(set_to_none=True)
+        loss.backward()
+        update.step()
+        method.after_step(i, 10)
+
+    method.float()
+    step(0)
+    with NoHostReads():
+        step(1)
