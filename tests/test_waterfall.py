@@ -55,12 +55,15 @@ def test_single_factors_from_both_ends(tmp_path):
 
     write_block(tmp_path, "cpu", acc)
     runs, data = study.load(str(tmp_path), limited=True), "CIFAR-10, 5,000 images"
-    found = waterfall.singles(runs, data, "lowest_loss_head")
+    ends = waterfall.singles(runs, data, "lowest_loss_head")
+    found = waterfall.singles_table(ends)
     added, taken = found.columns
     assert added.startswith("added to the course's settings (40.1") and taken.startswith("taken from the authors' settings (65.1")
     assert list(found.index) == ["entropy", "stem", "crop, jitter, normalisation", "heads, weight decay, clamp"]
     number = {c: [float(v.split("\u00a0")[0].replace("−", "-")) for v in found[c]] for c in found}
     assert number[added] == pytest.approx([20, 0, 0, 0]) and number[taken] == pytest.approx([-25, -5, 0, 0])
+    assert waterfall.read_singles(ends).data == ("Added to the course's settings, by more than two standard errors: *entropy*; taken from the authors' settings, "
+                                                 "by more than two standard errors: *entropy*, *stem*. From both ends: *entropy*.")
     (path,) = waterfall.paths(runs, data, "lowest_loss_head")
     assert [100 * part["acc"].mean() for _, part in path.groupby("step")] == pytest.approx([40.1, 60.1, 65.1, 65.1, 65.1])
 
@@ -105,3 +108,14 @@ def test_the_time_at_which_a_number_was_crossed(tmp_path):
     assert said.startswith("CIFAR-10 reached 79.9 % by the lowest-loss head in 2 runs; resnet18, seed 0: epoch 20, 2.0 minutes")
     assert "seed 2: epoch 10, 3.0 minutes" in said and "seed 1" not in said
     assert "No run on CIFAR-10 has reached 95 %" in findings.crossed(study.load(str(tmp_path)), acc=95)
+
+
+def test_how_decided_the_predictions_are(tmp_path):
+    """The invented traces end at 0.96; a run of another weight is not asked, nor one that has kept no traces."""
+    write_run(tmp_path, arrays=True)
+    write_run(tmp_path, arrays=True, entropy="sample", lambda1=0.1)
+    write_run(tmp_path, entropy="sample")
+    runs = study.load(str(tmp_path))
+    assert waterfall.read_certainty(runs, "digits").data == ("digits, mean largest probability of an image at the end, λ1 = 1: "
+                                                             "0.54 to 0.54 with the entropy of the batch mean (1 settings). One seed a setting.")
+    assert waterfall.read_certainty(runs, "CIFAR-10").data == ""
