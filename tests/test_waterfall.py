@@ -117,5 +117,5 @@ def test_how_decided_the_predictions_are(tmp_path):
     write_run(tmp_path, entropy="sample")
     runs = study.load(str(tmp_path))
     assert waterfall.read_certainty(runs, "digits").data == ("digits, mean largest probability of an image at the end, λ1 = 1: "
-                                                             "0.54 to 0.54 with the entropy of the batch mean (1 settings). One seed a setting.")
+                                                             "0.54 to 0.54 with the entropy of the batch mean (n = 1 settings). One seed a setting.")
     assert waterfall.read_certainty(runs, "CIFAR-10").data == ""

@@ -72,7 +72,7 @@ def read_certainty(table: pd.DataFrame, data: str) -> Markdown:
         with np.load(Path(run["path"]) / "traces.npz") as traces:
             if traces["probabilities"].size:
                 largest.setdefault(run["entropy"], []).append(float(traces["probabilities"][-1].astype(float).max(-1).mean()))
-    said = [f"{min(values):.2f} to {max(values):.2f} with the entropy of {ENTROPY[entropy]} ({len(values)} settings)" for entropy, values in sorted(largest.items())]
+    said = [f"{min(values):.2f} to {max(values):.2f} with the entropy of {ENTROPY[entropy]} (n = {len(values)} settings)" for entropy, values in sorted(largest.items())]
     return Markdown(f"{data}, mean largest probability of an image at the end, λ1 = 1: {'; '.join(said)}. One seed a setting." if said else "")
 
 
@@ -104,7 +104,7 @@ def draw(path: pd.DataFrame, ax) -> None:
         text = spread(part["acc"]) if before is None else points(part["acc"], before["acc"])
         ax.annotate(text, (max(runs.max(), start), y), xytext=(22, 0), textcoords="offset points", va="center", fontsize="small")
     ax.axvline(100 * path["floor"].mean(), color="0.35", linestyle=":", linewidth=1.6, label="k-means on pixels")
-    ax.legend(loc="lower right", fontsize="small")
+    ax.legend(loc="lower left", fontsize="small")
     names = [part["factor"].iloc[0] for part in steps]
     ax.set_yticks(range(len(names)), [names[0], *("+ " + n for n in names[1:])])
     ax.invert_yaxis()
