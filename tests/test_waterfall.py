@@ -8,7 +8,7 @@ from fake_runs import write_run
 
 from reproduce import campaign
 from reproduce.config import Config
-from reproduce.report import findings, speed, study, waterfall
+from reproduce.report import findings, speed, study, tables, waterfall
 
 
 def write_path(results, accs, seeds=(0, 1)):
@@ -119,3 +119,15 @@ def test_how_decided_the_predictions_are(tmp_path):
     assert waterfall.read_certainty(runs, "digits").data == ("digits, mean largest probability of an image at the end, λ1 = 1: "
                                                              "0.54 to 0.54 with the entropy of the batch mean (n = 1 settings). One seed a setting.")
     assert waterfall.read_certainty(runs, "CIFAR-10").data == ""
+
+
+def test_steps_of_a_path_are_no_single_factors(tmp_path):
+    """What changes two details at once is left to the waterfall; one of them alone is a factor."""
+    write_path(tmp_path, [0.6, 0.9, 0.92, 0.91, 0.95, 0.96])
+    course = campaign.star_of({"settings": "digits-course"}, {})[0]
+    for change in ({"decay": "weights"}, {"logit_clamp": 25.0}):
+        config = course.replace(**change)
+        write_run(tmp_path, 0.6, **{k: v for k, v in config.identity().items() if k != "seed"})
+    factors = list(tables.factors(study.load(str(tmp_path)))["factor"].unique())
+    assert factors == ["digits-course, as it is", "decay weights", "logit_clamp 25", "entropy batch, entropy_smoothed False"]
+    assert len(tables.halfway()) == 8  # three on each path of digits; of blocks 1 and cpu, where singles start from both ends, one

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import html
+import itertools
 import os
 from pathlib import Path
 
@@ -10,8 +13,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from reproduce import runs
-from reproduce.report.study import ABLATED, ENTROPY, RULES, called, command, first_grid, load, plain, root, stored
+from reproduce import campaign, runs
+from reproduce.report.study import ABLATED, ENTROPY, RULES, called, command, first_grid, load, plain, root, row, stored
 
 SHORT = {"first_head": "first head", "mean_of_heads": "mean of heads", "lowest_loss_head": "lowest-loss head", "aligned_average": "aligned average",
          "best_head_oracle": "best head (oracle)", "kmeans_embedding": "k-means, features", "kmeans_pixels": "k-means, pixels"}
@@ -91,11 +94,11 @@ def heads(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def factors(table: pd.DataFrame, rule: str = "lowest_loss_head") -> pd.DataFrame:
-    """The runs that change something else than lambda1 and entropy alone (or than one factor of the paper's ablations), and
-    their hubs: one row a run with "star" (the hub's name), "factor" (the hub first), "acc"."""
+    """The runs that change something else than lambda1 and entropy alone (or than one factor of the paper's ablations) and are not
+    halfway on a path, and their hubs: one row a run with "star" (the hub's name), "factor" (the hub first), "acc"."""
     found = labelled(table)
     ablation = (found["method"] == "crlc") & found["changed"].map(lambda names: len(names) == 1 and set(names) <= ABLATED)
-    spoke = ~(ablation | (found["grid"] & (found["changed"].map(len) > 0)))
+    spoke = ~(ablation | (found["grid"] & (found["changed"].map(len) > 0)) | found["setting"].isin(halfway()))
     found = found[spoke].assign(factor=[called(r) for _, r in found[spoke].iterrows()], acc=found[f"{rule}_acc"],
                                 first=found["changed"].map(len) > 0)
     stars = {(d, m, h): called({"setting": h, "changed": ()}).split(",")[0] for d, m, h in zip(found["data"], found["method"], found["hub"])}
@@ -103,6 +106,20 @@ def factors(table: pd.DataFrame, rule: str = "lowest_loss_head") -> pd.DataFrame
     several = found.groupby("star")["setting"].transform("nunique") > 1
     found = found[several & found["acc"].notna()]
     return found.sort_values(["first"], kind="stable")[["star", "factor", "acc", "seed", "path"]]
+
+
+@functools.cache
+def halfway() -> frozenset:
+    """The settings in the middle of the campaign's paths that no one factor makes: they have a page of their own, ``what_mattered``."""
+    steps, alone = set(), set()
+    for star in itertools.chain.from_iterable(campaign.blocks().values()):
+        configs = campaign.star_of({k: v for k, v in star.items() if k != "grid"}, {})
+        found = [row(dataclasses.asdict(config))["setting"] for config in configs]
+        if "path" in star:
+            steps.update(found[2:-1])
+        else:
+            alone.update(found)
+    return frozenset(steps - alone)
 
 
 def factor_table(table: pd.DataFrame, rules=("lowest_loss_head", "aligned_average")) -> pd.DataFrame:
