@@ -44,7 +44,7 @@ def dots(benchmark: dict, ax) -> None:
     if "plain_images_per_second" in benchmark:
         ax.axvline(benchmark["plain_images_per_second"], color="black", ls=":", label="the usual pipeline, whole step")
     ax.set(xscale="log", xlabel="images a second, each in two views (logarithmic)", title=benchmark["name"])
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
