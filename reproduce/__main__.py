@@ -10,44 +10,107 @@ from reproduce.config import Config, ConfigError, read_settings, read_yaml, show
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m reproduce", description="Deep image clustering, reproduced.")
+    parser = argparse.ArgumentParser(
+        "python -m reproduce", description="Deep image clustering, reproduced."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     one = commands.add_parser("train", help="one run, as notebooks/train.ipynb without Jupyter")
     one.add_argument("-f", "--settings", help="YAML file of settings, as papermill's -f")
-    one.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    one.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
 
-    many = commands.add_parser("sweep", help="many runs through papermill; finished ones are skipped")
+    many = commands.add_parser(
+        "sweep", help="many runs through papermill; finished ones are skipped"
+    )
     many.add_argument("settings", help="YAML file of settings")
-    many.add_argument("--grid", action="append", default=[], metavar="NAME=V,V", help="repeat for a product")
-    many.add_argument("--one", action="append", default=[], metavar="NAME=V[,NAME=V]", help="repeat: each factor changed alone")
-    many.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    many.add_argument("--launcher", choices=("local", "slurm"), default="local", help="processes here, or jobs of a Slurm cluster (pip install -e '.[cluster]')")
-    many.add_argument("--slurm", action="append", default=[], metavar="NAME=VALUE", help="repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600")
+    many.add_argument(
+        "--grid", action="append", default=[], metavar="NAME=V,V", help="repeat for a product"
+    )
+    many.add_argument(
+        "--one",
+        action="append",
+        default=[],
+        metavar="NAME=V[,NAME=V]",
+        help="repeat: each factor changed alone",
+    )
+    many.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+    many.add_argument(
+        "--launcher",
+        choices=("local", "slurm"),
+        default="local",
+        help="processes here, or jobs of a Slurm cluster (pip install -e '.[cluster]')",
+    )
+    many.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600",
+    )
 
-    pages = commands.add_parser("report", help="re-run the figure notebooks, write results/index.html")
-    pages.add_argument("--results-dir", default="", help="the study's run directories (default: results)")
+    pages = commands.add_parser(
+        "report", help="re-run the figure notebooks, write results/index.html"
+    )
+    pages.add_argument(
+        "--results-dir", default="", help="the study's run directories (default: results)"
+    )
 
-    speed = commands.add_parser("benchmark", help="images/s of the loop and of its parts, or k-means beside scikit-learn's")
+    speed = commands.add_parser(
+        "benchmark", help="images/s of the loop and of its parts, or k-means beside scikit-learn's"
+    )
     speed.add_argument("what", nargs="?", choices=("step", "kmeans"), default="step")
     speed.add_argument("-f", "--settings", help="YAML file of settings")
-    speed.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    speed.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
     speed.add_argument("--seconds", type=float, default=2.0, help="for each thing that is timed")
-    speed.add_argument("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
+    speed.add_argument(
+        "--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)"
+    )
 
-    blocks = commands.add_parser("campaign", help="the study on CIFAR-10, in blocks of about 25 minutes on one GPU; resumable")
+    blocks = commands.add_parser(
+        "campaign",
+        help="the study on CIFAR-10, in blocks of about 25 minutes on one GPU; resumable",
+    )
     blocks.add_argument("block", help="1, 2, 3, 4, cpu or digits, as in notebooks/campaign.yaml")
-    blocks.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="for every run")
+    blocks.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="for every run",
+    )
 
     for runs in (many, blocks):
         runs.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
-        runs.add_argument("--minutes", type=float, default=math.inf, help="no run is started that would end later: it is left for the next call")
-        runs.add_argument("--keep", choices=("all", "first", "none"), default="all",
-                          help="which runs keep notebook, HTML and embedding: all, the first seed of a setting, none")
+        runs.add_argument(
+            "--minutes",
+            type=float,
+            default=math.inf,
+            help="no run is started that would end later: it is left for the next call",
+        )
+        runs.add_argument(
+            "--keep",
+            choices=("all", "first", "none"),
+            default="all",
+            help="which runs keep notebook, HTML and embedding: all, the first seed of a setting, none",
+        )
 
     args = parser.parse_args(words)
     try:
-        return {"train": train, "sweep": sweep, "report": report, "benchmark": benchmark, "campaign": campaign}[args.command](args)
+        return {
+            "train": train,
+            "sweep": sweep,
+            "report": report,
+            "benchmark": benchmark,
+            "campaign": campaign,
+        }[args.command](args)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -56,7 +119,13 @@ def main(words: list[str] | None = None) -> int:
 def given(args) -> dict:
     """The settings file, overridden by ``-p name value`` (values read as YAML, like papermill's -y)."""
     settings = read_settings(args.settings) if args.settings else {}
-    return {**settings, **{name: read_yaml(value, f"{shown(name)}: {shown(value)}") for name, value in args.parameter}}
+    return {
+        **settings,
+        **{
+            name: read_yaml(value, f"{shown(name)}: {shown(value)}")
+            for name, value in args.parameter
+        },
+    }
 
 
 def train(args) -> int:
@@ -86,10 +155,14 @@ def train(args) -> int:
 def sweep(args) -> int:
     from reproduce import sweep as driver
 
-    configs = driver.expand(given(args), driver.parse_grid(args.grid), [driver.parse_one(word) for word in args.one])
+    configs = driver.expand(
+        given(args), driver.parse_grid(args.grid), [driver.parse_one(word) for word in args.one]
+    )
     options = {k: v for word in args.slurm for k, v in driver.parse_one(word, "slurm").items()}
     if options and args.launcher != "slurm":
-        raise ConfigError(f"slurm is {shown(options)}, but launcher is 'local': add --launcher slurm")
+        raise ConfigError(
+            f"slurm is {shown(options)}, but launcher is 'local': add --launcher slurm"
+        )
     return told(driver.sweep(configs, args.jobs, args.keep, args.launcher, options, args.minutes))
 
 
@@ -125,7 +198,9 @@ def benchmark(args) -> int:
     found = speed.run(Config.from_params(given(args)), args.what, args.seconds, args.out)
     print(pd.DataFrame(found["rows"]).to_string(index=False, float_format="{:.3g}".format))
     if "times_plain" in found:
-        print(f"the usual pipeline: {found['plain_images_per_second']:.3g} images/s; the best of the rows above is {found['times_plain']:.1f} times as fast")
+        print(
+            f"the usual pipeline: {found['plain_images_per_second']:.3g} images/s; the best of the rows above is {found['times_plain']:.1f} times as fast"
+        )
     print(found["path"])
     return 0
 

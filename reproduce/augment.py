@@ -26,7 +26,9 @@ class Augment:
     def __init__(self, config: Config, mean: Tensor, std: Tensor):
         self.config = config
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
-        self.draw = {"digits": self.digits, "images": self.images, "none": lambda x, _: x}[config.augmentation]
+        self.draw = {"digits": self.digits, "images": self.images, "none": lambda x, _: x}[
+            config.augmentation
+        ]
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """uint8 ``[B, C, H, W]`` -> two views, float32 of the same shape. Both are drawn in one pass."""
@@ -37,7 +39,9 @@ class Augment:
 
     def clean(self, images: Tensor) -> Tensor:
         """The images as they are, scaled and normalised as the views are: for evaluation."""
-        return self.normalize(images.float().div_(255)).contiguous(memory_format=torch.channels_last)
+        return self.normalize(images.float().div_(255)).contiguous(
+            memory_format=torch.channels_last
+        )
 
     def normalize(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std if self.config.normalize else x
@@ -45,8 +49,17 @@ class Augment:
     def digits(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Affine, gamma, contrast, noise: for small grey images, where a crop would cost the shape."""
         c = self.config
-        angle, shear, log_gamma, log_zoom, factor, dx, dy = uniform(7, len(x), generator, x.device).mul_(2).sub_(1)
-        x = affine(x, angle * c.rotation, 1 + log_zoom * c.zoom, shear * c.shear, dx * c.shift, dy * c.shift)
+        angle, shear, log_gamma, log_zoom, factor, dx, dy = (
+            uniform(7, len(x), generator, x.device).mul_(2).sub_(1)
+        )
+        x = affine(
+            x,
+            angle * c.rotation,
+            1 + log_zoom * c.zoom,
+            shear * c.shear,
+            dx * c.shift,
+            dy * c.shift,
+        )
         x = x.pow((log_gamma * c.gamma).exp().view(-1, 1, 1, 1))
         x = adjust_contrast(x, 1 + factor * c.contrast)
         noise = torch.randn(x.shape, generator=generator, device=x.device)
@@ -61,9 +74,13 @@ class Augment:
         if x.shape[1] == 3 and c.jitter > 0 and c.jitter_p > 0:
             *blends, turns = uniform(4, n, generator, x.device)
             low, high = max(0.0, 1 - c.jitter), 1 + c.jitter
-            factors = torch.stack([low + (high - low) * f for f in blends] + [c.jitter / 4 * (2 * turns - 1)])
+            factors = torch.stack(
+                [low + (high - low) * f for f in blends] + [c.jitter / 4 * (2 * turns - 1)]
+            )
             order = uniform(4, n, generator, x.device).argsort(0)
-            x = torch.where((u[1] < c.jitter_p).view(-1, 1, 1, 1), color_jitter(x, factors, order), x)
+            x = torch.where(
+                (u[1] < c.jitter_p).view(-1, 1, 1, 1), color_jitter(x, factors, order), x
+            )
         if x.shape[1] == 3 and c.grayscale > 0:
             x = torch.where((u[2] < c.grayscale).view(-1, 1, 1, 1), to_gray(x), x)
         if c.blur > 0:
@@ -77,7 +94,9 @@ def uniform(rows: int, n: int, generator: torch.Generator, device) -> Tensor:
     return torch.rand(rows, n, generator=generator, device=device)
 
 
-def affine(x: Tensor, degrees: Tensor, scale: Tensor, shear: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+def affine(
+    x: Tensor, degrees: Tensor, scale: Tensor, shear: Tensor, dx: Tensor, dy: Tensor
+) -> Tensor:
     """Rotation, scale, shear along x and shift about the centre, bilinear, zeros outside.
 
     One value a sample: degrees and shear in degrees, dx and dy as shares of the side. The signs are
@@ -94,7 +113,9 @@ def affine(x: Tensor, degrees: Tensor, scale: Tensor, shear: Tensor, dx: Tensor,
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def random_boxes(size, n: int, least: float, generator, device, ratio=(3 / 4, 4 / 3), tries: int = 10) -> Tensor:
+def random_boxes(
+    size, n: int, least: float, generator, device, ratio=(3 / 4, 4 / 3), tries: int = 10
+) -> Tensor:
     """n boxes ``[4, n]`` (top, left, height, width) as torchvision's RandomResizedCrop draws them:
     area uniform in least..1, log-uniform aspect ratio, the first of ten draws that fits, else the
     largest central box of an allowed ratio."""
@@ -162,7 +183,9 @@ def blend(x: Tensor, step: Tensor, factor: Tensor) -> Tensor:
     image (2), a step a sample: factor 0 is the other, 1 the image itself."""
     step, factor = step.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
     gray = luma(x)
-    other = torch.where(step == 1, gray.mean((-2, -1), keepdim=True), torch.where(step == 2, gray, 0))
+    other = torch.where(
+        step == 1, gray.mean((-2, -1), keepdim=True), torch.where(step == 2, gray, 0)
+    )
     return torch.addcmul((1 - factor) * other, factor, x).clamp_(0, 1)
 
 
@@ -194,8 +217,12 @@ def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
     chroma = high - low
     r, g, b = x.split(1, 1)
     safe = torch.where(chroma == 0, 1, chroma)
-    sixths = torch.where(high == r, (g - b) / safe, torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    opposite = 0.5 + torch.arange(3, device=x.device).view(3, 1, 1) / 3  # red is at 0, green at 1/3, blue at 2/3
+    sixths = torch.where(
+        high == r, (g - b) / safe, torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )
+    opposite = (
+        0.5 + torch.arange(3, device=x.device).view(3, 1, 1) / 3
+    )  # red is at 0, green at 1/3, blue at 2/3
     distance = sixths / 6 + turns.view(-1, 1, 1, 1) - opposite
     distance = distance.sub_(distance.round()).abs_()
     return torch.addcmul(high, chroma, (2 - 6 * distance).clamp_(0, 1), value=-1)
@@ -208,7 +235,9 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     offset = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.exp(-0.5 * (offset / sigma.view(-1, 1)).square())
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0).unsqueeze(1)
-    flat = F.pad(x, [radius] * 4, mode="reflect").reshape(1, n * channels, height + 2 * radius, width + 2 * radius)
+    flat = F.pad(x, [radius] * 4, mode="reflect").reshape(
+        1, n * channels, height + 2 * radius, width + 2 * radius
+    )
     flat = F.conv2d(flat, kernel.unsqueeze(2), groups=n * channels)
     flat = F.conv2d(flat, kernel.unsqueeze(3), groups=n * channels)
     return flat.view(n, channels, height, width)

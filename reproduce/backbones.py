@@ -32,7 +32,9 @@ class Small(nn.Module):
         self.n_features = 2 * width
         self.probed = {"conv1": "stem", "conv2": "inner.0", "conv3": "inner.2", "conv4": "last"}
         self.stem = conv_bn(channels, width)
-        self.inner = nn.Sequential(conv_bn(width, width), nn.ReLU(inplace=True), conv_bn(width, width))
+        self.inner = nn.Sequential(
+            conv_bn(width, width), nn.ReLU(inplace=True), conv_bn(width, width)
+        )
         self.last = conv_bn(width, 2 * width)
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
@@ -45,7 +47,9 @@ class Small(nn.Module):
 
 
 def conv_bn(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+    )
 
 
 def resnet(name: str, stem: str, channels: int, width: int) -> nn.Module:
@@ -88,7 +92,26 @@ def narrow(width: int) -> nn.Module:
 # channels of each 3 x 3 convolution (AlexNet's first two: 11 x 11 and 5 x 5); "M": max-pooling
 LAYERS = {
     "alexnet": (96, "M", 256, "M", 384, 384, 256, "M"),
-    "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+    "vgg16": (
+        64,
+        64,
+        "M",
+        128,
+        128,
+        "M",
+        256,
+        256,
+        256,
+        "M",
+        512,
+        512,
+        512,
+        "M",
+        512,
+        512,
+        512,
+        "M",
+    ),
 }
 
 
@@ -123,8 +146,13 @@ class Plain(nn.Module):
         side = min(side, {"alexnet": 6, "vgg16": 7}[name])
         self.convolutions = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(side)
-        self.wide = nn.Sequential(nn.Dropout(0.5), nn.Linear(channels * side**2, 4096), nn.ReLU(inplace=True),
-                                  nn.Dropout(0.5), nn.Linear(4096, 4096))
+        self.wide = nn.Sequential(
+            nn.Dropout(0.5),
+            nn.Linear(channels * side**2, 4096),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Linear(4096, 4096),
+        )
         for layer in self.wide:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)
@@ -141,8 +169,12 @@ class Sobel(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         edge = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
-        kernel = torch.stack([edge, edge.T]).unsqueeze(1) / channels  # the gray image is the channels' mean
-        self.register_buffer("kernel", kernel.expand(-1, channels, -1, -1).clone(), persistent=False)
+        kernel = (
+            torch.stack([edge, edge.T]).unsqueeze(1) / channels
+        )  # the gray image is the channels' mean
+        self.register_buffer(
+            "kernel", kernel.expand(-1, channels, -1, -1).clone(), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.kernel.to(x.dtype), padding=1)

@@ -21,13 +21,21 @@ def block(name: str, changes: dict) -> list[Config]:
     known = blocks()
     if name not in known:
         raise ConfigError(f"block is {name!r}: it must be one of {', '.join(known)}")
-    return list({config.hash(): config for star in known[name] for config in star_of(star, changes)}.values())
+    return list(
+        {
+            config.hash(): config for star in known[name] for config in star_of(star, changes)
+        }.values()
+    )
 
 
 def star_of(star: dict, changes: dict) -> list[Config]:
     """The base of a star, and what its path, its single factors and its grid make of it."""
     base = {**read_settings(SETTINGS / f"{star['settings']}.yaml"), **star.get("with", {})}
     # factor after factor, each kept: {}, a, a b, a b c
-    steps = list(itertools.accumulate(star.get("path", []), lambda kept, factor: {**kept, **factor}, initial={}))
+    steps = list(
+        itertools.accumulate(
+            star.get("path", []), lambda kept, factor: {**kept, **factor}, initial={}
+        )
+    )
     grid = {k: v for k, v in star.get("grid", {}).items() if k not in changes}
     return expand({**base, **changes}, grid, [*steps[1:], *star.get("one", [])])

@@ -18,13 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BUFFER = {"cpu": 8 << 20, "cuda": 64 << 20}  # bytes of a chunk; what fits a processor's cache is quickest
+BUFFER = {
+    "cpu": 8 << 20,
+    "cuda": 64 << 20,
+}  # bytes of a chunk; what fits a processor's cache is quickest
 
 
 @contextlib.contextmanager
 def plainly():
     """Without gradients, and in full precision also where autocast would lower it."""
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
         yield
 
 
@@ -38,10 +45,22 @@ class KMeans:
     After ``fit``: ``centroids [K, D]``, ``labels [N]``, ``inertia`` (sum of squared distances), ``n_iter``.
     """
 
-    def __init__(self, n_clusters: int, n_init: int = 10, max_iter: int = 100, tol: float = 1e-4,
-                 metric: str = "euclidean", seed: int = 0, batch_size: int | None = None):
-        at_least_one(n_clusters=n_clusters, n_init=n_init, max_iter=max_iter,
-                     batch_size=1 if batch_size is None else batch_size)
+    def __init__(
+        self,
+        n_clusters: int,
+        n_init: int = 10,
+        max_iter: int = 100,
+        tol: float = 1e-4,
+        metric: str = "euclidean",
+        seed: int = 0,
+        batch_size: int | None = None,
+    ):
+        at_least_one(
+            n_clusters=n_clusters,
+            n_init=n_init,
+            max_iter=max_iter,
+            batch_size=1 if batch_size is None else batch_size,
+        )
         if metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric must be euclidean or cosine, got {metric!r}")
         self.n_clusters, self.n_init, self.max_iter, self.tol = n_clusters, n_init, max_iter, tol
@@ -61,7 +80,9 @@ class KMeans:
         self.centroids, self.n_iter = centroids[best] + self.origin, n_iter[best]
         centroids = (self.centroids - self.origin)[None]  # rounded as predict sees them
         labels, _ = nearest(x, centroids, self.batch_size)
-        self.inertia = float(deviations(x, centroids, labels, self.batch_size).sum(dtype=torch.float64))
+        self.inertia = float(
+            deviations(x, centroids, labels, self.batch_size).sum(dtype=torch.float64)
+        )
         self.labels = labels[0]
         return self
 
@@ -77,7 +98,11 @@ class KMeans:
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Normalised or centred, with ones; far from the origin |x - c|^2 would lose its digits in float32."""
-        return F.pad(F.normalize(x, dim=-1) if self.metric == "cosine" else x - self.origin, (0, 1), value=1.0)
+        return F.pad(
+            F.normalize(x, dim=-1) if self.metric == "cosine" else x - self.origin,
+            (0, 1),
+            value=1.0,
+        )
 
 
 class GaussianMixture:
@@ -91,14 +116,27 @@ class GaussianMixture:
     ``log_likelihood`` (mean over the samples, in nats), ``n_iter``.
     """
 
-    def __init__(self, n_clusters: int, covariance: str = "diagonal", n_init: int = 1, max_iter: int = 100,
-                 tol: float = 1e-3, reg_covar: float = 1e-6, seed: int = 0):
+    def __init__(
+        self,
+        n_clusters: int,
+        covariance: str = "diagonal",
+        n_init: int = 1,
+        max_iter: int = 100,
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        seed: int = 0,
+    ):
         at_least_one(n_clusters=n_clusters, n_init=n_init, max_iter=max_iter)
         if covariance not in ("diagonal", "spherical"):
             raise ValueError(f"covariance must be diagonal or spherical, got {covariance!r}")
         if not reg_covar > 0:
             raise ValueError(f"reg_covar must be above 0, got {reg_covar!r}")
-        self.n_clusters, self.covariance, self.n_init, self.max_iter = n_clusters, covariance, n_init, max_iter
+        self.n_clusters, self.covariance, self.n_init, self.max_iter = (
+            n_clusters,
+            covariance,
+            n_init,
+            max_iter,
+        )
         self.tol, self.reg_covar, self.seed = tol, reg_covar, seed
 
     @plainly()
@@ -107,7 +145,9 @@ class GaussianMixture:
         given = samples(x, n_clusters=self.n_clusters).double()
         self.origin = given.mean(0)
         x = F.pad(given - self.origin, (0, 1), value=1.0)
-        centroids, _ = lloyd(x, plus_plus(x, self.n_clusters, self.n_init, self.seed), max_iter=100, tol=1e-4)
+        centroids, _ = lloyd(
+            x, plus_plus(x, self.n_clusters, self.n_init, self.seed), max_iter=100, tol=1e-4
+        )
         # EM starts from k-means as a mixture: equal weights, one variance
         variance = deviations(x, centroids, nearest(x, centroids)[0]).mean(-1) / len(self.origin)
         variance = variance.clamp_min(self.reg_covar)[:, None, None].expand_as(centroids)
@@ -131,7 +171,9 @@ class GaussianMixture:
     def _maximise(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted sums of (x^2, x, 1) ``[R, K, 2D + 1]`` -> weights ``[R, K]``, means, variances ``[R, K, D]``."""
         mass = moments[..., -1:]
-        square, mean = (moments[..., :-1] / mass.clamp_min(torch.finfo(mass.dtype).tiny)).chunk(2, -1)
+        square, mean = (moments[..., :-1] / mass.clamp_min(torch.finfo(mass.dtype).tiny)).chunk(
+            2, -1
+        )
         variance = square - mean.square()
         if self.covariance == "spherical":
             variance = variance.mean(-1, keepdim=True).expand_as(mean)
@@ -174,16 +216,26 @@ def until_converged(step, state, max_iter: int):
     return kept, n_iter.tolist()
 
 
-def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size: int | None = None) -> Tensor:
+def plus_plus(
+    x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size: int | None = None
+) -> Tensor:
     """Greedy k-means++: ``[N, D + 1]`` -> ``[R, K, D]``.
 
     Each centroid is one of T samples drawn in proportion to their squared distance from the centroids
     so far: the one that leaves the least sum of these distances.
     """
-    n, trials, restart = len(x), 2 + int(math.log(n_clusters)), torch.arange(n_init, device=x.device)
-    generator = torch.Generator().manual_seed(seed)  # the processor's, so that every device gets the same draws
+    n, trials, restart = (
+        len(x),
+        2 + int(math.log(n_clusters)),
+        torch.arange(n_init, device=x.device),
+    )
+    generator = torch.Generator().manual_seed(
+        seed
+    )  # the processor's, so that every device gets the same draws
     candidates = torch.randint(n, (n_init, 1), generator=generator).to(x.device)
-    uniform = torch.rand(n_clusters, n_init, trials, generator=generator, dtype=torch.float64).to(x.device)
+    uniform = torch.rand(n_clusters, n_init, trials, generator=generator, dtype=torch.float64).to(
+        x.device
+    )
     square, chosen = x[:, :-1].square().sum(-1), []
     closest = torch.full((n_init, n), math.inf, dtype=x.dtype, device=x.device)
 
@@ -199,12 +251,20 @@ def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size: in
         chosen.append(candidates[restart, best])
         closest = torch.cat([part[:, 0] for part in reach(chosen[-1][:, None])], -1).clamp_min_(0)
         cumulative = closest.cumsum(-1, dtype=torch.float64)
-        candidates = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp_max_(n - 1)
+        candidates = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp_max_(
+            n - 1
+        )
     return x[torch.stack(chosen, 1), :-1]
 
 
-def lloyd(x: Tensor, centroids: Tensor, max_iter: int, tol: float, cosine: bool = False,
-          batch_size: int | None = None) -> tuple[Tensor, list[int]]:
+def lloyd(
+    x: Tensor,
+    centroids: Tensor,
+    max_iter: int,
+    tol: float,
+    cosine: bool = False,
+    batch_size: int | None = None,
+) -> tuple[Tensor, list[int]]:
     """Lloyd's iterations from ``[R, K, D]`` -> the final centroids, and the iterations of each restart."""
     tol = tol * x[:, :-1].var(0, correction=0).mean()
 
@@ -228,7 +288,10 @@ def lloyd(x: Tensor, centroids: Tensor, max_iter: int, tol: float, cosine: bool 
 def nearest(x: Tensor, centroids: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
     """The nearest of ``[R, K, D]`` to each sample: labels and scores x . c - |c|^2 / 2, both ``[R, N]``."""
     rows = biased(centroids)
-    parts = [largest((rows @ part.T).view(*centroids.shape[:2], -1)) for part, in chunks(batch_size, len(rows), x)]
+    parts = [
+        largest((rows @ part.T).view(*centroids.shape[:2], -1))
+        for (part,) in chunks(batch_size, len(rows), x)
+    ]
     scores, labels = (torch.cat(p, -1) for p in zip(*parts))
     return labels, scores
 
@@ -240,7 +303,9 @@ def largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     # max() looks for the index one element at a time; max pooling, channels last, takes many samples at
     # once: ten times quicker for K = 10, twice for K = 1000
     r, k, n = scores.shape
-    values, index = F.max_pool2d(scores.view(r, k, 1, n).permute(0, 3, 1, 2), (k, 1), return_indices=True)
+    values, index = F.max_pool2d(
+        scores.view(r, k, 1, n).permute(0, 3, 1, 2), (k, 1), return_indices=True
+    )
     return values.view(r, n), index.view(r, n)
 
 
@@ -253,7 +318,9 @@ def totals(x: Tensor, labels: Tensor, k: int, batch_size: int | None = None) -> 
         return F.embedding_bag(flat.argsort(stable=True) % n, x, begin, mode="sum").view(r, k, -1)
     out = x.new_zeros(r * k, x.shape[1])
     for part, chosen in chunks(batch_size, r * k, x, labels):
-        out.addmm_(x.new_zeros(r, k, len(part)).scatter_(1, chosen[:, None], 1.0).flatten(0, 1), part)
+        out.addmm_(
+            x.new_zeros(r, k, len(part)).scatter_(1, chosen[:, None], 1.0).flatten(0, 1), part
+        )
     return out.view(r, k, -1)
 
 
@@ -264,7 +331,9 @@ def means(total: Tensor, old: Tensor, cosine: bool) -> Tensor:
     return F.normalize(new, dim=-1) if cosine else new
 
 
-def reseed(total: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
+def reseed(
+    total: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, batch_size: int | None = None
+) -> Tensor:
     """``totals``, changed in place, after the empty clusters took the samples farthest from their centroids."""
     empty = total[..., -1] == 0
     number = empty.sum(-1, keepdim=True)
@@ -278,12 +347,19 @@ def reseed(total: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, batch_si
     return total
 
 
-def deviations(x: Tensor, centroids: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
+def deviations(
+    x: Tensor, centroids: Tensor, labels: Tensor, batch_size: int | None = None
+) -> Tensor:
     """|x_i - c|^2 from the labelled centroid, ``[R, N]``, by differences: exact also where it is tiny."""
     r, _, d = centroids.shape
     restart = torch.arange(r, device=x.device)[:, None]
-    return torch.cat([(part[:, :-1] - centroids[restart, chosen]).square().sum(-1)
-                      for part, chosen in chunks(batch_size, r * d, x, labels)], -1)
+    return torch.cat(
+        [
+            (part[:, :-1] - centroids[restart, chosen]).square().sum(-1)
+            for part, chosen in chunks(batch_size, r * d, x, labels)
+        ],
+        -1,
+    )
 
 
 def joints(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor):
@@ -291,9 +367,11 @@ def joints(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor):
 
     log w + log N(x; m, v) = x^2 . (-1 / 2v) + x . (m / v) + log w - sum_d (m^2 / v + log 2 pi v) / 2
     """
-    constant = weights.log() - (means.square() / variances + (2 * math.pi * variances).log()).sum(-1) / 2
+    constant = (
+        weights.log() - (means.square() / variances + (2 * math.pi * variances).log()).sum(-1) / 2
+    )
     rows = torch.cat([-0.5 / variances, means / variances, constant[..., None]], -1).flatten(0, 1)
-    for part, in chunks(None, max(rows.shape), x):
+    for (part,) in chunks(None, max(rows.shape), x):
         statistics = torch.cat([part[:, :-1].square(), part], -1)
         yield statistics, (rows @ statistics.T).view(*weights.shape, -1)
 
@@ -330,7 +408,9 @@ def samples(x, n_clusters: int = 1, n_features: int | None = None) -> Tensor:
     if not x.isfinite().all():
         raise ValueError("x must be finite, got NaN or infinity among its values")
     if n_clusters > len(x):
-        raise ValueError(f"n_clusters must be between 1 and the number of samples, {len(x)}, got {n_clusters}")
+        raise ValueError(
+            f"n_clusters must be between 1 and the number of samples, {len(x)}, got {n_clusters}"
+        )
     return x
 
 

@@ -19,8 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
-LEAST_SIDE = {"narrow": 16, "resnet18": 16, "resnet34": 16, "resnet50": 16, "alexnet": 16, "vgg16": 32,  # pixels, by backbone and by (backbone, stem)
-              **{(name, "imagenet"): 32 for name in ("narrow", "resnet18", "resnet34", "resnet50")}, ("alexnet", "imagenet"): 64}
+LEAST_SIDE = {
+    "narrow": 16,
+    "resnet18": 16,
+    "resnet34": 16,
+    "resnet50": 16,
+    "alexnet": 16,
+    "vgg16": 32,  # pixels, by backbone and by (backbone, stem)
+    **{(name, "imagenet"): 32 for name in ("narrow", "resnet18", "resnet34", "resnet50")},
+    ("alexnet", "imagenet"): 64,
+}
 
 
 class ConfigError(ValueError):
@@ -36,96 +44,307 @@ def setting(default, why, choices=None, low=None, high=None, identity=True, grou
     that know it (``only``, in words; None: all)."""
     return dataclasses.field(
         default=default,
-        metadata=dict(why=why, choices=choices, low=low, high=high, identity=identity, group=group, only=only and only.split()),
+        metadata=dict(
+            why=why,
+            choices=choices,
+            low=low,
+            high=high,
+            identity=identity,
+            group=group,
+            only=only and only.split(),
+        ),
     )
 
 
 @dataclass(frozen=True)
 class Config:
     # ---- data
-    dataset: str = setting("digits", "which images", choices=("digits", "cifar10", "cifar20", "stl10", "folder"), group="data")
-    folder: str = setting("", "for dataset 'folder': <folder>/{train,test}/<class>/* or images without classes")
-    image_size: int = setting(0, "side in pixels to which a folder's images are resized; 0: the data set's own (folder: 64)", low=0, high=1024)
-    bad_images: str = setting("stop", "when some images of a folder cannot be read: stop and name them, or skip and count them", choices=("stop", "skip"))
-    split: str = setting("all", "test: train on the training part, score on the test part; all: train and score on both", choices=("test", "all"))
-    limit: int = setting(0, "use only so many images of each part, for a quick look; 0: every image", low=0)
+    dataset: str = setting(
+        "digits",
+        "which images",
+        choices=("digits", "cifar10", "cifar20", "stl10", "folder"),
+        group="data",
+    )
+    folder: str = setting(
+        "", "for dataset 'folder': <folder>/{train,test}/<class>/* or images without classes"
+    )
+    image_size: int = setting(
+        0,
+        "side in pixels to which a folder's images are resized; 0: the data set's own (folder: 64)",
+        low=0,
+        high=1024,
+    )
+    bad_images: str = setting(
+        "stop",
+        "when some images of a folder cannot be read: stop and name them, or skip and count them",
+        choices=("stop", "skip"),
+    )
+    split: str = setting(
+        "all",
+        "test: train on the training part, score on the test part; all: train and score on both",
+        choices=("test", "all"),
+    )
+    limit: int = setting(
+        0, "use only so many images of each part, for a quick look; 0: every image", low=0
+    )
     n_clusters: int = setting(0, "K; 0: the number of classes of the data set", low=0, high=100_000)
     # ---- method and loss
-    method: str = setting("crlc", "one file in reproduce/methods/", choices=("crlc", "simclr", "moco", "byol", "simsiam", "pcl", "cc", "propos", "deepcluster"), group="method and loss")
-    lambda1: float = setting(1.0, "weight of the entropy, averaged over the views, that CRLC maximises", low=0, only="crlc")
-    entropy: str = setting("batch", "entropy of the mean over the batch, or of each sample (the course's reading)", choices=("batch", "sample"), only="crlc")
-    entropy_smoothed: bool = setting(False, "take that entropy of the smoothed probabilities", only="crlc")
+    method: str = setting(
+        "crlc",
+        "one file in reproduce/methods/",
+        choices=("crlc", "simclr", "moco", "byol", "simsiam", "pcl", "cc", "propos", "deepcluster"),
+        group="method and loss",
+    )
+    lambda1: float = setting(
+        1.0,
+        "weight of the entropy, averaged over the views, that CRLC maximises",
+        low=0,
+        only="crlc",
+    )
+    entropy: str = setting(
+        "batch",
+        "entropy of the mean over the batch, or of each sample (the course's reading)",
+        choices=("batch", "sample"),
+        only="crlc",
+    )
+    entropy_smoothed: bool = setting(
+        False, "take that entropy of the smoothed probabilities", only="crlc"
+    )
     lambda2: float = setting(10.0, "weight of the feature contrast", low=0, only="crlc")
-    temperature: float = setting(0.1, "of the contrast between images", low=1e-3, high=100, only="crlc simclr moco pcl cc")
-    cluster_temperature: float = setting(1.0, "of the contrast between clusters (CC) or their prototypes (ProPos)", low=1e-3, high=100, only="cc propos")
-    critic: str = setting("log_dot", "of the probability contrast", choices=("log_dot", "dot", "neg_l2", "neg_js"), only="crlc")
-    smoothing: float = setting(0.01, "gamma: p -> (1 - gamma) p + gamma / K inside the probability contrast", low=0, high=1, only="crlc")
-    logit_clamp: float = setting(25.0, "logits beyond this are pulled back; 0: never", low=0, only="crlc")
+    temperature: float = setting(
+        0.1, "of the contrast between images", low=1e-3, high=100, only="crlc simclr moco pcl cc"
+    )
+    cluster_temperature: float = setting(
+        1.0,
+        "of the contrast between clusters (CC) or their prototypes (ProPos)",
+        low=1e-3,
+        high=100,
+        only="cc propos",
+    )
+    critic: str = setting(
+        "log_dot",
+        "of the probability contrast",
+        choices=("log_dot", "dot", "neg_l2", "neg_js"),
+        only="crlc",
+    )
+    smoothing: float = setting(
+        0.01,
+        "gamma: p -> (1 - gamma) p + gamma / K inside the probability contrast",
+        low=0,
+        high=1,
+        only="crlc",
+    )
+    logit_clamp: float = setting(
+        25.0, "logits beyond this are pulled back; 0: never", low=0, only="crlc"
+    )
     logit_clamp_weight: float = setting(0.01, "how hard they are pulled back", low=0, only="crlc")
-    queue_size: int = setting(1024, "keys of earlier batches that serve as negatives", low=1, high=10_000_000, only="moco pcl")
-    ema: float = setting(0.99, "the target network keeps this share of itself at each step", low=0, high=1, only="moco byol pcl propos")
-    ema_schedule: str = setting("constant", "of that share: constant, or a ramp that ends at 1", choices=("constant", "ramp"), only="moco byol pcl propos")
-    prototypes: str = setting("20 40 80", "numbers of clusters, each a granularity of the prototypes", only="pcl")
-    prototype_weight: float = setting(0.1, "weight of the contrast with, or between, prototypes", low=0, only="pcl propos")
-    prototype_warmup: int = setting(10, "epochs before prototypes enter the loss", low=0, only="pcl propos")
-    sigma: float = setting(0.001, "standard deviation of the noise that makes a neighbour in the projection space", low=0, high=10, only="propos")
-    pseudo_clusters: int = setting(0, "k of the k-means that makes pseudo-labels; 0: ten times n_clusters", low=0, high=1_000_000, only="deepcluster")
-    pca: int = setting(256, "principal axes, whitened, that this k-means sees; at most all of them", low=1, high=65_536, only="deepcluster")
+    queue_size: int = setting(
+        1024,
+        "keys of earlier batches that serve as negatives",
+        low=1,
+        high=10_000_000,
+        only="moco pcl",
+    )
+    ema: float = setting(
+        0.99,
+        "the target network keeps this share of itself at each step",
+        low=0,
+        high=1,
+        only="moco byol pcl propos",
+    )
+    ema_schedule: str = setting(
+        "constant",
+        "of that share: constant, or a ramp that ends at 1",
+        choices=("constant", "ramp"),
+        only="moco byol pcl propos",
+    )
+    prototypes: str = setting(
+        "20 40 80", "numbers of clusters, each a granularity of the prototypes", only="pcl"
+    )
+    prototype_weight: float = setting(
+        0.1, "weight of the contrast with, or between, prototypes", low=0, only="pcl propos"
+    )
+    prototype_warmup: int = setting(
+        10, "epochs before prototypes enter the loss", low=0, only="pcl propos"
+    )
+    sigma: float = setting(
+        0.001,
+        "standard deviation of the noise that makes a neighbour in the projection space",
+        low=0,
+        high=10,
+        only="propos",
+    )
+    pseudo_clusters: int = setting(
+        0,
+        "k of the k-means that makes pseudo-labels; 0: ten times n_clusters",
+        low=0,
+        high=1_000_000,
+        only="deepcluster",
+    )
+    pca: int = setting(
+        256,
+        "principal axes, whitened, that this k-means sees; at most all of them",
+        low=1,
+        high=65_536,
+        only="deepcluster",
+    )
     # ---- network
-    backbone: str = setting("small", "small is a residual net of four convolutions, for digits; narrow a ResNet-18 of few channels, for a CPU", choices=("small", "narrow", "resnet18", "resnet34", "resnet50", "alexnet", "vgg16"), group="network")
-    width: int = setting(32, "channels of the small backbone, or of the narrow one's first layers (a ResNet-18 has 64)", low=1, high=1024)
-    stem: str = setting("cifar", "first layer: 3x3 stride 1, or that for ImageNet (a ResNet's 7x7 stride 2 with max-pool, AlexNet's 11x11 stride 4)", choices=("cifar", "imagenet"))
-    sobel: bool = setting(False, "the network sees two edge filters of the gray image instead of colours")
+    backbone: str = setting(
+        "small",
+        "small is a residual net of four convolutions, for digits; narrow a ResNet-18 of few channels, for a CPU",
+        choices=("small", "narrow", "resnet18", "resnet34", "resnet50", "alexnet", "vgg16"),
+        group="network",
+    )
+    width: int = setting(
+        32,
+        "channels of the small backbone, or of the narrow one's first layers (a ResNet-18 has 64)",
+        low=1,
+        high=1024,
+    )
+    stem: str = setting(
+        "cifar",
+        "first layer: 3x3 stride 1, or that for ImageNet (a ResNet's 7x7 stride 2 with max-pool, AlexNet's 11x11 stride 4)",
+        choices=("cifar", "imagenet"),
+    )
+    sobel: bool = setting(
+        False, "the network sees two edge filters of the gray image instead of colours"
+    )
     n_heads: int = setting(10, "H, clustering heads on one backbone", low=1, high=1000, only="crlc")
-    head_hidden: int = setting(128, "hidden width of every head and projector", low=1, high=65_536, only="crlc simclr moco byol simsiam pcl cc propos")
+    head_hidden: int = setting(
+        128,
+        "hidden width of every head and projector",
+        low=1,
+        high=65_536,
+        only="crlc simclr moco byol simsiam pcl cc propos",
+    )
     head_bias: bool = setting(True, "linear layers of the heads have a bias", only="crlc")
-    head_init: str = setting("kaiming", "kaiming: uniform with gain sqrt(2), zero bias; torch: the library's default", choices=("kaiming", "torch"), only="crlc")
-    projection_dim: int = setting(128, "width of the contrasted features", low=2, high=65_536, only="crlc simclr moco byol simsiam pcl cc propos")
-    predictor_hidden: int = setting(256, "hidden width of the predictor", low=1, high=65_536, only="byol simsiam propos")
-    views: str = setting("together", "both views through the network in one pass, or apart: one batch norm for each", choices=("together", "apart"))
-    batchnorm_split: int = setting(1, "batch norm over 1/n of the batch, as on n devices", low=1, high=64)
+    head_init: str = setting(
+        "kaiming",
+        "kaiming: uniform with gain sqrt(2), zero bias; torch: the library's default",
+        choices=("kaiming", "torch"),
+        only="crlc",
+    )
+    projection_dim: int = setting(
+        128,
+        "width of the contrasted features",
+        low=2,
+        high=65_536,
+        only="crlc simclr moco byol simsiam pcl cc propos",
+    )
+    predictor_hidden: int = setting(
+        256, "hidden width of the predictor", low=1, high=65_536, only="byol simsiam propos"
+    )
+    views: str = setting(
+        "together",
+        "both views through the network in one pass, or apart: one batch norm for each",
+        choices=("together", "apart"),
+    )
+    batchnorm_split: int = setting(
+        1, "batch norm over 1/n of the batch, as on n devices", low=1, high=64
+    )
     # ---- augmentation
-    augmentation: str = setting("digits", "digits: affine, gamma, contrast, noise; images: crop, flip, jitter, grayscale, blur", choices=("digits", "images", "none"), group="augmentation")
+    augmentation: str = setting(
+        "digits",
+        "digits: affine, gamma, contrast, noise; images: crop, flip, jitter, grayscale, blur",
+        choices=("digits", "images", "none"),
+        group="augmentation",
+    )
     rotation: float = setting(15.0, "digits: up to so many degrees either way", low=0, high=180)
     zoom: float = setting(0.1, "digits: scale within 1 +- this", low=0, high=0.9)
     shear: float = setting(10.0, "digits: up to so many degrees either way", low=0, high=60)
     shift: float = setting(0.06, "digits: up to this share of the side", low=0, high=1)
     gamma: float = setting(0.3, "digits: exponent within exp(+- this)", low=0, high=3)
     contrast: float = setting(0.3, "digits: factor within 1 +- this", low=0, high=1)
-    noise: float = setting(0.1, "digits: standard deviation of Gaussian noise on pixels in 0..1", low=0, high=1)
-    crop_scale: float = setting(0.2, "images: least share of the area that a random crop keeps", low=0.001, high=1)
+    noise: float = setting(
+        0.1, "digits: standard deviation of Gaussian noise on pixels in 0..1", low=0, high=1
+    )
+    crop_scale: float = setting(
+        0.2, "images: least share of the area that a random crop keeps", low=0.001, high=1
+    )
     flip: float = setting(0.5, "images: probability of a horizontal flip", low=0, high=1)
-    jitter: float = setting(0.4, "images: brightness, contrast, saturation; a quarter of it for hue", low=0, high=2)
+    jitter: float = setting(
+        0.4, "images: brightness, contrast, saturation; a quarter of it for hue", low=0, high=2
+    )
     jitter_p: float = setting(0.8, "images: probability of the colour jitter", low=0, high=1)
     grayscale: float = setting(0.2, "images: probability of grayscale", low=0, high=1)
     blur: float = setting(0.0, "images: probability of a Gaussian blur", low=0, high=1)
-    normalize: bool = setting(True, "subtract the data set's channel means, divide by its deviations")
+    normalize: bool = setting(
+        True, "subtract the data set's channel means, divide by its deviations"
+    )
     # ---- optimisation
-    epochs: int = setting(60, "passes over the training images", low=0, high=1_000_000, group="optimisation")
+    epochs: int = setting(
+        60, "passes over the training images", low=0, high=1_000_000, group="optimisation"
+    )
     batch_size: int = setting(64, "images, each seen in two views", low=2)
     optimizer: str = setting("sgd", "sgd has momentum and no Nesterov", choices=("sgd", "adam"))
     learning_rate: float = setting(0.4, "the peak, where the schedule has one", low=0, high=1000)
-    schedule: str = setting("onecycle", "of the learning rate over the steps", choices=("constant", "cosine", "onecycle"))
-    predictor_rate: float = setting(1.0, "times the learning rate, for the predictor", low=0, high=1000, only="byol simsiam propos")
-    predictor_schedule: str = setting("same", "the predictor's rate follows the schedule, or stays at the peak", choices=("same", "constant"), only="byol simsiam propos")
+    schedule: str = setting(
+        "onecycle",
+        "of the learning rate over the steps",
+        choices=("constant", "cosine", "onecycle"),
+    )
+    predictor_rate: float = setting(
+        1.0,
+        "times the learning rate, for the predictor",
+        low=0,
+        high=1000,
+        only="byol simsiam propos",
+    )
+    predictor_schedule: str = setting(
+        "same",
+        "the predictor's rate follows the schedule, or stays at the peak",
+        choices=("same", "constant"),
+        only="byol simsiam propos",
+    )
     warmup_epochs: int = setting(0, "linear warm-up before a cosine schedule", low=0)
     momentum: float = setting(0.9, "of sgd; beta1 of adam", low=0, high=0.9999)
     weight_decay: float = setting(5e-4, "L2", low=0, high=10)
-    decay: str = setting("weights", "weights: tensors of two dimensions and more; all: biases and batch norm too", choices=("weights", "all"))
-    sampler: str = setting("epoch", "epoch: a permutation each, last part batch dropped; endless: permutations joined", choices=("epoch", "endless"))
+    decay: str = setting(
+        "weights",
+        "weights: tensors of two dimensions and more; all: biases and batch norm too",
+        choices=("weights", "all"),
+    )
+    sampler: str = setting(
+        "epoch",
+        "epoch: a permutation each, last part batch dropped; endless: permutations joined",
+        choices=("epoch", "endless"),
+    )
     # ---- evaluation
-    evaluate_every: int = setting(2, "epochs between evaluations; labels are used for evaluation only", low=1, group="evaluation")
-    trace_images: int = setting(32, "images whose class probabilities are kept at each evaluation", low=0, high=10_000)
+    evaluate_every: int = setting(
+        2,
+        "epochs between evaluations; labels are used for evaluation only",
+        low=1,
+        group="evaluation",
+    )
+    trace_images: int = setting(
+        32, "images whose class probabilities are kept at each evaluation", low=0, high=10_000
+    )
     # ---- the run
-    seed: int = setting(0, "of initialisation, sampling and augmentation", low=0, high=2**31 - 1, group="the run")
-    precision: str = setting("auto", "auto: bfloat16 on CUDA, float32 elsewhere", choices=("auto", "float32", "bfloat16"))
+    seed: int = setting(
+        0, "of initialisation, sampling and augmentation", low=0, high=2**31 - 1, group="the run"
+    )
+    precision: str = setting(
+        "auto", "auto: bfloat16 on CUDA, float32 elsewhere", choices=("auto", "float32", "bfloat16")
+    )
     compile: bool = setting(False, "torch.compile the network")
-    device: str = setting("auto", "auto: CUDA where there is one", choices=("auto", "cpu", "cuda"), identity=False)
-    resume: bool = setting(True, "continue an interrupted run, show a finished one; False: train anew", identity=False)
-    tensorboard: bool = setting(False, "write TensorBoard's event files into the run directory", identity=False)
-    wandb: str = setting("", "a project of Weights & Biases that the run reports to; empty: none", identity=False)
-    results_dir: str = setting("", "where run directories go; empty: results/local of the repository", identity=False)
-    data_dir: str = setting("", "where data sets are kept; empty: data of the repository", identity=False)
+    device: str = setting(
+        "auto", "auto: CUDA where there is one", choices=("auto", "cpu", "cuda"), identity=False
+    )
+    resume: bool = setting(
+        True, "continue an interrupted run, show a finished one; False: train anew", identity=False
+    )
+    tensorboard: bool = setting(
+        False, "write TensorBoard's event files into the run directory", identity=False
+    )
+    wandb: str = setting(
+        "", "a project of Weights & Biases that the run reports to; empty: none", identity=False
+    )
+    results_dir: str = setting(
+        "", "where run directories go; empty: results/local of the repository", identity=False
+    )
+    data_dir: str = setting(
+        "", "where data sets are kept; empty: data of the repository", identity=False
+    )
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "Config":
@@ -154,10 +373,15 @@ class Config:
         ipython = {"In", "Out", "exit", "quit"}
         plain = (bool, int, float, str, list, dict, tuple, set, type(None))
         known = {f"_{f.name}" for f in dataclasses.fields(cls)}  # no name of IPython's own
-        return cls.from_params({
-            name: value for name, value in namespace.items()
-            if isinstance(value, plain) and name not in ipython and (not name.startswith("_") or name in known)
-        })
+        return cls.from_params(
+            {
+                name: value
+                for name, value in namespace.items()
+                if isinstance(value, plain)
+                and name not in ipython
+                and (not name.startswith("_") or name in known)
+            }
+        )
 
     def contradictions(self):
         """Yield a sentence for each pair of settings that cannot go together."""
@@ -172,19 +396,29 @@ class Config:
         if self.bad_images == "skip" and self.dataset != "folder":
             yield f"bad_images is 'skip', but only a folder has images to skip, not dataset {self.dataset!r}"
         for f in dataclasses.fields(self):
-            if f.metadata["only"] and self.method not in f.metadata["only"] and getattr(self, f.name) != f.default:
-                yield (f"{f.name} is {shown(getattr(self, f.name))}, but method is {self.method!r}, which does not know it; "
-                       f"it is for {', '.join(f.metadata['only'])}")
+            if (
+                f.metadata["only"]
+                and self.method not in f.metadata["only"]
+                and getattr(self, f.name) != f.default
+            ):
+                yield (
+                    f"{f.name} is {shown(getattr(self, f.name))}, but method is {self.method!r}, which does not know it; "
+                    f"it is for {', '.join(f.metadata['only'])}"
+                )
         side = self.side
         if self.stem == "imagenet" and self.backbone in ("small", "vgg16"):
             yield f"stem is 'imagenet', but backbone is {self.backbone!r}, which has no such stem: choose a resnet, alexnet or stem 'cifar'"
         least = LEAST_SIDE.get((self.backbone, self.stem), LEAST_SIDE.get(self.backbone, 1))
         if side < least:
-            yield (f"backbone is {self.backbone!r} and stem is {self.stem!r}, but the images of {self.dataset!r} are {side} x {side}: "
-                   f"it needs {least} pixels, 'small' does not")
+            yield (
+                f"backbone is {self.backbone!r} and stem is {self.stem!r}, but the images of {self.dataset!r} are {side} x {side}: "
+                f"it needs {least} pixels, 'small' does not"
+            )
         if self.method in ("moco", "pcl") and self.queue_size % (2 * self.batch_size):
-            yield (f"queue_size is {self.queue_size}, which is not a multiple of {2 * self.batch_size}: each step adds the keys of both views "
-                   f"of batch_size {self.batch_size}")
+            yield (
+                f"queue_size is {self.queue_size}, which is not a multiple of {2 * self.batch_size}: each step adds the keys of both views "
+                f"of batch_size {self.batch_size}"
+            )
         if self.method == "pcl" and not self.granularities:
             yield f"prototypes is {self.prototypes!r}: it must be whole numbers of at least 2 with spaces between, as '250 500 1000'"
         if self.n_clusters == 1:
@@ -209,12 +443,19 @@ class Config:
     @property
     def side(self) -> int:
         """Side of the images in pixels."""
-        return {"digits": 8, "cifar10": 32, "cifar20": 32, "stl10": 96}.get(self.dataset) or self.image_size or 64
+        return (
+            {"digits": 8, "cifar10": 32, "cifar20": 32, "stl10": 96}.get(self.dataset)
+            or self.image_size
+            or 64
+        )
 
     def identity(self) -> dict:
         """The settings that change what a run computes, in alphabetical order."""
-        return {f.name: getattr(self, f.name) for f in sorted(dataclasses.fields(self), key=lambda f: f.name)
-                if f.metadata["identity"]}
+        return {
+            f.name: getattr(self, f.name)
+            for f in sorted(dataclasses.fields(self), key=lambda f: f.name)
+            if f.metadata["identity"]
+        }
 
     def hash(self) -> str:
         """Eight hexadecimal digits over ``identity()``. A setting that is added later and left at its
@@ -263,7 +504,9 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
     got = f"got {shown(value)} ({type(value).__name__})"
     if kind == "bool":
         if not isinstance(value, bool):
-            raise ConfigError(f"{name} must be True or False (with a capital letter on papermill's command line), {got}")
+            raise ConfigError(
+                f"{name} must be True or False (with a capital letter on papermill's command line), {got}"
+            )
         return value
     if kind == "str":
         if not isinstance(value, str):
@@ -279,12 +522,18 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
         return value
     low, high = m["low"], m["high"]
     if low is not None and high is not None:
-        allowed = f"between {low:g} and {high:g}" if kind == "float" else f"between {low} and {high}"
+        allowed = (
+            f"between {low:g} and {high:g}" if kind == "float" else f"between {low} and {high}"
+        )
     else:
         allowed = f"of at least {low}" if low is not None else "of any size"
     noun = "a whole number" if kind == "int" else "a number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        hint = " (in YAML write 5.0e-4, not 5e-4)" if isinstance(value, str) and "e" in value.lower() else ""
+        hint = (
+            " (in YAML write 5.0e-4, not 5e-4)"
+            if isinstance(value, str) and "e" in value.lower()
+            else ""
+        )
         raise ConfigError(f"{name} must be {noun} {allowed}, {got}{hint}")
     whole = isinstance(value, int) or (math.isfinite(value) and value == int(value))
     if not (isinstance(value, int) or math.isfinite(value)) or (kind == "int" and not whole):
@@ -292,8 +541,12 @@ def checked(field: dataclasses.Field, value: Any) -> Any:
     if (low is not None and value < low) or (high is not None and value > high):
         raise ConfigError(f"{name} must be {noun} {allowed}, {got}")
     if abs(value) > (2**63 - 1 if kind == "int" else 3e38):
-        raise ConfigError(f"{name} must be {noun} {allowed} that fits into {'64' if kind == 'int' else '32'} bits, {got}")
-    return int(value) if kind == "int" else float(value) + 0.0  # no -0.0, which would hash apart from 0.0
+        raise ConfigError(
+            f"{name} must be {noun} {allowed} that fits into {'64' if kind == 'int' else '32'} bits, {got}"
+        )
+    return (
+        int(value) if kind == "int" else float(value) + 0.0
+    )  # no -0.0, which would hash apart from 0.0
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -304,7 +557,9 @@ def read_yaml(text: str, where: str) -> Any:
         return yaml.safe_load(text)
     except Exception as error:  # a date that is none is a ValueError, "!!bool x" a KeyError, a thousand brackets a RecursionError
         mark = getattr(error, "problem_mark", None)
-        why = " ".join((getattr(error, "problem", None) or str(error) or type(error).__name__).split())
+        why = " ".join(
+            (getattr(error, "problem", None) or str(error) or type(error).__name__).split()
+        )
         line = f" in line {mark.line + 1}" if mark and mark.line else ""
         raise ConfigError(f"{where} is not YAML: {why[:200]}{line}") from None
 

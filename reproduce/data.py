@@ -27,7 +27,10 @@ from reproduce.config import Config, ConfigError
 from reproduce.folder import fingerprint, list_folder, read_folder
 from reproduce.runs import ROOT, atomic
 
-ARRAYS, TEXTS = {"images": "u1", "labels": "<i8", "split": "u1"}, ("classes", "files", "skipped")  # in a cached file
+ARRAYS, TEXTS = (
+    {"images": "u1", "labels": "<i8", "split": "u1"},
+    ("classes", "files", "skipped"),
+)  # in a cached file
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,11 @@ class Images:
         With a limit only so many of them, drawn without a look at labels and the same on every call:
         the 100 of one limit are among the 200 of another.
         """
-        of_part = torch.ones(len(self)) if which == "all" else self.split == ("train", "test").index(which)
+        of_part = (
+            torch.ones(len(self))
+            if which == "all"
+            else self.split == ("train", "test").index(which)
+        )
         keep = of_part.nonzero()[:, 0]
         if 0 < limit < len(keep):
             drawn = torch.randperm(len(keep), generator=torch.Generator().manual_seed(0))[:limit]
@@ -66,8 +73,12 @@ class Images:
     def take(self, keep: Tensor) -> Images:
         """Those images whose numbers are in ``keep``, in its order."""
         return dataclasses.replace(
-            self, pixels=self.pixels.index_select(0, keep), labels=self.labels[keep], split=self.split[keep],
-            files=tuple(self.files[i] for i in keep.tolist()) if self.files else ())
+            self,
+            pixels=self.pixels.index_select(0, keep),
+            labels=self.labels[keep],
+            split=self.split[keep],
+            files=tuple(self.files[i] for i in keep.tolist()) if self.files else (),
+        )
 
 
 def moments(images: Images) -> tuple[Tensor, Tensor]:
@@ -93,21 +104,31 @@ def load(config: Config) -> Images:
     if not os.path.exists(path):
         with alone(path):
             if not path.exists():  # still: another process may have made it meanwhile
-                write_cached(path, **(read_folder(folder, found, classes, config) if config.dataset == "folder"
-                                      else fetch(name, root)))
+                write_cached(
+                    path,
+                    **(
+                        read_folder(folder, found, classes, config)
+                        if config.dataset == "folder"
+                        else fetch(name, root)
+                    ),
+                )
     return read_cached(name, path)
 
 
 # ---- data sets with a name: each a function from data_dir to the arguments of write_cached
 
+
 def fetch(name: str, root: Path) -> dict:
     try:
-        return {"digits": digits, "cifar10": cifar10, "cifar20": cifar20, "stl10": stl10}[name](root)
+        return {"digits": digits, "cifar10": cifar10, "cifar20": cifar20, "stl10": stl10}[name](
+            root
+        )
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError
         raise ConfigError(
             f"dataset {name!r} is not in data_dir {str(root)!r} and cannot be downloaded "
             f"({getattr(error, 'reason', error)}): connect to a network once, or copy {name}.npz into that folder "
-            f"from a machine that has it") from None
+            f"from a machine that has it"
+        ) from None
 
 
 def digits(root: Path) -> dict:
@@ -117,7 +138,12 @@ def digits(root: Path) -> dict:
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16))[:, None]
     split = np.arange(len(pixels)) >= len(pixels) * 4 // 5
-    return {"images": pixels, "labels": bunch.target, "split": split, "classes": [str(d) for d in range(10)]}
+    return {
+        "images": pixels,
+        "labels": bunch.target,
+        "split": split,
+        "classes": [str(d) for d in range(10)],
+    }
 
 
 def cifar10(root: Path) -> dict:
@@ -125,7 +151,9 @@ def cifar10(root: Path) -> dict:
     from torchvision.datasets import CIFAR10
 
     parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
-    return joined([p.data.transpose(0, 3, 1, 2) for p in parts], [p.targets for p in parts], parts[0].classes)
+    return joined(
+        [p.data.transpose(0, 3, 1, 2) for p in parts], [p.targets for p in parts], parts[0].classes
+    )
 
 
 def cifar20(root: Path) -> dict:
@@ -133,10 +161,15 @@ def cifar20(root: Path) -> dict:
     from torchvision.datasets import CIFAR100
 
     parts = [CIFAR100(root, train=train, download=True) for train in (True, False)]
-    train, test, meta = (pickle.loads((root / CIFAR100.base_folder / file).read_bytes(), encoding="latin1")
-                         for file in ("train", "test", "meta"))  # torchvision has compared their MD5
-    return joined([p.data.transpose(0, 3, 1, 2) for p in parts], [train["coarse_labels"], test["coarse_labels"]],
-                  meta["coarse_label_names"])
+    train, test, meta = (
+        pickle.loads((root / CIFAR100.base_folder / file).read_bytes(), encoding="latin1")
+        for file in ("train", "test", "meta")
+    )  # torchvision has compared their MD5
+    return joined(
+        [p.data.transpose(0, 3, 1, 2) for p in parts],
+        [train["coarse_labels"], test["coarse_labels"]],
+        meta["coarse_label_names"],
+    )
 
 
 def stl10(root: Path) -> dict:
@@ -150,13 +183,22 @@ def stl10(root: Path) -> dict:
 def joined(images: list, labels: list, classes: list) -> dict:
     """A training and a test part as one data set, each in the order of its images' SHA-256: from wherever a copy of a data set
     came and however it was shuffled, its cached file and its ``limit`` first images are the same."""
-    orders = [sorted(range(len(x)), key=lambda i: (hashlib.sha256(np.ascontiguousarray(x[i])).digest(), y[i])) for x, y in zip(images, labels)]
-    return {"images": np.concatenate([x[order] for x, order in zip(images, orders)]),
-            "labels": np.concatenate([np.asarray(y)[order] for y, order in zip(labels, orders)]), "classes": classes,
-            "split": np.repeat([0, 1], [len(part) for part in images])}
+    orders = [
+        sorted(
+            range(len(x)), key=lambda i: (hashlib.sha256(np.ascontiguousarray(x[i])).digest(), y[i])
+        )
+        for x, y in zip(images, labels)
+    ]
+    return {
+        "images": np.concatenate([x[order] for x, order in zip(images, orders)]),
+        "labels": np.concatenate([np.asarray(y)[order] for y, order in zip(labels, orders)]),
+        "classes": classes,
+        "split": np.repeat([0, 1], [len(part) for part in images]),
+    }
 
 
 # ---- the cached file
+
 
 @contextlib.contextmanager
 def alone(path: Path):
@@ -167,13 +209,16 @@ def alone(path: Path):
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        raise ConfigError(f"data_dir {str(path.parent)!r} cannot be written: {error.strerror}") from None
+        raise ConfigError(
+            f"data_dir {str(path.parent)!r} cannot be written: {error.strerror}"
+        ) from None
 
 
 def canonical(**content) -> dict[str, np.ndarray]:
     """The arrays of a cached file, with the same types and byte order on every machine."""
-    return ({k: np.ascontiguousarray(content[k], dtype) for k, dtype in ARRAYS.items()}
-            | {k: np.asarray(content.get(k, ()), np.str_) for k in TEXTS})
+    return {k: np.ascontiguousarray(content[k], dtype) for k, dtype in ARRAYS.items()} | {
+        k: np.asarray(content.get(k, ()), np.str_) for k in TEXTS
+    }
 
 
 def content_hash(arrays: dict[str, np.ndarray]) -> str:
@@ -197,10 +242,14 @@ def read_cached(name: str, path: Path) -> Images:
             arrays = canonical(**{key: file[key] for key in (*ARRAYS, *TEXTS)})
             sha256 = str(file["sha256"])
     except Exception as error:  # zipfile and numpy raise many kinds
-        raise ConfigError(f"data file {str(path)!r} is damaged or of another kind "
-                          f"({str(error) or type(error).__name__}): delete it, and it is made again") from None
+        raise ConfigError(
+            f"data file {str(path)!r} is damaged or of another kind "
+            f"({str(error) or type(error).__name__}): delete it, and it is made again"
+        ) from None
     if content_hash(arrays) != sha256:
-        raise ConfigError(f"data file {str(path)!r} is not what its SHA-256 says: delete it, and it is made again")
+        raise ConfigError(
+            f"data file {str(path)!r} is not what its SHA-256 says: delete it, and it is made again"
+        )
     labels = arrays["labels"].astype(np.int64, copy=False)  # in this machine's byte order
     pixels, labels, split = map(torch.from_numpy, (arrays["images"], labels, arrays["split"]))
     classes, files, skipped = (tuple(arrays[name].tolist()) for name in TEXTS)

@@ -21,11 +21,28 @@ from reproduce.methods import Method
 class Watch:
     """Evaluates a method on the evaluation part, and keeps the traces of what it saw."""
 
-    def __init__(self, config: Config, method: Method, augment: Augment, train: Images, images: Images, n_clusters: int,
-                 device: torch.device, low_precision: bool):
+    def __init__(
+        self,
+        config: Config,
+        method: Method,
+        augment: Augment,
+        train: Images,
+        images: Images,
+        n_clusters: int,
+        device: torch.device,
+        low_precision: bool,
+    ):
         self.config, self.method, self.augment = config, method, augment
-        self.train, self.images, self.n_clusters, self.low_precision = train, images, n_clusters, low_precision
-        self.device, self.same = device, config.split == "all"  # trained and scored on the same images
+        self.train, self.images, self.n_clusters, self.low_precision = (
+            train,
+            images,
+            n_clusters,
+            low_precision,
+        )
+        self.device, self.same = (
+            device,
+            config.split == "all",
+        )  # trained and scored on the same images
         self.train_pixels = train.pixels.to(device)
         self.pixels = self.train_pixels if self.same else images.pixels.to(device)
         self.labels = images.labels.numpy()
@@ -38,7 +55,12 @@ class Watch:
         self.nearest: float | None = None  # and its accuracy of nearest neighbours
 
     @torch.no_grad()
-    def extract(self, network: Callable[[Tensor], Tensor | dict[str, Tensor]], pixels: Tensor, batch: int = 2048):
+    def extract(
+        self,
+        network: Callable[[Tensor], Tensor | dict[str, Tensor]],
+        pixels: Tensor,
+        batch: int = 2048,
+    ):
         """A network's output, or its named outputs, for all images in evaluation mode; samples on the next-to-last axis."""
         training = self.method.training
         self.method.eval()
@@ -57,7 +79,9 @@ class Watch:
         self.head_losses = None if head_losses is None else [float(x) for x in head_losses]
         if "probabilities" in out:
             self.epochs.append(epoch)
-            self.traces.append(out["probabilities"][:, self.traced].transpose(0, 1).half().cpu().numpy())
+            self.traces.append(
+                out["probabilities"][:, self.traced].transpose(0, 1).half().cpu().numpy()
+            )
             self.mass.append(out["probabilities"].mean(1).half().cpu().numpy())
         if epoch == 0:
             return {}
@@ -81,7 +105,9 @@ class Watch:
             chosen["lowest_loss_head"] = heads[metrics.lowest_loss_head(self.head_losses)]
             # the head that the others are aligned with comes first: the one with the lowest loss
             probabilities = probabilities[np.argsort(self.head_losses, kind="stable")]
-        chosen["aligned_average"] = metrics.align_heads(probabilities).mean(0).argmax(-1).cpu().numpy()
+        chosen["aligned_average"] = (
+            metrics.align_heads(probabilities).mean(0).argmax(-1).cpu().numpy()
+        )
         return chosen
 
     def kmeans(self, out: dict[str, Tensor]) -> np.ndarray:
@@ -91,18 +117,30 @@ class Watch:
 
     def knn(self, out: dict[str, Tensor]) -> float:
         """Accuracy of k nearest training images in the backbone's features."""
-        bank = out["backbone"] if self.same else self.extract(self.method.backbone, self.train_pixels)
-        return probes.knn_accuracy(bank, self.train.labels, out["backbone"], self.images.labels, itself=self.same)
+        bank = (
+            out["backbone"] if self.same else self.extract(self.method.backbone, self.train_pixels)
+        )
+        return probes.knn_accuracy(
+            bank, self.train.labels, out["backbone"], self.images.labels, itself=self.same
+        )
 
     def collapse(self, out: dict[str, Tensor], rules: dict[str, np.ndarray]) -> dict[str, float]:
         """A few hundred images are enough to see that all embeddings fall into one point."""
         main, embedding = rules[list(rules)[-1]], out[self.method.space]
-        return metrics.collapse_monitor(embedding[evenly(len(embedding), 512).to(embedding.device)], torch.from_numpy(main), self.n_clusters)
+        return metrics.collapse_monitor(
+            embedding[evenly(len(embedding), 512).to(embedding.device)],
+            torch.from_numpy(main),
+            self.n_clusters,
+        )
 
     def pseudo_labels(self) -> dict[str, float]:
         """How much the pseudo-labels of a method that makes such agree with the labels; the method never knows."""
         pseudo = getattr(self.method, "pseudo_labels", None)
-        return {} if pseudo is None or not self.train.labelled else {"pseudo_nmi": metrics.nmi(self.train.labels.numpy(), pseudo.cpu().numpy())}
+        return (
+            {}
+            if pseudo is None or not self.train.labelled
+            else {"pseudo_nmi": metrics.nmi(self.train.labels.numpy(), pseudo.cpu().numpy())}
+        )
 
     def finish(self) -> tuple[dict, dict, list[dict]]:
         """The last evaluation: for metrics.json, {file: its arrays}, and a row for each file of a folder."""
@@ -114,31 +152,63 @@ class Watch:
             rules["kmeans_embedding"] = self.kmeans(out)
         metric = {"scores": {}, "collapse": {**monitor, "collapsed": bool(why), "why": why}}
         if self.images.labelled:
-            metric |= {"scores": self.scores(rules), "knn_acc": self.knn(out) if self.nearest is None else self.nearest, "switches": self.switches(out)}
+            metric |= {
+                "scores": self.scores(rules),
+                "knn_acc": self.knn(out) if self.nearest is None else self.nearest,
+                "switches": self.switches(out),
+            }
         if self.head_losses is not None:
-            each = [self.score(a) for a in rules["mean_of_heads"]] if self.images.labelled else [{}] * len(self.head_losses)
-            metric["heads"] = [{"loss": loss, **scores} for loss, scores in zip(self.head_losses, each)]
+            each = (
+                [self.score(a) for a in rules["mean_of_heads"]]
+                if self.images.labelled
+                else [{}] * len(self.head_losses)
+            )
+            metric["heads"] = [
+                {"loss": loss, **scores} for loss, scores in zip(self.head_losses, each)
+            ]
         shown = {k: v for k, v in rules.items() if k != "mean_of_heads"}
         embedding = self.method.prepare(out[self.method.space])
         arrays = {
-            "embeddings": {"embedding": reduced(embedding).half().cpu().numpy(), "labels": self.labels.astype(np.int16),
-                           **{k: v.astype(np.int16) for k, v in shown.items()}},
+            "embeddings": {
+                "embedding": reduced(embedding).half().cpu().numpy(),
+                "labels": self.labels.astype(np.int16),
+                **{k: v.astype(np.int16) for k, v in shown.items()},
+            },
         }
         if self.traces:
-            arrays["traces"] = {"epochs": np.asarray(self.epochs), "images": self.traced, "labels": self.labels[self.traced],
-                                "probabilities": np.stack(self.traces), "mass": np.stack(self.mass)}
-        rows = [{"file": file, **{rule: int(a[i]) for rule, a in shown.items()}} for i, file in enumerate(self.images.files)]
+            arrays["traces"] = {
+                "epochs": np.asarray(self.epochs),
+                "images": self.traced,
+                "labels": self.labels[self.traced],
+                "probabilities": np.stack(self.traces),
+                "mass": np.stack(self.mass),
+            }
+        rows = [
+            {"file": file, **{rule: int(a[i]) for rule, a in shown.items()}}
+            for i, file in enumerate(self.images.files)
+        ]
         return metric, arrays, rows
 
     def switches(self, out: dict[str, Tensor]) -> list[dict]:
         """What the protocol of evaluation is worth: k-means on either space, as it is or with length one, with one
         start or the best of 20 by inertia."""
         found = []
-        for space, normalized, restarts in itertools.product(("backbone", "projection"), (False, True), (1, 20)):
+        for space, normalized, restarts in itertools.product(
+            ("backbone", "projection"), (False, True), (1, 20)
+        ):
             if space in out:
                 features = F.normalize(out[space], dim=-1) if normalized else out[space]
-                clusters = KMeans(self.n_clusters, n_init=restarts, seed=self.config.seed).fit_predict(features)
-                found.append({"space": space, "normalized": normalized, "restarts": restarts, **self.score(clusters.cpu().numpy())})
+                clusters = KMeans(
+                    self.n_clusters, n_init=restarts, seed=self.config.seed
+                ).fit_predict(features)
+                found.append(
+                    {
+                        "space": space,
+                        "normalized": normalized,
+                        "restarts": restarts,
+                        **self.score(clusters.cpu().numpy()),
+                    }
+                )
         return found
 
     def scores(self, rules: dict[str, np.ndarray]) -> dict[str, dict]:
@@ -154,7 +224,9 @@ class Watch:
         if "lowest_loss_head" in found:
             found["lowest_loss_head"]["head"] = metrics.lowest_loss_head(self.head_losses)
         pixels = self.pixels.flatten(1).float().div(255)
-        found["kmeans_pixels"] = self.score(KMeans(self.n_clusters).fit_predict(pixels).cpu().numpy())
+        found["kmeans_pixels"] = self.score(
+            KMeans(self.n_clusters).fit_predict(pixels).cpu().numpy()
+        )
         return found
 
     def score(self, assignments: np.ndarray) -> dict[str, float]:
@@ -164,12 +236,19 @@ class Watch:
         return scores
 
     def state_dict(self) -> dict:
-        return {"epochs": self.epochs, "traces": [torch.from_numpy(t) for t in self.traces],
-                "mass": [torch.from_numpy(m) for m in self.mass], "head_losses": self.head_losses}
+        return {
+            "epochs": self.epochs,
+            "traces": [torch.from_numpy(t) for t in self.traces],
+            "mass": [torch.from_numpy(m) for m in self.mass],
+            "head_losses": self.head_losses,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.epochs, self.head_losses = state["epochs"], state["head_losses"]
-        self.traces, self.mass = [t.numpy() for t in state["traces"]], [m.numpy() for m in state["mass"]]
+        self.traces, self.mass = (
+            [t.numpy() for t in state["traces"]],
+            [m.numpy() for m in state["mass"]],
+        )
 
 
 def evenly(n: int, most: int) -> Tensor:

@@ -30,41 +30,66 @@ def list_folder(folder: Path) -> tuple[Found, list[str]]:
     missing in test, but not in train.
     """
     if not folder.is_dir():
-        raise wrong(folder, "is a file: name a folder of images" if folder.exists() else "does not exist")
+        raise wrong(
+            folder, "is a file: name a folder of images" if folder.exists() else "does not exist"
+        )
     folders, images = entries(folder)
     named = {d.name.lower(): d for d in folders}
     parts = [named[part] for part in ("train", "test") if part in named] or [folder]
     if "test" in named and "train" not in named:
-        raise wrong(folder, "holds 'test' but no 'train': add it, or rename 'test' if it is a class")
+        raise wrong(
+            folder, "holds 'test' but no 'train': add it, or rename 'test' if it is a class"
+        )
     for entry in folders + images if "train" in named else []:
         if entry not in parts:
-            raise wrong(folder, f"holds {entry.name!r} beside 'train': only 'train' and 'test' are read then, "
-                                f"move or rename it")
+            raise wrong(
+                folder,
+                f"holds {entry.name!r} beside 'train': only 'train' and 'test' are read then, "
+                f"move or rename it",
+            )
     found, classes = [], []
     for split, part in enumerate(parts):
         folders, images = entries(part)
         if folders and images:
-            raise wrong(part, f"holds images ({images[0].name!r}) beside class folders ({folders[0].name!r}): "
-                              f"put each image into a class folder, or have none")
+            raise wrong(
+                part,
+                f"holds images ({images[0].name!r}) beside class folders ({folders[0].name!r}): "
+                f"put each image into a class folder, or have none",
+            )
         if split == 0:
             classes = [d.name for d in folders]
         elif bool(folders) != bool(classes):
-            raise wrong(folder, "has class folders in one of 'train' and 'test' only: have them in both, or in none")
+            raise wrong(
+                folder,
+                "has class folders in one of 'train' and 'test' only: have them in both, or in none",
+            )
         for directory in folders or [part]:
             if folders and directory.name not in classes:
-                raise wrong(directory, f"has no counterpart among the {len(classes)} classes of 'train'")
+                raise wrong(
+                    directory, f"has no counterpart among the {len(classes)} classes of 'train'"
+                )
             nested, images = entries(directory)
             if nested:
-                raise wrong(directory, f"is a class, but holds a folder, {nested[0].name!r}: move its images up")
+                raise wrong(
+                    directory,
+                    f"is a class, but holds a folder, {nested[0].name!r}: move its images up",
+                )
             if not images:
-                raise wrong(directory, f"holds no image: fill or remove it (looked for {' '.join(SUFFIXES)})")
-            found += [(file, classes.index(directory.name) if folders else -1, split) for file in images]
+                raise wrong(
+                    directory,
+                    f"holds no image: fill or remove it (looked for {' '.join(SUFFIXES)})",
+                )
+            found += [
+                (file, classes.index(directory.name) if folders else -1, split) for file in images
+            ]
     return found, classes
 
 
 def entries(directory: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the image files in a directory, by name; symbolic links are followed."""
-    found = sorted((e for e in directory.iterdir() if not e.name.startswith(".")), key=lambda e: e.name)
+    found = sorted(
+        (e for e in directory.iterdir() if not e.name.startswith(".")), key=lambda e: e.name
+    )
     folders = [e for e in found if e.is_dir()]
     images = [e for e in found if e.suffix.lower() in SUFFIXES and not e.is_dir()]
     for e in found:
@@ -97,19 +122,35 @@ def read_folder(folder: Path, found: Found, classes: list[str], config: Config) 
     paths, labels, split = zip(*found)
     pixels = np.empty((len(paths), 3, config.side, config.side), np.uint8)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # here, because threads would overwrite each other's filters
+        warnings.simplefilter(
+            "ignore"
+        )  # here, because threads would overwrite each other's filters
         reasons = list(pool.map(fill, pixels, paths))
     good = np.array([not reason for reason in reasons])
-    emptied = sorted({path.parent for path in paths} - {path.parent for path, kept in zip(paths, good) if kept})
+    emptied = sorted(
+        {path.parent for path in paths} - {path.parent for path, kept in zip(paths, good) if kept}
+    )
     bad = {relative(path, folder): reason for path, reason in zip(paths, reasons) if reason}
     if bad and (config.bad_images == "stop" or emptied):
-        then = f"; without them {str(emptied[0])!r} is empty" if emptied else " (-p bad_images skip leaves them out)"
+        then = (
+            f"; without them {str(emptied[0])!r} is empty"
+            if emptied
+            else " (-p bad_images skip leaves them out)"
+        )
         lines = [f"\n  {name!r}: {reason}" for name, reason in bad.items()]
         lines[10:] = [f"\n  and {len(lines) - 10} more"] if len(lines) > 10 else []
-        raise wrong(folder, f"has {len(bad)} of {len(paths)} images that cannot be read{then}:{''.join(lines)}")
-    return {"images": pixels[good] if bad else pixels, "labels": np.array(labels)[good], "split": np.array(split)[good],
-            "classes": classes, "files": [relative(path, folder) for path, kept in zip(paths, good) if kept],
-            "skipped": list(bad)}
+        raise wrong(
+            folder,
+            f"has {len(bad)} of {len(paths)} images that cannot be read{then}:{''.join(lines)}",
+        )
+    return {
+        "images": pixels[good] if bad else pixels,
+        "labels": np.array(labels)[good],
+        "split": np.array(split)[good],
+        "classes": classes,
+        "files": [relative(path, folder) for path, kept in zip(paths, good) if kept],
+        "skipped": list(bad),
+    }
 
 
 def fill(place: np.ndarray, file: Path) -> str:
@@ -126,7 +167,9 @@ def fill(place: np.ndarray, file: Path) -> str:
     except Image.DecompressionBombError:
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
     except Exception as error:  # Pillow raises many kinds for a broken file
-        return getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+        return (
+            getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+        )
 
 
 def read_image(file: Path, side: int) -> np.ndarray:
@@ -134,7 +177,9 @@ def read_image(file: Path, side: int) -> np.ndarray:
     the shorter side resized to ``side``, the centre cut out."""
     # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one to be turned
     with open(file, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
-        image.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at a half, a quarter or an eighth
+        image.draft(
+            None, (2 * side, 2 * side)
+        )  # a large JPEG is decoded at a half, a quarter or an eighth
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F":
             raise ValueError("floating-point grey levels, whose range is not known")

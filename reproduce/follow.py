@@ -14,9 +14,14 @@ from reproduce.runs import Run
 
 def check(config: Config) -> None:
     """ConfigError if what shall follow the run is not installed."""
-    for name, wanted, how in (("tensorboard", config.tensorboard, "tensorboard"), ("wandb", config.wandb, "-e '.[wandb]'")):
+    for name, wanted, how in (
+        ("tensorboard", config.tensorboard, "tensorboard"),
+        ("wandb", config.wandb, "-e '.[wandb]'"),
+    ):
         if wanted and importlib.util.find_spec(name) is None:
-            raise ConfigError(f"{name} is {wanted!r}, but the package {name} is not installed: pip install {how}")
+            raise ConfigError(
+                f"{name} is {wanted!r}, but the package {name} is not installed: pip install {how}"
+            )
 
 
 def followed(config: Config, run: Run, rows: Iterable[dict]) -> Iterator[dict]:
@@ -26,14 +31,27 @@ def followed(config: Config, run: Run, rows: Iterable[dict]) -> Iterator[dict]:
     """
     if not (config.tensorboard or config.wandb):
         return rows
-    return told(rows, [kind(config, run) for kind, wanted in ((TensorBoard, config.tensorboard), (WeightsAndBiases, config.wandb)) if wanted])
+    return told(
+        rows,
+        [
+            kind(config, run)
+            for kind, wanted in (
+                (TensorBoard, config.tensorboard),
+                (WeightsAndBiases, config.wandb),
+            )
+            if wanted
+        ],
+    )
 
 
 def told(rows: Iterable[dict], followers: list) -> Iterator[dict]:
     try:
         for row in rows:
             for follower in followers:
-                follower.tell({label(k): v for k, v in row.items() if k != "epoch" and v is not None}, row["epoch"])
+                follower.tell(
+                    {label(k): v for k, v in row.items() if k != "epoch" and v is not None},
+                    row["epoch"],
+                )
             yield row
         for follower in followers:
             follower.finish()
@@ -57,7 +75,9 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         if self.writer is None:
-            place = self.run.path if self.run.finished and self.run.config.resume else self.run.partial
+            place = (
+                self.run.path if self.run.finished and self.run.config.resume else self.run.partial
+            )
             shutil.rmtree(place / "tensorboard", ignore_errors=True)
             self.writer = SummaryWriter(str(place / "tensorboard"))
         return self.writer
@@ -76,8 +96,15 @@ class TensorBoard:
             stored = dict(np.load(self.run.path / "embeddings.npz"))
             columns = [k for k in stored if k != "embedding"]
             with SummaryWriter(str(self.run.path / "tensorboard")) as writer:
-                named = [list(map(str, row)) for row in zip(*(stored[c] for c in columns))]  # an image's label and clusters
-                writer.add_embedding(stored["embedding"].astype(np.float32), named, metadata_header=columns, tag="features")
+                named = [
+                    list(map(str, row)) for row in zip(*(stored[c] for c in columns))
+                ]  # an image's label and clusters
+                writer.add_embedding(
+                    stored["embedding"].astype(np.float32),
+                    named,
+                    metadata_header=columns,
+                    tag="features",
+                )
 
     def close(self) -> None:
         if self.writer is not None:
@@ -92,12 +119,21 @@ class WeightsAndBiases:
 
         run.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.session = wandb.init(project=config.wandb, id=f"{config.method}-{config.hash()}", name=run.path.name, config=config.identity(),
-                                      dir=str(run.path.parent), resume="allow", settings=wandb.Settings(console="off", silent=True))
+            self.session = wandb.init(
+                project=config.wandb,
+                id=f"{config.method}-{config.hash()}",
+                name=run.path.name,
+                config=config.identity(),
+                dir=str(run.path.parent),
+                resume="allow",
+                settings=wandb.Settings(console="off", silent=True),
+            )
         except (wandb.errors.Error, OSError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
-            raise ConfigError(f"wandb is {config.wandb!r}, but Weights & Biases cannot be reached ({why}): log in with 'wandb login', "
-                              f"or set WANDB_MODE=offline") from None
+            raise ConfigError(
+                f"wandb is {config.wandb!r}, but Weights & Biases cannot be reached ({why}): log in with 'wandb login', "
+                f"or set WANDB_MODE=offline"
+            ) from None
 
     def tell(self, scalars: dict, epoch: int) -> None:
         self.session.log(scalars, step=epoch)

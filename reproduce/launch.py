@@ -43,7 +43,9 @@ def within(seconds: float, function: Callable) -> Callable:
 def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:
     """The calls in threads, ``jobs`` at a time, each yielded when it is done."""
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        futures = {pool.submit(guarded, function, *arguments): i for i, arguments in enumerate(calls)}
+        futures = {
+            pool.submit(guarded, function, *arguments): i for i, arguments in enumerate(calls)
+        }
         for future in as_completed(futures):
             yield futures[future], future.result()
 
@@ -54,14 +56,22 @@ def slurm_executor(folder: Path, jobs: int, options: dict):
     try:
         import submitit
     except ImportError:
-        raise ConfigError("launcher is 'slurm', but the package submitit is not installed: pip install -e '.[cluster]'") from None
+        raise ConfigError(
+            "launcher is 'slurm', but the package submitit is not installed: pip install -e '.[cluster]'"
+        ) from None
     if CLUSTER == "slurm" and not shutil.which("sbatch"):
-        raise ConfigError("launcher is 'slurm', but there is no command 'sbatch' here: start the sweep on the cluster's login machine")
+        raise ConfigError(
+            "launcher is 'slurm', but there is no command 'sbatch' here: start the sweep on the cluster's login machine"
+        )
     general = submitit.AutoExecutor._typed_parameters()
-    named = {n if n in general or n.startswith("slurm_") else f"slurm_{n}": v for n, v in options.items()}
+    named = {
+        n if n in general or n.startswith("slurm_") else f"slurm_{n}": v for n, v in options.items()
+    }
     executor = submitit.AutoExecutor(folder, cluster=CLUSTER)
     try:
-        executor.update_parameters(**{"name": "reproduce", "slurm_array_parallelism": max(1, jobs), **named})
+        executor.update_parameters(
+            **{"name": "reproduce", "slurm_array_parallelism": max(1, jobs), **named}
+        )
     except (NameError, AssertionError, TypeError) as error:
         raise ConfigError(f"slurm: {str(error).splitlines()[0]}; got {shown(options)}") from None
     return executor
@@ -70,12 +80,19 @@ def slurm_executor(folder: Path, jobs: int, options: dict):
 def slurm(function: Callable, calls: list[tuple], executor, every: float = 1.0) -> Iterator[Done]:
     """The calls as one array of jobs, each yielded when it is done; a job that died is an exception."""
     with executor.batch():
-        waiting = {i: executor.submit(guarded, function, *arguments) for i, arguments in enumerate(calls)}
+        waiting = {
+            i: executor.submit(guarded, function, *arguments) for i, arguments in enumerate(calls)
+        }
     while waiting:
         for i in [i for i, job in waiting.items() if job.done()]:
             job = waiting.pop(i)
             try:
                 yield i, job.result()
             except Exception:  # submitit's: there is no result
-                yield i, RuntimeError(f"job {job.job_id} ended without a result, in state {job.state}; its log: {job.paths.stderr}")
+                yield (
+                    i,
+                    RuntimeError(
+                        f"job {job.job_id} ended without a result, in state {job.state}; its log: {job.paths.stderr}"
+                    ),
+                )
         time.sleep(every if waiting else 0)

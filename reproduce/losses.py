@@ -34,7 +34,9 @@ def info_nce(similarity: Tensor) -> Tensor:
     """
     similarity, n = wide(similarity), similarity.shape[-1]
     itself = torch.eye(n, dtype=torch.bool, device=similarity.device)
-    positive = torch.cat([similarity.diagonal(n // 2, -2, -1), similarity.diagonal(-n // 2, -2, -1)], -1)
+    positive = torch.cat(
+        [similarity.diagonal(n // 2, -2, -1), similarity.diagonal(-n // 2, -2, -1)], -1
+    )
     return (similarity.masked_fill(itself, float("-inf")).logsumexp(-1) - positive).mean(-1)
 
 
@@ -56,7 +58,9 @@ def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float
     mean_i  -f(q_i, k_i) + log(exp f(q_i, k_i) + sum_n exp f(q_i, n)),   f = cosine / temperature
     """
     same_shape("queue_contrast", query, key)
-    query, key, queue = (F.normalize(wide(x), dim=-1) for x in (query, key.detach(), queue.detach()))
+    query, key, queue = (
+        F.normalize(wide(x), dim=-1) for x in (query, key.detach(), queue.detach())
+    )
     positive = (query * key).sum(-1, keepdim=True)
     with torch.autocast(query.device.type, enabled=False):
         logits = torch.cat([positive, query @ queue.mT], -1) / temperature
@@ -80,7 +84,9 @@ def cluster_contrast(p1: Tensor, p2: Tensor, temperature: float = 1.0) -> Tensor
     return feature_contrast(p1.mT, p2.mT, temperature)
 
 
-def concentration(distance: Tensor, cluster: Tensor, n_clusters: int, temperature: float, alpha: float = 10.0) -> Tensor:
+def concentration(
+    distance: Tensor, cluster: Tensor, n_clusters: int, temperature: float, alpha: float = 10.0
+) -> Tensor:
     """How wide each cluster is, the temperature of its prototype (PCL, eq. 12). Returns phi ``[K]`` with mean ``temperature``.
 
     distance: ``[N]`` of each sample from its prototype; cluster: ``[N]``, its number.
@@ -92,7 +98,9 @@ def concentration(distance: Tensor, cluster: Tensor, n_clusters: int, temperatur
     """
     distance = wide(distance)
     size = torch.bincount(cluster, minlength=n_clusters).to(distance)
-    phi = distance.new_zeros(n_clusters).index_add_(0, cluster, distance) / (size * (size + alpha).log()).clamp_min(1e-12)
+    phi = distance.new_zeros(n_clusters).index_add_(0, cluster, distance) / (
+        size * (size + alpha).log()
+    ).clamp_min(1e-12)
     phi = torch.where(size > 1, phi, torch.where(size > 1, phi, 0).max())
     low, high = phi.quantile(0.1), phi.quantile(0.9)
     phi = phi.clamp(low, high).clamp_min(1e-6)
@@ -111,7 +119,9 @@ def prototype_contrast(z: Tensor, prototypes: Tensor, phi: Tensor, cluster: Tens
         return F.cross_entropy(z @ prototypes.mT / wide(phi), cluster)
 
 
-def prototype_scattering(z1: Tensor, z2: Tensor, cluster: Tensor, n_clusters: int, temperature: float = 0.5) -> Tensor:
+def prototype_scattering(
+    z1: Tensor, z2: Tensor, cluster: Tensor, n_clusters: int, temperature: float = 0.5
+) -> Tensor:
     """Draw a cluster's prototypes in two views together, push those of different clusters apart (ProPos, eq. 7).
 
     z1, z2: ``[B, D]``; cluster: ``[B]``, the same in both views. Returns a scalar; no gradient reaches z2.
@@ -122,11 +132,20 @@ def prototype_scattering(z1: Tensor, z2: Tensor, cluster: Tensor, n_clusters: in
     """
     same_shape("prototype_scattering", z1, z2)
     with torch.autocast(z1.device.type, enabled=False):
-        member = (cluster == torch.arange(n_clusters, device=cluster.device)[:, None]).to(wide(z1).dtype)  # [K, B]
-        mu1, mu2 = (F.normalize(member @ F.normalize(wide(z), dim=-1), dim=-1) for z in (z1, z2.detach()))
+        member = (cluster == torch.arange(n_clusters, device=cluster.device)[:, None]).to(
+            wide(z1).dtype
+        )  # [K, B]
+        mu1, mu2 = (
+            F.normalize(member @ F.normalize(wide(z), dim=-1), dim=-1) for z in (z1, z2.detach())
+        )
         between = mu1 @ mu1.mT
     present = member.sum(-1) > 0
-    logits = torch.where(torch.eye(n_clusters, dtype=torch.bool, device=z1.device), (mu1 * mu2).sum(-1), between) / temperature
+    logits = (
+        torch.where(
+            torch.eye(n_clusters, dtype=torch.bool, device=z1.device), (mu1 * mu2).sum(-1), between
+        )
+        / temperature
+    )
     each = logits.masked_fill(~present, float("-inf")).logsumexp(-1) - logits.diagonal()
     return torch.where(present, each, 0).sum() / present.sum()
 
@@ -227,4 +246,6 @@ def logit_clamp(logits: Tensor, limit: float) -> Tensor:
 
 def same_shape(name: str, a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.dim() < 2:
-        raise ValueError(f"{name} takes two views of one shape [..., B, n], got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"{name} takes two views of one shape [..., B, n], got {tuple(a.shape)} and {tuple(b.shape)}"
+        )

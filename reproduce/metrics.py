@@ -15,12 +15,18 @@ def contingency(labels, assignments) -> np.ndarray:
     """Counts ``[clusters, classes]`` of how often an assignment meets a label. Both int ``[N]``, from 0 on."""
     labels, assignments = (np.asarray(a).ravel() for a in (labels, assignments))
     if labels.shape != assignments.shape or not labels.size:
-        raise ValueError("labels and assignments must be of one length, at least 1, "
-                         f"got {labels.size} and {assignments.size}")
+        raise ValueError(
+            "labels and assignments must be of one length, at least 1, "
+            f"got {labels.size} and {assignments.size}"
+        )
     if labels.dtype.kind not in "iu" or assignments.dtype.kind not in "iu":
-        raise ValueError(f"labels and assignments must be whole numbers, got {labels.dtype} and {assignments.dtype}")
+        raise ValueError(
+            f"labels and assignments must be whole numbers, got {labels.dtype} and {assignments.dtype}"
+        )
     if labels.min() < 0 or assignments.min() < 0:
-        raise ValueError("labels and assignments must be 0 or more; images without a label cannot be scored")
+        raise ValueError(
+            "labels and assignments must be 0 or more; images without a label cannot be scored"
+        )
     table = np.zeros((assignments.max() + 1, labels.max() + 1), dtype=np.int64)
     np.add.at(table, (assignments, labels), 1)
     return table
@@ -48,7 +54,11 @@ def clustering_scores(labels, assignments) -> dict[str, float]:
 
     acc = accuracy(labels, assignments)
     labels, assignments = np.asarray(labels).ravel(), np.asarray(assignments).ravel()
-    return {"acc": acc, "nmi": nmi(labels, assignments), "ari": float(adjusted_rand_score(labels, assignments))}
+    return {
+        "acc": acc,
+        "nmi": nmi(labels, assignments),
+        "ari": float(adjusted_rand_score(labels, assignments)),
+    }
 
 
 def nmi(a, b) -> float:
@@ -70,10 +80,14 @@ def align_heads(probabilities: Tensor) -> Tensor:
     Hungarian matching on the co-occurrence ``p_0^T p_h`` of the heads' probabilities; no label is used.
     """
     if probabilities.dim() != 3:
-        raise ValueError(f"align_heads takes probabilities [H, N, K], got shape {tuple(probabilities.shape)}")
+        raise ValueError(
+            f"align_heads takes probabilities [H, N, K], got shape {tuple(probabilities.shape)}"
+        )
     p = probabilities.detach().float()
     together = (p[0].T @ p).cpu().numpy()  # [H, K, K]
-    order = np.stack([linear_sum_assignment(t, maximize=True)[1] for t in together])  # [H, K], once a run
+    order = np.stack(
+        [linear_sum_assignment(t, maximize=True)[1] for t in together]
+    )  # [H, K], once a run
     order = torch.from_numpy(order).to(probabilities.device)
     return probabilities.gather(-1, order.unsqueeze(1).expand_as(probabilities))
 
@@ -82,7 +96,9 @@ def lowest_loss_head(head_losses) -> int:
     """The head with the lowest loss: a choice without labels. head_losses: ``[H]``, finite."""
     head_losses = np.asarray(head_losses, dtype=float)
     if head_losses.ndim != 1 or not head_losses.size or not np.isfinite(head_losses).all():
-        raise ValueError(f"lowest_loss_head takes the finite losses of one head or more, got {head_losses.tolist()}")
+        raise ValueError(
+            f"lowest_loss_head takes the finite losses of one head or more, got {head_losses.tolist()}"
+        )
     return int(head_losses.argmin())
 
 

@@ -20,8 +20,12 @@ def introduce(config: Config) -> Run:
     origin, run = provenance(config), Run(config)
     git, packages = origin["git"], origin["packages"]
     state = {None: "", False: "", True: " with uncommitted changes"}[git["dirty"]]
-    print(f"source {origin['source'][:12]}, commit {(git['commit'] or 'none')[:12]}{state}, settings {config.hash()}")
-    print(f"Python {origin['python']}, torch {packages['torch']}, {origin['device']}, {origin['threads']} threads")
+    print(
+        f"source {origin['source'][:12]}, commit {(git['commit'] or 'none')[:12]}{state}, settings {config.hash()}"
+    )
+    print(
+        f"Python {origin['python']}, torch {packages['torch']}, {origin['device']}, {origin['threads']} threads"
+    )
     return run
 
 
@@ -55,8 +59,14 @@ def lines(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
             shown = part
             per_epoch = (time.perf_counter() - began) / (row["epoch"] - first + 1)
             rules = {"aligned_average_acc": "aligned average", "kmeans_embedding_acc": "k-means"}
-            said = "".join(f"  {text} ACC {100 * row[rule]:5.1f} %" for rule, text in rules.items() if row.get(rule) is not None)
-            print(f"epoch {row['epoch']:4d}/{epochs}  loss {row['loss']:8.4f}{said}  {per_epoch * (epochs - row['epoch']):5.0f} s left")
+            said = "".join(
+                f"  {text} ACC {100 * row[rule]:5.1f} %"
+                for rule, text in rules.items()
+                if row.get(rule) is not None
+            )
+            print(
+                f"epoch {row['epoch']:4d}/{epochs}  loss {row['loss']:8.4f}{said}  {per_epoch * (epochs - row['epoch']):5.0f} s left"
+            )
             sys.stdout.flush()
         yield row
 
@@ -68,34 +78,49 @@ def conclude(run: Run) -> Markdown | None:
         print(f"note: {note}")
     if skipped := metrics["data"]["skipped"]:
         print(f"note: {skipped} of the folder's files cannot be read and were left out")
-    print(f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {metrics['images_per_second']:.0f} images/s, {metrics['precision']}")
+    print(
+        f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {metrics['images_per_second']:.0f} images/s, {metrics['precision']}"
+    )
     print(f"run directory: {run.path}")
     collapse = metrics.get("collapse", {})
     if collapse.get("collapsed"):
-        return Markdown(f"**This run has collapsed: {collapse['why']}. Its scores say nothing about the method at work.**")
+        return Markdown(
+            f"**This run has collapsed: {collapse['why']}. Its scores say nothing about the method at work.**"
+        )
 
 
 def read_scores(metrics: dict) -> Markdown:
     """The table of scores in a sentence."""
     s = metrics["scores"]
     if not s:
-        return Markdown("The images have no labels, so there is nothing to score against: look at the clusters below.")
+        return Markdown(
+            "The images have no labels, so there is nothing to score against: look at the clusters below."
+        )
     floor, knn = s["kmeans_pixels"]["acc"], metrics.get("knn_acc")
     near = "" if knn is None else f"; nearest neighbours, which take labels, {knn:.1%}"
     if "aligned_average" not in s:
         acc = s["kmeans_embedding"]["acc"]
-        return Markdown(f"k-means on the learned features reaches ACC **{acc:.1%}**, {100 * (acc - floor):+.1f} points from k-means on pixels "
-                        f"({floor:.1%}){near}. n = 1: another seed will differ.")
+        return Markdown(
+            f"k-means on the learned features reaches ACC **{acc:.1%}**, {100 * (acc - floor):+.1f} points from k-means on pixels "
+            f"({floor:.1%}){near}. n = 1: another seed will differ."
+        )
     if "lowest_loss_head" not in s:
-        return Markdown(f"No epoch was trained: the scores are those of a random network. k-means on pixels has {floor:.1%}.")
+        return Markdown(
+            f"No epoch was trained: the scores are those of a random network. k-means on pixels has {floor:.1%}."
+        )
     if len(metrics["heads"]) == 1:
-        return Markdown(f"The one clustering head reaches ACC **{s['aligned_average']['acc']:.1%}**: with nothing to choose or to average, every rule is this head. "
-                        f"k-means on pixels has {floor:.1%}{near}. n = 1: another seed will differ.")
-    low, mean, best = (s[k]["acc"] for k in ("lowest_loss_head", "aligned_average", "best_head_oracle"))
+        return Markdown(
+            f"The one clustering head reaches ACC **{s['aligned_average']['acc']:.1%}**: with nothing to choose or to average, every rule is this head. "
+            f"k-means on pixels has {floor:.1%}{near}. n = 1: another seed will differ."
+        )
+    low, mean, best = (
+        s[k]["acc"] for k in ("lowest_loss_head", "aligned_average", "best_head_oracle")
+    )
     verdict = "the same as" if low == best else f"{100 * (best - low):.1f} points below"
     return Markdown(
         f"Without labels, the head with the lowest loss (head {s['lowest_loss_head']['head']}) reaches ACC **{low:.1%}**, {verdict} the best head "
-        f"by label, and the aligned average **{mean:.1%}**; k-means on pixels has {floor:.1%}{near}. n = 1: another seed will differ.")
+        f"by label, and the aligned average **{mean:.1%}**; k-means on pixels has {floor:.1%}{near}. n = 1: another seed will differ."
+    )
 
 
 def read_heads(metrics: dict) -> Markdown | None:
@@ -104,21 +129,33 @@ def read_heads(metrics: dict) -> Markdown | None:
     if not heads or "acc" not in heads[0]:
         return None
     if len(heads) < 3:
-        return Markdown("With two heads there is little to choose from." if len(heads) > 1 else "With one head there is nothing to choose from.")
+        return Markdown(
+            "With two heads there is little to choose from."
+            if len(heads) > 1
+            else "With one head there is nothing to choose from."
+        )
     from scipy.stats import spearmanr
 
     acc, loss = [h["acc"] for h in heads], [h["loss"] for h in heads]
     rank = spearmanr(loss, acc).statistic
-    sense = "a low loss marks a good head here" if rank < -0.5 else "the loss tells little about the head here"
-    return Markdown(f"The {len(heads)} heads reach {min(acc):.1%} to {max(acc):.1%}. Rank correlation between loss and ACC: {rank:+.2f}; {sense}.")
+    sense = (
+        "a low loss marks a good head here"
+        if rank < -0.5
+        else "the loss tells little about the head here"
+    )
+    return Markdown(
+        f"The {len(heads)} heads reach {min(acc):.1%} to {max(acc):.1%}. Rank correlation between loss and ACC: {rank:+.2f}; {sense}."
+    )
 
 
 def read_probes(found: dict) -> Markdown:
     """After which layer a linear classifier tells the classes apart best."""
     acc = {name: layer["acc"] for name, layer in found["layers"].items()}
     best = max(acc, key=acc.get)
-    return Markdown(f"Best after **{best}**: {acc[best]:.1%}; the network's own output has {acc['features']:.1%}, and {found['knn_acc']:.1%} by its "
-                    f"nearest neighbours ({found['n_train']:,} images to learn from, {found['n_test']:,} to score, {found['epochs']} epochs). n = 1.")
+    return Markdown(
+        f"Best after **{best}**: {acc[best]:.1%}; the network's own output has {acc['features']:.1%}, and {found['knn_acc']:.1%} by its "
+        f"nearest neighbours ({found['n_train']:,} images to learn from, {found['n_test']:,} to score, {found['epochs']} epochs). n = 1."
+    )
 
 
 def chosen_head(metrics: dict) -> int:
@@ -135,4 +172,11 @@ def arrays(run: Run, stem: str) -> dict[str, np.ndarray]:
 
 def final(stored: dict[str, np.ndarray]) -> np.ndarray | None:
     """The clustering that a notebook shows, by a label-free rule: the aligned average, or k-means on the features."""
-    return next((stored[rule].astype(int) for rule in ("aligned_average", "kmeans_embedding") if rule in stored), None)
+    return next(
+        (
+            stored[rule].astype(int)
+            for rule in ("aligned_average", "kmeans_embedding")
+            if rule in stored
+        ),
+        None,
+    )

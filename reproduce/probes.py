@@ -8,29 +8,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 200,
-                 temperature: float = 0.1, itself: bool = False, chunk: int = 4096) -> float:
+def knn_accuracy(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    k: int = 200,
+    temperature: float = 0.1,
+    itself: bool = False,
+    chunk: int = 4096,
+) -> float:
     """Accuracy of a vote among the k most similar images, each weighted by exp(cosine / temperature) (Wu et al., CVPR 2018).
 
     bank: ``[M, D]`` with labels ``[M]``; queries: ``[N, D]`` with labels ``[N]``. itself: the queries are the
     bank, and none votes for itself. With fewer than k images in the bank, all of them vote.
     """
-    bank, n_classes = F.normalize(bank.float(), dim=-1), int(max(bank_labels.max(), labels.max())) + 1
+    bank, n_classes = (
+        F.normalize(bank.float(), dim=-1),
+        int(max(bank_labels.max(), labels.max())) + 1,
+    )
     bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
     right = 0
     for start in range(0, len(queries), chunk):
-        similarity = F.normalize(queries[start:start + chunk].float(), dim=-1) @ bank.mT  # [n, M]
+        similarity = F.normalize(queries[start : start + chunk].float(), dim=-1) @ bank.mT  # [n, M]
         if itself:
             similarity.diagonal(start).fill_(-torch.inf)
         near, who = similarity.topk(min(k, len(bank) - itself), -1)
-        votes = similarity.new_zeros(len(similarity), n_classes).scatter_add_(1, bank_labels[who], (near / temperature).exp())
-        right += (votes.argmax(-1) == labels[start:start + chunk]).sum()
+        votes = similarity.new_zeros(len(similarity), n_classes).scatter_add_(
+            1, bank_labels[who], (near / temperature).exp()
+        )
+        right += (votes.argmax(-1) == labels[start : start + chunk]).sum()
     return float(right) / len(queries)
 
 
 @torch.no_grad()
-def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, epochs: int = 100,
-                    learning_rate: float = 0.1, batch_size: int = 256, seed: int = 0) -> float:
+def linear_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    epochs: int = 100,
+    learning_rate: float = 0.1,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> float:
     """Accuracy of a softmax classifier on frozen features: SGD with momentum .9, no weight decay, the rate divided by
     10 after 60 % and 80 % of the epochs (100 of them in the papers).
 
@@ -38,7 +59,9 @@ def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labe
     layer could do itself, so that one rate fits all.
     """
     mean, std = train.mean(0), train.std(0, correction=0)
-    scale = torch.where(std > 1e-6, std, 1)  # what never changes in training stays as it is in the test
+    scale = torch.where(
+        std > 1e-6, std, 1
+    )  # what never changes in training stays as it is in the test
     train, test = (F.pad((x.float() - mean) / scale, (0, 1), value=1.0) for x in (train, test))
     train_labels, test_labels = train_labels.to(train.device), test_labels.to(train.device)
     n_classes = int(max(train_labels.max(), test_labels.max())) + 1
@@ -48,7 +71,9 @@ def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labe
     generator = torch.Generator(train.device).manual_seed(seed)
     for epoch in range(epochs):
         rate = learning_rate * 0.1 ** sum(epoch >= round(part * epochs) for part in (0.6, 0.8))
-        for index in torch.randperm(len(train), generator=generator, device=train.device).split(batch_size):
+        for index in torch.randperm(len(train), generator=generator, device=train.device).split(
+            batch_size
+        ):
             x, y = train[index], targets[index]
             # the gradient of cross-entropy; what has all but vanished is cut, as arithmetic on such numbers is slow
             error = F.hardshrink((x @ weight).softmax(-1) - y, 1e-12)

@@ -51,11 +51,17 @@ class Run:
     """One run's directory, ``<results_dir>/<data set>/<method>/<name>``."""
 
     def __init__(self, config: Config):
-        results = os.path.expanduser(config.results_dir) if config.results_dir else ROOT / "results" / "local"
+        results = (
+            os.path.expanduser(config.results_dir)
+            if config.results_dir
+            else ROOT / "results" / "local"
+        )
         self.config = config
         self.path = Path(os.path.realpath(results)) / config.dataset / config.method / name(config)
         self.partial = self.path.with_name(self.path.name + ".partial")
-        self.notes: list[str] = []  # what a reader of the notebook should know, as "continued at epoch 12"
+        self.notes: list[
+            str
+        ] = []  # what a reader of the notebook should know, as "continued at epoch 12"
 
     @property
     def finished(self) -> bool:
@@ -67,8 +73,13 @@ class Run:
     def history(self) -> list[dict]:
         """The rows that the run yielded, one an epoch; None where a column was not measured."""
         with open(self.path / "history.csv", newline="") as file:
-            return [{k: None if v == "" else int(v) if k == "epoch" else float(v) for k, v in row.items()}
-                    for row in csv.DictReader(file)]
+            return [
+                {
+                    k: None if v == "" else int(v) if k == "epoch" else float(v)
+                    for k, v in row.items()
+                }
+                for row in csv.DictReader(file)
+            ]
 
     @contextlib.contextmanager
     def hold(self):
@@ -77,14 +88,20 @@ class Run:
             self.partial.mkdir(parents=True, exist_ok=True)
             lock = open(self.partial / "lock", "a+")
         except OSError as error:
-            raise ConfigError(f"results_dir: {str(self.partial)!r} cannot be written: {error.strerror}") from None
+            raise ConfigError(
+                f"results_dir: {str(self.partial)!r} cannot be written: {error.strerror}"
+            ) from None
         with lock, self.writing():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 lock.seek(0)
-                raise ConfigError(f"results_dir: {str(self.path)!r} is being written by {lock.read().strip() or 'another process'}") from None
-            for remnant in self.partial.glob(".*.tmp"):  # of a process that was killed while writing
+                raise ConfigError(
+                    f"results_dir: {str(self.path)!r} is being written by {lock.read().strip() or 'another process'}"
+                ) from None
+            for remnant in self.partial.glob(
+                ".*.tmp"
+            ):  # of a process that was killed while writing
                 remnant.unlink()
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -97,10 +114,18 @@ class Run:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            if error.errno not in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EROFS,
+                errno.EACCES,
+                errno.EIO,
+            ):
                 raise
-            raise ConfigError(f"results_dir: {str(self.partial)!r} cannot be written any more: {error.strerror}; "
-                              f"the last whole checkpoint is kept") from None
+            raise ConfigError(
+                f"results_dir: {str(self.partial)!r} cannot be written any more: {error.strerror}; "
+                f"the last whole checkpoint is kept"
+            ) from None
 
     # ---- checkpoints
 
@@ -119,7 +144,9 @@ class Run:
                 previous.unlink(missing_ok=True)
                 os.link(current, previous)
                 previous.replace(self.partial / "checkpoint.previous.pt")
-                previous.unlink(missing_ok=True)  # still there if both names were the same file already
+                previous.unlink(
+                    missing_ok=True
+                )  # still there if both names were the same file already
 
     def load_checkpoint(self) -> dict | None:
         """The newest whole checkpoint, or None if there is none; a damaged one is passed over, not in silence."""
@@ -135,8 +162,10 @@ class Run:
                 return state
             damaged.append(f"{file} is damaged and was passed over")
         if damaged:
-            raise ConfigError(f"{str(self.partial)!r}: {'; '.join(damaged)}; no whole checkpoint is left: "
-                              f"start anew with -p resume False")
+            raise ConfigError(
+                f"{str(self.partial)!r}: {'; '.join(damaged)}; no whole checkpoint is left: "
+                f"start anew with -p resume False"
+            )
         return None
 
     def discard(self) -> None:
@@ -144,7 +173,14 @@ class Run:
         for file in self.partial.glob("checkpoint*.pt"):
             file.unlink()
 
-    def finish(self, metrics: dict, history: list[dict], weights: dict, assignments: list[dict], **arrays: dict) -> None:
+    def finish(
+        self,
+        metrics: dict,
+        history: list[dict],
+        weights: dict,
+        assignments: list[dict],
+        **arrays: dict,
+    ) -> None:
         """Write everything that a finished run leaves behind, then give the directory its name."""
         settings = dataclasses.asdict(self.config)
         for where in ("results_dir", "data_dir"):  # a place on one machine, of no use on another
@@ -172,11 +208,19 @@ class Run:
             (self.path / file).unlink(missing_ok=True)
 
     def write_history(self, history: list[dict]) -> None:
-        self.write_csv("history.csv", [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history])
+        self.write_csv(
+            "history.csv",
+            [
+                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+                for row in history
+            ],
+        )
 
     def write_csv(self, file: str, rows: list[dict]) -> None:
         with open(self.partial / file, "w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, list(dict.fromkeys(c for row in rows for c in row)), lineterminator="\n")
+            writer = csv.DictWriter(
+                out, list(dict.fromkeys(c for row in rows for c in row)), lineterminator="\n"
+            )
             writer.writeheader()
             writer.writerows(rows)
 
@@ -187,7 +231,11 @@ class Run:
 def name(config: Config) -> str:
     """A readable name with the hash of all settings: ``lambda1-0.3_entropy-sample_seed-0_1a2b3c4d``."""
     shown = ["lambda1", "entropy"] if config.method == "crlc" else []
-    parts = [f"{k}-{v:g}" if isinstance(v, float) else f"{k}-{v}" for k in shown + ["seed"] for v in [getattr(config, k)]]
+    parts = [
+        f"{k}-{v:g}" if isinstance(v, float) else f"{k}-{v}"
+        for k in shown + ["seed"]
+        for v in [getattr(config, k)]
+    ]
     return "_".join(parts + [config.hash()])
 
 
@@ -198,7 +246,11 @@ def find(results: str | Path | None = None) -> list[Path]:
     """
     root = Path(results) if results else ROOT / "results"
     found = (p.parent for p in root.rglob("metrics.json"))
-    return sorted(p for p in found if "local" not in p.relative_to(root).parts and not p.name.endswith(".partial"))
+    return sorted(
+        p
+        for p in found
+        if "local" not in p.relative_to(root).parts and not p.name.endswith(".partial")
+    )
 
 
 def table(results: str | Path | None = None):
@@ -207,10 +259,23 @@ def table(results: str | Path | None = None):
 
     rows = []
     for path in find(results):
-        config, metrics, origin = (json.loads((path / f"{f}.json").read_text()) for f in ("config", "metrics", "provenance"))
+        config, metrics, origin = (
+            json.loads((path / f"{f}.json").read_text())
+            for f in ("config", "metrics", "provenance")
+        )
         scores = {f"{rule}_{k}": v for rule, s in metrics["scores"].items() for k, v in s.items()}
-        rows.append({**config, **scores, "seconds": metrics["seconds"], "images_per_second": metrics["images_per_second"],
-                     "hash": path.name.rsplit("_", 1)[-1], "commit": origin["git"]["commit"], "device_name": origin["device"], "path": str(path)})
+        rows.append(
+            {
+                **config,
+                **scores,
+                "seconds": metrics["seconds"],
+                "images_per_second": metrics["images_per_second"],
+                "hash": path.name.rsplit("_", 1)[-1],
+                "commit": origin["git"]["commit"],
+                "device_name": origin["device"],
+                "path": str(path),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -232,6 +297,7 @@ def weights_digest(weights: dict) -> str:
 
 
 # ---- provenance
+
 
 def provenance(config: Config) -> dict:
     """Where a run's numbers come from: source, versions, device, data."""
@@ -266,13 +332,18 @@ def processor() -> str:
 def git_state() -> dict:
     def git(*words):
         try:
-            return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
 
     changed = git("status", "--porcelain", "--", "reproduce", "notebooks")
-    return {"commit": git("rev-parse", "HEAD"), "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
-            "dirty": None if changed is None else bool(changed)}
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+        "dirty": None if changed is None else bool(changed),
+    }
 
 
 @functools.cache
@@ -281,6 +352,7 @@ def source_tree() -> str:
 
     ``git log --format=%H --all | while read c; do git rev-parse $c:reproduce; done`` finds its commits.
     """
+
     def digest(kind: str, content: bytes) -> bytes:
         return hashlib.sha1(f"{kind} {len(content)}\0".encode() + content).digest()
 
@@ -288,9 +360,16 @@ def source_tree() -> str:
         entries = []
         for item in folder.iterdir():
             if item.is_dir() and item.name != "__pycache__":
-                entries.append((item.name + "/", b"40000 " + item.name.encode() + b"\0" + tree(item)))
+                entries.append(
+                    (item.name + "/", b"40000 " + item.name.encode() + b"\0" + tree(item))
+                )
             elif item.suffix == ".py":
-                entries.append((item.name, b"100644 " + item.name.encode() + b"\0" + digest("blob", item.read_bytes())))
+                entries.append(
+                    (
+                        item.name,
+                        b"100644 " + item.name.encode() + b"\0" + digest("blob", item.read_bytes()),
+                    )
+                )
         return digest("tree", b"".join(entry for _, entry in sorted(entries)))
 
     return tree(PACKAGE).hex()

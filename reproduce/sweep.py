@@ -30,8 +30,12 @@ def parse_grid(words: list[str]) -> dict[str, list]:
         if not equals or not values:
             raise ConfigError(f"grid must be written name=value,value, got {shown(word)}")
         if name in grid:
-            raise ConfigError(f"grid names {shown(name)} twice: write its values in one, separated by commas")
-        grid[name] = [read_yaml(v, f"grid: {shown(v)}, a value of {shown(name)},") for v in values.split(",")]
+            raise ConfigError(
+                f"grid names {shown(name)} twice: write its values in one, separated by commas"
+            )
+        grid[name] = [
+            read_yaml(v, f"grid: {shown(v)}, a value of {shown(name)},") for v in values.split(",")
+        ]
     return grid
 
 
@@ -41,9 +45,13 @@ def parse_one(word: str, option: str = "one") -> dict:
     for pair in word.split(","):
         name, equals, value = pair.partition("=")
         if not equals or not value:
-            raise ConfigError(f"{option} must be written name=value or name=value,name=value, got {shown(word)}")
+            raise ConfigError(
+                f"{option} must be written name=value or name=value,name=value, got {shown(word)}"
+            )
         if name in factor:
-            raise ConfigError(f"{option} names {shown(name)} twice in {shown(word)}: repeat --{option} for each of its values")
+            raise ConfigError(
+                f"{option} names {shown(name)} twice in {shown(word)}: repeat --{option} for each of its values"
+            )
         factor[name] = read_yaml(value, f"{option}: {shown(value)}, the value of {shown(name)},")
     return factor
 
@@ -54,15 +62,25 @@ def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Con
     All are checked before any is run.
     """
     for name in (name for factor in ones for name in factor if name in grid):
-        raise ConfigError(f"one names {shown(name)}, and so does grid, which would override it: name it in one of the two")
+        raise ConfigError(
+            f"one names {shown(name)}, and so does grid, which would override it: name it in one of the two"
+        )
     factors = [{}, *ones]
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
-    configs = [Config.from_params({**base, **factor, **c}) for factor in factors for c in combinations]
+    configs = [
+        Config.from_params({**base, **factor, **c}) for factor in factors for c in combinations
+    ]
     return list({config.hash(): config for config in configs}.values())
 
 
-def sweep(configs: list[Config], jobs: int = 1, keep: str = "first", launcher: str = "local", options: dict | None = None,
-          minutes: float = math.inf) -> list[dict]:
+def sweep(
+    configs: list[Config],
+    jobs: int = 1,
+    keep: str = "first",
+    launcher: str = "local",
+    options: dict | None = None,
+    minutes: float = math.inf,
+) -> list[dict]:
     """Run each configuration's notebook, ``jobs`` at a time, here or on a cluster; return a row
     {"name", "config", "path", "status": finished | skipped | failed | left, "log"} each, in the order of ``configs``.
 
@@ -73,7 +91,9 @@ def sweep(configs: list[Config], jobs: int = 1, keep: str = "first", launcher: s
     if not minutes > 0:
         raise ConfigError(f"minutes must be a number above 0, got {minutes}")
     if launcher == "slurm" and minutes < math.inf:
-        raise ConfigError(f"minutes is {minutes:g}, but launcher is 'slurm', where a job's limit is --slurm timeout_min=...")
+        raise ConfigError(
+            f"minutes is {minutes:g}, but launcher is 'slurm', where a job's limit is --slurm timeout_min=..."
+        )
     seen, rows, calls = set(), [], []
     for config in configs:
         setting = config.replace(seed=0).hash()
@@ -81,8 +101,15 @@ def sweep(configs: list[Config], jobs: int = 1, keep: str = "first", launcher: s
         seen.add(setting)
         run = Run(config)
         skipped = run.finished and config.resume
-        rows.append({"name": f"{config.dataset}/{config.method}/{run.path.name}", "config": config, "path": run.path, "log": "",
-                     "status": "skipped" if skipped else "failed"})
+        rows.append(
+            {
+                "name": f"{config.dataset}/{config.method}/{run.path.name}",
+                "config": config,
+                "path": run.path,
+                "log": "",
+                "status": "skipped" if skipped else "failed",
+            }
+        )
         if not skipped:
             calls.append((config, bulky, jobs if launcher == "local" else 1))
     if launcher == "slurm" and calls:
@@ -93,8 +120,15 @@ def sweep(configs: list[Config], jobs: int = 1, keep: str = "first", launcher: s
     waiting = [row for row in rows if row["status"] != "skipped"]
     with tqdm(total=len(rows), initial=len(rows) - len(waiting), unit="run", disable=None) as bar:
         for i, outcome in done:
-            said = f"{type(outcome).__name__}: {outcome}" if isinstance(outcome, Exception) else outcome
-            waiting[i] |= {"status": "finished" if not said else "left" if said == launch.LATE else "failed", "log": said}
+            said = (
+                f"{type(outcome).__name__}: {outcome}"
+                if isinstance(outcome, Exception)
+                else outcome
+            )
+            waiting[i] |= {
+                "status": "finished" if not said else "left" if said == launch.LATE else "failed",
+                "log": said,
+            }
             bar.update()
             if said or bar.disable:  # no terminal: a line a run instead of the bar
                 bar.write("{status}: {name} {log}".format(**waiting[i]).strip(), file=sys.stderr)
@@ -105,18 +139,33 @@ def summary(rows: list[dict]) -> pd.DataFrame:
     """A row a setting, its seeds together: how many runs finished (skipped ones among them) and failed, the mean ACC in percent by a rule
     that needs no label (the aligned average; k-means on the features without heads), the mean seconds."""
     settings = [row["config"].identity() for row in rows]
-    varied = [k for k in settings[0] if k != "seed" and len({s[k] for s in settings}) > 1] if settings else []
+    varied = (
+        [k for k in settings[0] if k != "seed" and len({s[k] for s in settings}) > 1]
+        if settings
+        else []
+    )
     table = []
     for row, setting in zip(rows, settings):
         there = row["status"] in ("finished", "skipped")
         metrics = json.loads((row["path"] / "metrics.json").read_text()) if there else {}
         scores = metrics.get("scores", {})
         acc = scores.get("aligned_average", scores.get("kmeans_embedding", {})).get("acc", math.nan)
-        table.append({**{k: str(setting[k]) for k in varied}, "finished": there, "failed": row["status"] == "failed",
-                      "ACC": 100 * acc, "seconds": metrics.get("seconds", math.nan)})
+        table.append(
+            {
+                **{k: str(setting[k]) for k in varied},
+                "finished": there,
+                "failed": row["status"] == "failed",
+                "ACC": 100 * acc,
+                "seconds": metrics.get("seconds", math.nan),
+            }
+        )
     how = {"finished": "sum", "failed": "sum", "ACC": "mean", "seconds": "mean"}
     table = pd.DataFrame(table, columns=[*varied, *how])
-    return table.groupby(varied, sort=False, as_index=False).agg(how) if varied else table.agg(how).to_frame().T.astype({"finished": int, "failed": int})
+    return (
+        table.groupby(varied, sort=False, as_index=False).agg(how)
+        if varied
+        else table.agg(how).to_frame().T.astype({"finished": int, "failed": int})
+    )
 
 
 def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
@@ -132,11 +181,24 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
     words = [w for k, v in changed.items() for w in ("-y", yaml.safe_dump({k: v}))]
     threads = str(max(1, torch.get_num_threads() // jobs))
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "train.ipynb"), str(executed), "--no-progress-bar", *words],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": threads, "REPRODUCE_SWEEP": "1"})
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(ROOT / "notebooks" / "train.ipynb"),
+            str(executed),
+            "--no-progress-bar",
+            *words,
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": threads, "REPRODUCE_SWEEP": "1"},
+    )
     if done.returncode or not run.finished:
         executed.unlink(missing_ok=True)
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or [
+            f"exit status {done.returncode}"
+        ]
         return lines[-1]
     if bulky:
         from reproduce.report.pages import forget_place, to_html

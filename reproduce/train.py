@@ -38,13 +38,17 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     follow.check(config)
     if run.finished and config.resume:
         run.tidy()
-        run.notes.append("was finished before and is shown, not trained again (-p resume False trains)")
+        run.notes.append(
+            "was finished before and is shown, not trained again (-p resume False trains)"
+        )
         yield from follow.followed(config, run, run.history())
         return
     images = data.load(config)
     n_clusters = check(config, images)
     if config.method in ("pcl", "propos") and config.epochs <= config.prototype_warmup:
-        run.notes.append(f"prototype_warmup is {config.prototype_warmup} and epochs {config.epochs}: no prototype ever enters the loss")
+        run.notes.append(
+            f"prototype_warmup is {config.prototype_warmup} and epochs {config.epochs}: no prototype ever enters the loss"
+        )
     with run.hold():
         if not config.resume:
             run.discard()
@@ -56,29 +60,47 @@ def check(config: Config, images: data.Images) -> int:
     n = {part: len(images.part(part, config.limit)) for part in ("train", "test", "all")}
     n_train = n["all"] if config.split == "all" else n["train"]
     if config.split == "test" and not n["test"]:
-        raise ConfigError(f"split is 'test', but data set {images.name!r} has no test part: use split 'all'")
+        raise ConfigError(
+            f"split is 'test', but data set {images.name!r} has no test part: use split 'all'"
+        )
     if config.batch_size > n_train:
-        raise ConfigError(f"batch_size is {config.batch_size}, more than the {n_train} images to train on")
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, more than the {n_train} images to train on"
+        )
     if not config.n_clusters and not images.labelled:
-        raise ConfigError(f"n_clusters is 0, but data set {images.name!r} has no classes to count: say how many clusters")
+        raise ConfigError(
+            f"n_clusters is 0, but data set {images.name!r} has no classes to count: say how many clusters"
+        )
     n_clusters = config.n_clusters or len(images.classes)
     n_eval = n["all"] if config.split == "all" else n["test"]
     if n_clusters > min(n_train, n_eval):
-        raise ConfigError(f"n_clusters is {n_clusters}, more than the {min(n_train, n_eval)} images to cluster")
+        raise ConfigError(
+            f"n_clusters is {n_clusters}, more than the {min(n_train, n_eval)} images to cluster"
+        )
     if n_clusters < 2:
-        raise ConfigError(f"n_clusters is {n_clusters}: data set {images.name!r} has one class; say how many clusters")
+        raise ConfigError(
+            f"n_clusters is {n_clusters}: data set {images.name!r} has one class; say how many clusters"
+        )
     if config.method == "deepcluster" and (config.pseudo_clusters or 10 * n_clusters) > n_train:
-        raise ConfigError(f"pseudo_clusters is {config.pseudo_clusters or 10 * n_clusters}, more than the {n_train} images to train on")
+        raise ConfigError(
+            f"pseudo_clusters is {config.pseudo_clusters or 10 * n_clusters}, more than the {n_train} images to train on"
+        )
     if config.method == "pcl" and max(config.granularities) > n_train:
-        raise ConfigError(f"prototypes is {config.prototypes!r}: more than the {n_train} images to train on")
+        raise ConfigError(
+            f"prototypes is {config.prototypes!r}: more than the {n_train} images to train on"
+        )
     return n_clusters
 
 
 def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Iterator[dict]:
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     if config.device == "cuda" and device.type == "cpu":
-        raise ConfigError("device is 'cuda', but torch finds no CUDA device here: use 'auto' or 'cpu'")
-    low_precision = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+        raise ConfigError(
+            "device is 'cuda', but torch finds no CUDA device here: use 'auto' or 'cpu'"
+        )
+    low_precision = config.precision == "bfloat16" or (
+        config.precision == "auto" and device.type == "cuda"
+    )
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
 
@@ -92,7 +114,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     method = METHODS[config.method](config, backbones.build(config, channels), n_clusters, n)
     method = method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(config, method)
-    watch = evaluation.Watch(config, method, augment, train_part, eval_part, n_clusters, device, low_precision)
+    watch = evaluation.Watch(
+        config, method, augment, train_part, eval_part, n_clusters, device, low_precision
+    )
     loss_of = torch.compile(method.loss) if config.compile else method.loss
 
     pixels = watch.train_pixels
@@ -110,7 +134,12 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         if device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])
         watch.load_state_dict(state["watch"])
-        start, history, left_over, seconds = state["epoch"], state["history"], state["left_over"].to(device), state["seconds"]
+        start, history, left_over, seconds = (
+            state["epoch"],
+            state["history"],
+            state["left_over"].to(device),
+            state["seconds"],
+        )
         yield from history
 
     if not history:
@@ -120,7 +149,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         method.train()
         row = {"epoch": epoch, **method.before_epoch(epoch, extract), **watch.pseudo_labels()}
         for parameter in method.renewed:
-            for kept in optimizer.state.get(parameter, {}).values():  # momentum of weights that are no more
+            for kept in optimizer.state.get(
+                parameter, {}
+            ).values():  # momentum of weights that are no more
                 kept.zero_()
         order = method.order(steps * config.batch_size, generator)
         if order is None:
@@ -129,7 +160,13 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         terms = []
         for i, index in enumerate(order):
             step = (epoch - 1) * steps + i
-            rate = learning_rate(config.schedule, config.learning_rate, step, config.epochs * steps, config.warmup_epochs * steps)
+            rate = learning_rate(
+                config.schedule,
+                config.learning_rate,
+                step,
+                config.epochs * steps,
+                config.warmup_epochs * steps,
+            )
             for group in optimizer.param_groups:
                 group["lr"] = group["times"] * (config.learning_rate if group["constant"] else rate)
             view1, view2 = augment(pixels[index], generator)
@@ -144,35 +181,66 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         try:
             head_losses = record(named, terms, row, epoch)
         except Diverged as error:
-            run.write_json("metrics.json", {"status": "diverged", "epochs": epoch - 1, "reason": str(error)})
+            run.write_json(
+                "metrics.json", {"status": "diverged", "epochs": epoch - 1, "reason": str(error)}
+            )
             run.write_history(history)
             raise
         took = time.perf_counter() - began
         seconds += took
-        row |= {"learning_rate": rate, "seconds": took, "images_per_second": steps * config.batch_size / took}
+        row |= {
+            "learning_rate": rate,
+            "seconds": took,
+            "images_per_second": steps * config.batch_size / took,
+        }
         if epoch % config.evaluate_every == 0 or epoch == config.epochs:
             row |= watch.look(epoch, head_losses)
         history.append(row)
-        run.save_checkpoint({
-            "epoch": epoch, "method": method.state_dict(), "optimizer": optimizer.state_dict(),
-            "generator": generator.get_state(), "torch_rng": torch.get_rng_state(), "watch": watch.state_dict(),
-            "left_over": left_over, "history": history, "seconds": seconds,
-            "cuda_rng": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-        })
+        run.save_checkpoint(
+            {
+                "epoch": epoch,
+                "method": method.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "generator": generator.get_state(),
+                "torch_rng": torch.get_rng_state(),
+                "watch": watch.state_dict(),
+                "left_over": left_over,
+                "history": history,
+                "seconds": seconds,
+                "cuda_rng": torch.cuda.get_rng_state() if device.type == "cuda" else None,
+            }
+        )
         yield row
 
     if config.compile and len(history) > 1:
         first, *rest = (row["seconds"] for row in history)
-        run.notes.append(f"compiling took about {first - statistics.median(rest):.0f} s of the first epoch")
+        run.notes.append(
+            f"compiling took about {first - statistics.median(rest):.0f} s of the first epoch"
+        )
     weights = {k: v.cpu() for k, v in method.state_dict().items()}
     metrics, arrays, assignments = watch.finish()
     metrics = {
-        "status": "finished", "epochs": config.epochs, "data": {"name": images.name, "sha256": images.sha256,
-        "split": config.split, "n_train": n, "n_eval": len(eval_part), "n_clusters": n_clusters, "skipped": len(images.skipped)}, **metrics,
-        "seconds": seconds, "images_per_second": config.epochs * steps * config.batch_size / seconds if seconds else 0.0,
-        "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda"
+        "status": "finished",
+        "epochs": config.epochs,
+        "data": {
+            "name": images.name,
+            "sha256": images.sha256,
+            "split": config.split,
+            "n_train": n,
+            "n_eval": len(eval_part),
+            "n_clusters": n_clusters,
+            "skipped": len(images.skipped),
+        },
+        **metrics,
+        "seconds": seconds,
+        "images_per_second": config.epochs * steps * config.batch_size / seconds
+        if seconds
+        else 0.0,
+        "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20
+        if device.type == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-        "precision": "bfloat16" if low_precision else "float32", "weights_sha256": weights_digest(weights),
+        "precision": "bfloat16" if low_precision else "float32",
+        "weights_sha256": weights_digest(weights),
     }
     run.finish(metrics, history, weights, assignments, **arrays)
 
@@ -180,16 +248,28 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
 def build_optimizer(config: Config, method: torch.nn.Module) -> torch.optim.Optimizer:
     """SGD or Adam; weight decay on every parameter, or only on tensors of two dimensions and more. A predictor's
     groups have their own multiple of the rate, and may stay at its peak: "times" and "constant" in a group."""
-    predictor = {id(p) for p in method.predictor.parameters()} if hasattr(method, "predictor") else ()
+    predictor = (
+        {id(p) for p in method.predictor.parameters()} if hasattr(method, "predictor") else ()
+    )
     groups: dict[tuple, list] = {}
     for p in method.parameters():
         if p.requires_grad:
-            groups.setdefault((id(p) in predictor, config.decay == "all" or is_weight(p)), []).append(p)
-    groups = [{"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0,
-               "times": config.predictor_rate if predicts else 1.0, "constant": predicts and config.predictor_schedule == "constant"}
-              for (predicts, decayed), parameters in groups.items()]
+            groups.setdefault(
+                (id(p) in predictor, config.decay == "all" or is_weight(p)), []
+            ).append(p)
+    groups = [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "times": config.predictor_rate if predicts else 1.0,
+            "constant": predicts and config.predictor_schedule == "constant",
+        }
+        for (predicts, decayed), parameters in groups.items()
+    ]
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True)
+        return torch.optim.Adam(
+            groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True
+        )
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
 
 
@@ -197,7 +277,9 @@ def is_weight(p: Tensor) -> bool:
     return sum(size > 1 for size in p.shape) > 1
 
 
-def draw_order(config: Config, n: int, steps: int, generator: torch.Generator, left_over: Tensor) -> tuple[Tensor, Tensor]:
+def draw_order(
+    config: Config, n: int, steps: int, generator: torch.Generator, left_over: Tensor
+) -> tuple[Tensor, Tensor]:
     """An epoch's images ``[steps * B]``, and what is left of the last permutation.
 
     epoch: a permutation each, the last part batch dropped. endless: one permutation after the other,
@@ -214,12 +296,14 @@ def record(named: dict[str, Tensor], terms: Tensor, row: dict, epoch: int) -> Te
     """Put the epoch's means into the row; return the heads' mean losses. Diverged where a term is not finite."""
     column, head_losses = 0, None
     for name, value in named.items():
-        values = terms[:, column:column + value.numel()]
+        values = terms[:, column : column + value.numel()]
         column += value.numel()
         if not values.isfinite().all():
             step = int((~values.isfinite()).any(1).nonzero()[0, 0])
-            raise Diverged(f"{name} is {float(values[step][~values[step].isfinite()][0])} at epoch {epoch}, step {step}: "
-                           f"lower learning_rate, or see the run's history; the last whole epoch is kept")
+            raise Diverged(
+                f"{name} is {float(values[step][~values[step].isfinite()][0])} at epoch {epoch}, step {step}: "
+                f"lower learning_rate, or see the run's history; the last whole epoch is kept"
+            )
         if name == "head_losses":
             head_losses = values.mean(0)
         else:

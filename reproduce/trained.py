@@ -29,34 +29,54 @@ class Trained:
     def __init__(self, run: str | Path, data_dir: str = ""):
         path = Path(run).expanduser()
         if not (path / "metrics.json").exists():
-            raise ConfigError(f"run_dir: {str(run)!r} is not the directory of a finished run (it has no metrics.json)")
+            raise ConfigError(
+                f"run_dir: {str(run)!r} is not the directory of a finished run (it has no metrics.json)"
+            )
         if not (path / "model.pt").exists():
-            raise ConfigError(f"run_dir: {str(run)!r} has no model.pt: weights are kept where a run was made, not committed; make it again")
+            raise ConfigError(
+                f"run_dir: {str(run)!r} has no model.pt: weights are kept where a run was made, not committed; make it again"
+            )
         self.path = path
         self.metrics = read_json(path / "metrics.json")
         self.config = Config.from_params({**read_json(path / "config.json"), "data_dir": data_dir})
         if self.metrics.get("status") != "finished":
-            raise ConfigError(f"run_dir: {str(run)!r} is not a finished run: the status in its metrics.json is {self.metrics.get('status')!r}")
+            raise ConfigError(
+                f"run_dir: {str(run)!r} is not a finished run: the status in its metrics.json is {self.metrics.get('status')!r}"
+            )
         if self.metrics["epochs"] < self.config.epochs or not self.config.epochs:
-            raise ConfigError(f"run_dir: {str(run)!r} was trained for {self.metrics['epochs']} of {self.config.epochs} epochs: "
-                              f"an untrained model is not evaluated")
+            raise ConfigError(
+                f"run_dir: {str(run)!r} was trained for {self.metrics['epochs']} of {self.config.epochs} epochs: "
+                f"an untrained model is not evaluated"
+            )
         try:
             weights = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a damaged file makes of the unpickler
-            raise ConfigError(f"run_dir: {str(path / 'model.pt')!r} cannot be read: {type(error).__name__}") from None
+            raise ConfigError(
+                f"run_dir: {str(path / 'model.pt')!r} cannot be read: {type(error).__name__}"
+            ) from None
         if weights_digest(weights) != self.metrics["weights_sha256"]:
-            raise ConfigError(f"run_dir: {str(path / 'model.pt')!r} does not hold the weights that this run's metrics were measured on")
+            raise ConfigError(
+                f"run_dir: {str(path / 'model.pt')!r} does not hold the weights that this run's metrics were measured on"
+            )
         self.images = data.load(self.config)
         if self.images.sha256 != self.metrics["data"]["sha256"]:
-            raise ConfigError(f"run_dir: {str(run)!r} was trained on other images than {self.images.name!r} holds now")
+            raise ConfigError(
+                f"run_dir: {str(run)!r} was trained on other images than {self.images.name!r} holds now"
+            )
         part = self.images.part("all" if self.config.split == "all" else "train", self.config.limit)
         self.method: Method = METHODS[self.config.method](
-            self.config, backbones.build(self.config, part.pixels.shape[1]), self.metrics["data"]["n_clusters"], len(part))
+            self.config,
+            backbones.build(self.config, part.pixels.shape[1]),
+            self.metrics["data"]["n_clusters"],
+            len(part),
+        )
         try:
             self.method.load_state_dict(weights, strict=True)
         except RuntimeError:  # a list of all tensors
-            raise ConfigError(f"run_dir: the weights in {str(path / 'model.pt')!r} do not fit method {self.config.method!r} "
-                              f"with the settings in its config.json") from None
+            raise ConfigError(
+                f"run_dir: the weights in {str(path / 'model.pt')!r} do not fit method {self.config.method!r} "
+                f"with the settings in its config.json"
+            ) from None
         self.method.eval().requires_grad_(False)
         self.augment = Augment(self.config, *data.moments(part))
 
@@ -90,25 +110,39 @@ class Trained:
             def hook(module, inputs, output):
                 side = max(1, min(output.shape[-1], int((at_most / output.shape[1]) ** 0.5)))
                 found[name].append(F.adaptive_avg_pool2d(F.relu(output), side).flatten(1).float())
+
             return hook
 
         modules = dict(self.method.backbone.named_modules())
-        hooks = [modules[module].register_forward_hook(keep(name)) for name, module in self.method.backbone.probed.items()]
+        hooks = [
+            modules[module].register_forward_hook(keep(name))
+            for name, module in self.method.backbone.probed.items()
+        ]
         try:
-            output = [self.method.backbone(self.augment.clean(part)).float() for part in pixels.split(batch)]
+            output = [
+                self.method.backbone(self.augment.clean(part)).float()
+                for part in pixels.split(batch)
+            ]
         finally:
             for hook in hooks:
                 hook.remove()
-        return {**{name: torch.cat(parts) for name, parts in found.items()}, "features": torch.cat(output)}
+        return {
+            **{name: torch.cat(parts) for name, parts in found.items()},
+            "features": torch.cat(output),
+        }
 
 
 def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"run_dir: {str(path)!r} cannot be read: {type(error).__name__}") from None
+        raise ConfigError(
+            f"run_dir: {str(path)!r} cannot be read: {type(error).__name__}"
+        ) from None
     if not isinstance(content, dict):
-        raise ConfigError(f"run_dir: {str(path)!r} must hold names and values, got a {type(content).__name__}")
+        raise ConfigError(
+            f"run_dir: {str(path)!r} must hold names and values, got a {type(content).__name__}"
+        )
     return content
 
 
@@ -118,19 +152,41 @@ def probe(trained: Trained, epochs: int = 100) -> dict:
     if not train.labelled:
         raise ConfigError(f"linear evaluation needs labels, and data set {train.name!r} has none")
     x, y = trained.layers(train.pixels), trained.layers(test.pixels)
-    layers = {name: {"acc": probes.linear_accuracy(x[name], train.labels, y[name], test.labels, epochs), "features": x[name].shape[1]} for name in x}
+    layers = {
+        name: {
+            "acc": probes.linear_accuracy(x[name], train.labels, y[name], test.labels, epochs),
+            "features": x[name].shape[1],
+        }
+        for name in x
+    }
     knn = probes.knn_accuracy(x["features"], train.labels, y["features"], test.labels)
-    return {"layers": layers, "knn_acc": knn, "n_train": len(train), "n_test": len(test), "epochs": epochs}
+    return {
+        "layers": layers,
+        "knn_acc": knn,
+        "n_train": len(train),
+        "n_test": len(test),
+        "epochs": epochs,
+    }
 
 
 def chosen(namespace: Mapping[str, Any]) -> Trained:
     """The run that the parameters of notebooks/linear_evaluation.ipynb name (pass ``globals()``)."""
-    given = {k: v for k, v in namespace.items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
+    given = {
+        k: v
+        for k, v in namespace.items()
+        if isinstance(v, (bool, int, float, str)) and not k.startswith("_")
+    }
     for name in given:
         if name not in ("run_dir", "epochs"):
             raise ConfigError(unknown(name, ("run_dir", "epochs")))
-    if not isinstance(given["epochs"], int) or isinstance(given["epochs"], bool) or given["epochs"] < 1:
-        raise ConfigError(f"epochs must be a whole number of at least 1, got {shown(given['epochs'])}")
+    if (
+        not isinstance(given["epochs"], int)
+        or isinstance(given["epochs"], bool)
+        or given["epochs"] < 1
+    ):
+        raise ConfigError(
+            f"epochs must be a whole number of at least 1, got {shown(given['epochs'])}"
+        )
     if not isinstance(given["run_dir"], str):
         raise ConfigError(f"run_dir must be a text, got {shown(given['run_dir'])}")
     return Trained(given["run_dir"] or newest(ROOT / "results" / "local"))
@@ -138,7 +194,13 @@ def chosen(namespace: Mapping[str, Any]) -> Trained:
 
 def newest(results: Path) -> Path:
     """The directory of the run that finished last, of those whose weights are there; ConfigError if there is none."""
-    found = [p for p in Path(results).rglob("model.pt") if (p.parent / "metrics.json").exists() and ".partial" not in p.parent.name]
+    found = [
+        p
+        for p in Path(results).rglob("model.pt")
+        if (p.parent / "metrics.json").exists() and ".partial" not in p.parent.name
+    ]
     if not found:
-        raise ConfigError("run_dir is empty, and no run of this machine has weights: run notebooks/train.ipynb first, or name a run directory")
+        raise ConfigError(
+            "run_dir is empty, and no run of this machine has weights: run notebooks/train.ipynb first, or name a run directory"
+        )
     return max(found, key=lambda p: p.stat().st_mtime).parent

@@ -38,9 +38,13 @@ def generator(seed=0):
 
 def augmenter(channels=3, side=32, mean=None, std=None, **settings):
     folder = {"dataset": "folder", "folder": "x", "image_size": side}
-    config = Config.from_params({"augmentation": "images", "normalize": False, **folder, **settings})
+    config = Config.from_params(
+        {"augmentation": "images", "normalize": False, **folder, **settings}
+    )
     return Augment(
-        config, torch.zeros(channels) if mean is None else mean, torch.ones(channels) if std is None else std
+        config,
+        torch.zeros(channels) if mean is None else mean,
+        torch.ones(channels) if std is None else std,
     )
 
 
@@ -83,7 +87,11 @@ def test_affine_in_closed_form():
     assert shifted[..., :8].count_nonzero() == 0  # zeros come in
     shifted = augment.affine(x, zero, one, zero, zero, zero + 0.25)
     close(shifted[:, :, 8:], x[:, :, :-8])
-    close(augment.affine(x, zero, 2 * one, zero, zero, zero)[0].mean(), x[0, :, 8:24, 8:24].mean(), atol=2e-2)
+    close(
+        augment.affine(x, zero, 2 * one, zero, zero, zero)[0].mean(),
+        x[0, :, 8:24, 8:24].mean(),
+        atol=2e-2,
+    )
 
 
 @pytest.mark.parametrize("side", [8, 32, 64])
@@ -91,7 +99,10 @@ def test_resized_crop_is_torchvisions(side):
     """Larger and smaller, at every edge, flipped or not."""
     x = pictures(side=side)
     height, width = torch.randint(1, side + 1, (2, N))
-    top, left = (torch.rand(N) * (side - height + 1)).floor(), (torch.rand(N) * (side - width + 1)).floor()
+    top, left = (
+        (torch.rand(N) * (side - height + 1)).floor(),
+        (torch.rand(N) * (side - width + 1)).floor(),
+    )
     flip = torch.rand(N) < 0.5
     box = torch.stack([top, left, height, width]).float()
     ours = augment.resized_crop(x, box, flip)
@@ -102,12 +113,15 @@ def test_resized_crop_is_torchvisions(side):
 
 
 @pytest.mark.parametrize(
-    "n_in, n_out, start, length", [(64, 32, 0, 64), (64, 32, 5, 50), (64, 16, 10, 20), (64, 32, 1, 63)]
+    "n_in, n_out, start, length",
+    [(64, 32, 0, 64), (64, 32, 5, 50), (64, 16, 10, 20), (64, 32, 1, 63)],
 )
 def test_resize_is_antialiased_when_it_shrinks(n_in, n_out, start, length):
     """``resize_matrix`` down to fewer pixels than the box has, as torchvision's antialiased resize."""
     x = pictures(1, side=n_in)[0]
-    matrix = augment.resize_matrix(torch.tensor([float(start)]), torch.tensor([float(length)]), n_in, n_out)[0]
+    matrix = augment.resize_matrix(
+        torch.tensor([float(start)]), torch.tensor([float(length)]), n_in, n_out
+    )[0]
     ours = matrix @ x @ matrix.T
     close(ours, tv.resized_crop(x, start, start, length, length, [n_out, n_out], antialias=True))
 
@@ -130,19 +144,25 @@ def test_color_jitter_is_torchvisions_in_all_orders():
     order = torch.tensor(list(itertools.permutations(range(4)))).T  # [4, 24]
     for strength in (0.4, 1.0):  # the second so strong that values are clipped between the steps
         x = pictures()
-        factors = torch.cat([draws((3, N), 1 - strength, 1 + strength), draws((1, N), -strength / 2, strength / 2)])
+        factors = torch.cat(
+            [draws((3, N), 1 - strength, 1 + strength), draws((1, N), -strength / 2, strength / 2)]
+        )
         ours = augment.color_jitter(x, factors, order)
         theirs = torch.stack([by_torchvision(x[i], factors[:, i], order[:, i]) for i in range(N)])
         close(ours, theirs)
         assert (ours - x).abs().amax((1, 2, 3)).min() > 0.05  # every image did change
 
 
-@pytest.mark.parametrize("step, f", [(0, tv.adjust_brightness), (1, tv.adjust_contrast), (2, tv.adjust_saturation)])
+@pytest.mark.parametrize(
+    "step, f", [(0, tv.adjust_brightness), (1, tv.adjust_contrast), (2, tv.adjust_saturation)]
+)
 def test_blend_is_torchvisions(step, f):
     x, factor = pictures(), draws(N, 0, 2)
     ours = augment.blend(x, torch.full((N,), step), factor)
     close(ours, torch.stack([f(x[i], float(factor[i])) for i in range(N)]))
-    close(augment.blend(x, torch.full((N,), step), torch.ones(N)), x, atol=0)  # by factor 1: not touched
+    close(
+        augment.blend(x, torch.full((N,), step), torch.ones(N)), x, atol=0
+    )  # by factor 1: not touched
 
 
 def test_adjust_hue_is_torchvisions_on_every_kind_of_colour():
@@ -152,7 +172,10 @@ def test_adjust_hue_is_torchvisions_on_every_kind_of_colour():
     for turns in [-0.5, -1 / 3, -1 / 6, -0.05, 0.0, 0.1, 1 / 6, 0.25, 1 / 3, 0.5]:
         close(augment.adjust_hue(x, torch.tensor([turns])), tv.adjust_hue(x, turns))
     x, turns = pictures(), draws(N, -0.5, 0.5)
-    close(augment.adjust_hue(x, turns), torch.stack([tv.adjust_hue(x[i], float(turns[i])) for i in range(N)]))
+    close(
+        augment.adjust_hue(x, turns),
+        torch.stack([tv.adjust_hue(x[i], float(turns[i])) for i in range(N)]),
+    )
 
 
 def test_adjust_hue_in_closed_form():
@@ -173,7 +196,8 @@ def test_to_gray_is_torchvisions():
 def test_adjust_contrast_is_torchvisions(channels):
     x, factor = pictures(channels=channels), draws(N, 0, 2)
     close(
-        augment.adjust_contrast(x, factor), torch.stack([tv.adjust_contrast(x[i], float(factor[i])) for i in range(N)])
+        augment.adjust_contrast(x, factor),
+        torch.stack([tv.adjust_contrast(x[i], float(factor[i])) for i in range(N)]),
     )
 
 
@@ -182,7 +206,9 @@ def test_adjust_contrast_is_torchvisions(channels):
 def test_gaussian_blur_is_torchvisions(side, kernel, channels):
     """The kernel is SimCLR's: 2 (side // 10 // 2) + 1 pixels, never fewer than 3."""
     x, sigma = pictures(6, channels, side), draws(6, 0.1, 2)
-    theirs = torch.stack([tv.gaussian_blur(x[i], [kernel, kernel], [float(sigma[i])] * 2) for i in range(6)])
+    theirs = torch.stack(
+        [tv.gaussian_blur(x[i], [kernel, kernel], [float(sigma[i])] * 2) for i in range(6)]
+    )
     close(augment.gaussian_blur(x, sigma), theirs)
 
 
@@ -205,7 +231,11 @@ def test_one_sample_does_not_see_the_others():
         together = transform(x, slice(None))
         for i in (0, 7, N - 1):
             torch.testing.assert_close(
-                transform(x[i : i + 1], slice(i, i + 1))[0], together[i], rtol=0, atol=1e-6, msg=name
+                transform(x[i : i + 1], slice(i, i + 1))[0],
+                together[i],
+                rtol=0,
+                atol=1e-6,
+                msg=name,
             )
 
 
@@ -232,14 +262,20 @@ def test_boxes_lie_inside(size, least):
         assert torch.equal(t, t.round())
 
 
-@pytest.mark.parametrize("size, least", [((224, 224), 0.2), ((32, 32), 0.08), ((40, 100), 0.2), ((100, 30), 0.5)])
+@pytest.mark.parametrize(
+    "size, least", [((224, 224), 0.2), ((32, 32), 0.08), ((40, 100), 0.2), ((100, 30), 0.5)]
+)
 def test_boxes_are_distributed_as_torchvisions(size, least):
     """Area, aspect ratio and both corners by Kolmogorov-Smirnov; the last two sizes need the fallback."""
     n = 3000
     ours = augment.random_boxes(size, n, least, generator(), "cpu")
     image = torch.zeros(3, *size)
     theirs = (
-        torch.tensor([RandomResizedCrop.get_params(image, [least, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]).float().T
+        torch.tensor(
+            [RandomResizedCrop.get_params(image, [least, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]
+        )
+        .float()
+        .T
     )
 
     def shares(box):
@@ -280,7 +316,9 @@ def test_views_are_as_promised(augmentation, channels, side):
         assert view.is_contiguous(memory_format=torch.channels_last)
         assert view.min() >= 0 and view.max() <= 1 + 1e-6 and view.isfinite().all()
     assert torch.equal(x, before)
-    assert torch.equal(torch.get_rng_state(), state)  # drawn from the generator handed in, and no other
+    assert torch.equal(
+        torch.get_rng_state(), state
+    )  # drawn from the generator handed in, and no other
     again = make(x, generator())
     assert all(torch.equal(a, b) for a, b in zip(views, again))
     if augmentation == "none":
@@ -307,7 +345,9 @@ def test_normalisation():
         close(view, expected, atol=1e-6)
     for augmentation in ("images", "digits"):  # after everything else
         plain = augmenter(augmentation=augmentation)(x, generator())
-        normal = augmenter(augmentation=augmentation, mean=mean, std=std, normalize=True)(x, generator())
+        normal = augmenter(augmentation=augmentation, mean=mean, std=std, normalize=True)(
+            x, generator()
+        )
         for a, b in zip(plain, normal):
             close(b, (a - mean.view(3, 1, 1)) / std.view(3, 1, 1))
     assert torch.equal(augmenter(mean=mean, std=std).clean(x), x / 255)
@@ -336,7 +376,9 @@ def test_digits_image_by_image(monkeypatch):
     (_, *drawn), _ = calls["affine"][0]
     (before_contrast, factor), _ = calls["adjust_contrast"][0]
     for i, image in enumerate(torch.cat([x, x])):
-        image = augment.affine(image[None] / 255, *(p[i : i + 1] for p in drawn))[0]  # torchvision's, see above
+        image = augment.affine(image[None] / 255, *(p[i : i + 1] for p in drawn))[
+            0
+        ]  # torchvision's, see above
         middle = (image - 0.5).abs().argmin()
         gamma = float(before_contrast[i].flatten()[middle].log() / image.flatten()[middle].log())
         assert abs(math.log(gamma)) <= make.config.gamma
@@ -347,10 +389,19 @@ def test_digits_draw_what_the_settings_say(monkeypatch):
     calls = spy(monkeypatch, "affine", "adjust_contrast")
     n = 2000
     settings = dict(rotation=20, zoom=0.3, shear=7, shift=0.2, contrast=0.5, gamma=0.0, noise=0.0)
-    augmenter(1, 8, augmentation="digits", **settings)(bytes_of(1, 1, 8).expand(n, -1, -1, -1), generator())
+    augmenter(1, 8, augmentation="digits", **settings)(
+        bytes_of(1, 1, 8).expand(n, -1, -1, -1), generator()
+    )
     (_, degrees, scale, shear, dx, dy), _ = calls["affine"][0]
     (_, factor), _ = calls["adjust_contrast"][0]
-    expected = [(degrees, 20, 0), (scale, 0.3, 1), (shear, 7, 0), (dx, 0.2, 0), (dy, 0.2, 0), (factor, 0.5, 1)]
+    expected = [
+        (degrees, 20, 0),
+        (scale, 0.3, 1),
+        (shear, 7, 0),
+        (dx, 0.2, 0),
+        (dy, 0.2, 0),
+        (factor, 0.5, 1),
+    ]
     for drawn, reach, centre in expected:
         assert kstest(drawn.numpy(), "uniform", args=(centre - reach, 2 * reach)).pvalue > 1e-3
     together = torch.stack([d for d, *_ in expected])
@@ -359,13 +410,17 @@ def test_digits_draw_what_the_settings_say(monkeypatch):
 
 
 def test_digits_noise_and_gamma():
-    still = dict(augmentation="digits", rotation=0, zoom=0, shear=0, shift=0, gamma=0, contrast=0, noise=0)
+    still = dict(
+        augmentation="digits", rotation=0, zoom=0, shear=0, shift=0, gamma=0, contrast=0, noise=0
+    )
     x = bytes_of(400, 1, 8)
     close(augmenter(1, 8, **still)(x, generator())[0], x / 255)
     grey = torch.full((400, 1, 8, 8), 128, dtype=torch.uint8)
     noisy = augmenter(1, 8, **{**still, "noise": 0.1})(grey, generator())[0] - 128 / 255
     assert float(noisy.std()) == pytest.approx(0.1, rel=0.03) and abs(float(noisy.mean())) < 3e-3
-    exponents = augmenter(1, 8, **{**still, "gamma": 0.5})(grey, generator())[0][:, 0, 0, 0].log() / math.log(128 / 255)
+    exponents = augmenter(1, 8, **{**still, "gamma": 0.5})(grey, generator())[0][
+        :, 0, 0, 0
+    ].log() / math.log(128 / 255)
     assert kstest(exponents.log().numpy(), "uniform", args=(-0.5, 1.0)).pvalue > 1e-3
 
 
@@ -392,11 +447,15 @@ def test_images_image_by_image(monkeypatch):
 def test_images_draw_what_torchvision_would(monkeypatch, jitter):
     calls = spy(monkeypatch, "color_jitter", "gaussian_blur", "random_boxes")
     n = 1200
-    augmenter(3, 16, jitter=jitter, blur=0.5, crop_scale=0.3)(bytes_of(1, 3, 16).expand(n, -1, -1, -1), generator())
+    augmenter(3, 16, jitter=jitter, blur=0.5, crop_scale=0.3)(
+        bytes_of(1, 3, 16).expand(n, -1, -1, -1), generator()
+    )
     (_, factors, order), _ = calls["color_jitter"][0]
     (_, sigma), _ = calls["gaussian_blur"][0]
     theirs = ColorJitter(jitter, jitter, jitter, jitter / 4)
-    for drawn, (low, high) in zip(factors, (theirs.brightness, theirs.contrast, theirs.saturation, theirs.hue)):
+    for drawn, (low, high) in zip(
+        factors, (theirs.brightness, theirs.contrast, theirs.saturation, theirs.hue)
+    ):
         assert kstest(drawn.numpy(), "uniform", args=(low, high - low)).pvalue > 1e-3
     assert kstest(sigma.numpy(), "uniform", args=(0.1, 1.9)).pvalue > 1e-3
     assert torch.equal(order.sort(0)[0], torch.arange(4).view(4, 1).expand(4, 2 * n))
@@ -423,7 +482,11 @@ def changed(setting, value, n=2000):
         views = augmenter(3, 16, **{**STILL, setting: value})(x, generator())
     finally:
         augment.random_boxes = original
-    return float(torch.stack([((v - x / 255).abs().amax((1, 2, 3)) > 1e-4).float().mean() for v in views]).mean())
+    return float(
+        torch.stack(
+            [((v - x / 255).abs().amax((1, 2, 3)) > 1e-4).float().mean() for v in views]
+        ).mean()
+    )
 
 
 @pytest.mark.parametrize("setting", ["flip", "jitter_p", "grayscale", "blur"])
@@ -438,7 +501,9 @@ def test_decisions_are_drawn_apart(monkeypatch):
     """Whether an image is jittered, made grey, blurred or flipped are four draws; so are blur and its sigma."""
     n = 1000
     sigmas, flips = [], []
-    monkeypatch.setattr(augment, "color_jitter", lambda x, *_: x + 1)  # each leaves a mark of its own
+    monkeypatch.setattr(
+        augment, "color_jitter", lambda x, *_: x + 1
+    )  # each leaves a mark of its own
     monkeypatch.setattr(augment, "to_gray", lambda x: x + 10)
     monkeypatch.setattr(augment, "gaussian_blur", lambda x, sigma: sigmas.append(sigma) or x + 100)
     monkeypatch.setattr(augment, "resized_crop", lambda x, box, flip: flips.append(flip) or x)
@@ -465,13 +530,23 @@ class NoHostReads(TorchDispatchMode):
     """Refuses what would make the host wait for the device: reading a value, a shape that depends on
     values, a tensor made from Python numbers."""
 
-    refused = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "is_nonzero", "equal")
+    refused = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "lift_fresh",
+        "unique",
+        "is_nonzero",
+        "equal",
+    )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         assert name not in self.refused, f"{name} waits for the device"
         if name in ("index", "index_put", "index_put_"):
-            assert all(i is None or i.dtype not in (torch.bool, torch.uint8) for i in args[1]), "an index by a mask"
+            assert all(i is None or i.dtype not in (torch.bool, torch.uint8) for i in args[1]), (
+                "an index by a mask"
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -495,7 +570,8 @@ def test_transforms_compile_into_one_graph():
     def transform(x, box, factors, order):
         x = augment.color_jitter(augment.resized_crop(x, box, factors[0] > 1), factors, order)
         return augment.gaussian_blur(
-            augment.affine(x, factors[0], factors[1], factors[2], factors[3], factors[3]), factors[0]
+            augment.affine(x, factors[0], factors[1], factors[2], factors[3], factors[3]),
+            factors[0],
         )
 
     torch._dynamo.reset()

@@ -14,14 +14,17 @@ from reproduce.config import Config
 def built(channels=3, **settings):
     side = settings.pop("side", 32)
     return backbones.build(
-        Config.from_params({"dataset": "folder", "folder": "x", "image_size": side, **settings}), channels
+        Config.from_params({"dataset": "folder", "folder": "x", "image_size": side, **settings}),
+        channels,
     )
 
 
 def map_size(net, side, channels=3):
     """Height and width of what the last stage of a ResNet gives."""
     sizes = []
-    handle = net.layer4.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[-2:])))
+    handle = net.layer4.register_forward_hook(
+        lambda module, inputs, output: sizes.append(tuple(output.shape[-2:]))
+    )
     with torch.no_grad():
         features = net.eval()(torch.rand(2, channels, side, side, device=net.conv1.weight.device))
     handle.remove()
@@ -39,22 +42,32 @@ def test_resnet_stems(name, width):
     # but for the first layer the network is torchvision's, and imagenet's is that too
     theirs = {k: v.shape for k, v in theirs.items() if not k.startswith("fc.")}
     assert {k: v.shape for k, v in imagenet.state_dict().items()} == theirs
-    assert {k: v.shape for k, v in cifar.state_dict().items()} == {**theirs, "conv1.weight": (64, 3, 3, 3)}
+    assert {k: v.shape for k, v in cifar.state_dict().items()} == {
+        **theirs,
+        "conv1.weight": (64, 3, 3, 3),
+    }
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("width", [3, 16, 64])
 def test_narrow_is_resnet18_with_every_layer_narrowed(stem, width):
     with torch.device("meta"):
-        net, full = built(backbone="narrow", width=width, stem=stem), built(backbone="resnet18", stem=stem)
+        net, full = (
+            built(backbone="narrow", width=width, stem=stem),
+            built(backbone="resnet18", stem=stem),
+        )
         assert map_size(net, 32) == map_size(full, 32) and net.n_features == 8 * width
-    scaled = {k: tuple(n if n in (1, 3, 7) and i > 0 else n * width // 64 for i, n in enumerate(v.shape)) for k, v in full.state_dict().items()}
+    scaled = {
+        k: tuple(n if n in (1, 3, 7) and i > 0 else n * width // 64 for i, n in enumerate(v.shape))
+        for k, v in full.state_dict().items()
+    }
     assert {k: tuple(v.shape) for k, v in net.state_dict().items()} == scaled
     assert net.probed == full.probed
 
 
 @pytest.mark.parametrize(
-    "stem, side, expected", [("cifar", 96, (12, 12)), ("imagenet", 96, (3, 3)), ("cifar", 16, (2, 2))]
+    "stem, side, expected",
+    [("cifar", 96, (12, 12)), ("imagenet", 96, (3, 3)), ("cifar", 16, (2, 2))],
 )
 def test_maps_of_other_sides(stem, side, expected):
     with torch.device("meta"):
@@ -80,7 +93,9 @@ def test_small(side, channels):
     net = built(channels, backbone="small", width=6, side=side)
     assert net.n_features == 12 and net(torch.rand(4, channels, side, side)).shape == (4, 12)
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
-    assert len(convolutions) == 4 and all(c.kernel_size == (3, 3) and c.bias is None for c in convolutions)
+    assert len(convolutions) == 4 and all(
+        c.kernel_size == (3, 3) and c.bias is None for c in convolutions
+    )
     wide = built(channels, backbone="small", width=48, side=side)
     for c in (m for m in wide.modules() if isinstance(m, nn.Conv2d)):
         assert c.weight.std().item() == pytest.approx((2 / (9 * c.out_channels)) ** 0.5, rel=0.1)
@@ -134,24 +149,39 @@ def test_alexnet_and_vgg16(name, stem, side, maps, last):
         net = built(backbone=name, stem=stem, side=side).eval()
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == len(net.probed) == {"alexnet": 5, "vgg16": 13}[name]
-    assert [c.out_channels for c in convolutions] == [m.num_features for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [c.out_channels for c in convolutions] == [
+        m.num_features for m in net.modules() if isinstance(m, nn.BatchNorm2d)
+    ]
     assert [c.out_channels for c in convolutions] == (
-        [96, 256, 384, 384, 256] if name == "alexnet" else [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+        [96, 256, 384, 384, 256]
+        if name == "alexnet"
+        else [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
     )
     kernels = [c.kernel_size[0] for c in convolutions]
-    assert kernels == ([11 if stem == "imagenet" else 3, 5, 3, 3, 3] if name == "alexnet" else [3] * 13)
+    assert kernels == (
+        [11 if stem == "imagenet" else 3, 5, 3, 3, 3] if name == "alexnet" else [3] * 13
+    )
     seen = {}
     modules = dict(net.named_modules())
     for layer, module in net.probed.items():
-        modules[module].register_forward_hook(lambda m, i, o, layer=layer: seen.update({layer: o.shape[-1]}))
-    assert net(torch.rand(2, 3, side, side, device="meta")).shape == (2, 4096) and net.n_features == 4096
+        modules[module].register_forward_hook(
+            lambda m, i, o, layer=layer: seen.update({layer: o.shape[-1]})
+        )
+    assert (
+        net(torch.rand(2, 3, side, side, device="meta")).shape == (2, 4096)
+        and net.n_features == 4096
+    )
     assert list(seen.values()) == maps and list(seen) == [f"conv{i + 1}" for i in range(len(maps))]
     wide = [m for m in net.modules() if isinstance(m, nn.Linear)]
     assert [w.in_features for w in wide] == [convolutions[-1].out_channels * last**2, 4096]
-    if name == "vgg16":  # but for the batch norm in place of biases, and the classes, the network is torchvision's
+    if (
+        name == "vgg16"
+    ):  # but for the batch norm in place of biases, and the classes, the network is torchvision's
         with torch.device("meta"):
             theirs = torchvision.models.vgg16_bn().features
-        assert [c.weight.shape for c in convolutions] == [m.weight.shape for m in theirs if isinstance(m, nn.Conv2d)]
+        assert [c.weight.shape for c in convolutions] == [
+            m.weight.shape for m in theirs if isinstance(m, nn.Conv2d)
+        ]
 
 
 def test_features_are_taken_before_the_last_relu():
@@ -171,10 +201,14 @@ def test_sobel_is_scipys(channels):
     assert out.shape == (3, 2, 9, 11)
     for image, edges in zip(x.mean(1).numpy(), out.numpy()):
         for axis, edge in ((1, edges[0]), (0, edges[1])):
-            np.testing.assert_allclose(edge, -ndimage.sobel(image, axis, mode="constant"), atol=1e-12)
+            np.testing.assert_allclose(
+                edge, -ndimage.sobel(image, axis, mode="constant"), atol=1e-12
+            )
     flat = backbones.Sobel(channels)(torch.full((1, channels, 5, 5), 0.7))
     assert flat[..., 1:-1, 1:-1].abs().max() < 1e-6
-    assert not backbones.Sobel(channels).state_dict() and not list(backbones.Sobel(channels).parameters())
+    assert not backbones.Sobel(channels).state_dict() and not list(
+        backbones.Sobel(channels).parameters()
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -194,7 +228,9 @@ def test_sobel_stands_before_any_network(name, side, channels):
 
 
 @pytest.mark.parametrize("sobel", [False, True])
-@pytest.mark.parametrize("name, n", [("small", 4), ("resnet18", 5), ("resnet50", 5), ("alexnet", 5), ("vgg16", 13)])
+@pytest.mark.parametrize(
+    "name, n", [("small", 4), ("resnet18", 5), ("resnet50", 5), ("alexnet", 5), ("vgg16", 13)]
+)
 def test_probed_layers_exist(name, n, sobel):
     """And follow one another from the first convolution on."""
     with torch.device("meta"):

@@ -9,11 +9,24 @@ import torch
 from reproduce import benchmark
 from reproduce.config import Config, ConfigError
 
-TINY = {"dataset": "cifar10", "augmentation": "images", "width": 4, "batch_size": 8, "n_heads": 2, "head_hidden": 8, "projection_dim": 4, "device": "cpu"}
+TINY = {
+    "dataset": "cifar10",
+    "augmentation": "images",
+    "width": 4,
+    "batch_size": 8,
+    "n_heads": 2,
+    "head_hidden": 8,
+    "projection_dim": 4,
+    "device": "cpu",
+}
 
 
 def test_in_turns_gives_the_time_of_each():
-    took = benchmark.in_turns({"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)}, torch.device("cpu"), 0.1)
+    took = benchmark.in_turns(
+        {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)},
+        torch.device("cpu"),
+        0.1,
+    )
     assert 0.002 <= took["short"] < 0.02 <= took["long"] < 0.1
 
 
@@ -21,10 +34,17 @@ def test_step_times_every_precision_and_layout(tmp_path):
     config = Config.from_params(TINY)
     found = benchmark.run(config, "step", 0.03, str(tmp_path / "b.json"))
     assert [(r["precision"], r["layout"]) for r in found["rows"]] == [
-        (p, l) for p in ("float32", "bfloat16") for l in ("channels_last", "contiguous")]
+        (p, l) for p in ("float32", "bfloat16") for l in ("channels_last", "contiguous")
+    ]
     for row in found["rows"]:
-        assert row["step_images_per_second"] < row["network_images_per_second"]  # the step is network and augmentation
-        assert 0 < row["augmentation_share"] < 1 and 0 < row["network_share"] < 1.2 and row["tflops"] > 0
+        assert (
+            row["step_images_per_second"] < row["network_images_per_second"]
+        )  # the step is network and augmentation
+        assert (
+            0 < row["augmentation_share"] < 1
+            and 0 < row["network_share"] < 1.2
+            and row["tflops"] > 0
+        )
     best = max(r["step_images_per_second"] for r in found["rows"])
     assert found["times_plain"] == best / found["plain_images_per_second"]
     written = json.loads((tmp_path / "b.json").read_text())
@@ -43,8 +63,16 @@ def test_the_flops_are_those_of_the_network():
 
 @pytest.mark.parametrize("method", ["deepcluster", "pcl"])
 def test_methods_with_pseudo_labels_are_timed_too(method):
-    extra = {"pseudo_clusters": 5} if method == "deepcluster" else {"queue_size": 16, "prototypes": "2 4", "prototype_warmup": 0}
-    config = Config.from_params({k: v for k, v in TINY.items() if k not in ("n_heads", "head_hidden", "projection_dim")} | {"method": method} | extra)
+    extra = (
+        {"pseudo_clusters": 5}
+        if method == "deepcluster"
+        else {"queue_size": 16, "prototypes": "2 4", "prototype_warmup": 0}
+    )
+    config = Config.from_params(
+        {k: v for k, v in TINY.items() if k not in ("n_heads", "head_hidden", "projection_dim")}
+        | {"method": method}
+        | extra
+    )
     assert benchmark.step(config, 0.01)["rows"][0]["step_images_per_second"] > 0
 
 
@@ -60,4 +88,6 @@ def test_kmeans_beside_scikit_learn(monkeypatch):
     rows = benchmark.kmeans(repeats=1)
     assert [(r["n"], r["k"], r["restarts"]) for r in rows] == [(600, 5, 3), (400, 20, 1)]
     for row in rows:
-        assert row["ratio"] == row["ours"] / row["theirs"] > 0 and row["inertia_ratio"] == pytest.approx(1, abs=0.05)
+        assert row["ratio"] == row["ours"] / row["theirs"] > 0 and row[
+            "inertia_ratio"
+        ] == pytest.approx(1, abs=0.05)

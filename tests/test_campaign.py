@@ -18,12 +18,28 @@ def changed(a, b):
 
 def test_block_1_goes_from_the_course_to_the_authors_one_factor_at_a_time():
     path = campaign.block("1", {})[:5]
-    assert (path[0].entropy, path[0].stem, path[0].normalize, path[0].decay) == ("sample", "imagenet", False, "all")
+    assert (path[0].entropy, path[0].stem, path[0].normalize, path[0].decay) == (
+        "sample",
+        "imagenet",
+        False,
+        "all",
+    )
     assert [changed(a, b) for a, b in zip(path, path[1:])] == [
-        {"entropy", "entropy_smoothed"}, {"stem"}, {"crop_scale", "jitter", "normalize"}, {"head_bias", "head_init", "decay", "logit_clamp"}]
+        {"entropy", "entropy_smoothed"},
+        {"stem"},
+        {"crop_scale", "jitter", "normalize"},
+        {"head_bias", "head_init", "decay", "logit_clamp"},
+    ]
     # what is left between the path's end and the authors' preset is the block's own scale and three points that are no factor of it
     authors = campaign.star_of({"settings": "cifar10-paper"}, {})[0]
-    assert changed(path[-1], authors) == {"backbone", "epochs", "evaluate_every", "lambda1", "batchnorm_split", "sampler"}
+    assert changed(path[-1], authors) == {
+        "backbone",
+        "epochs",
+        "evaluate_every",
+        "lambda1",
+        "batchnorm_split",
+        "sampler",
+    }
     assert len({c.hash() for c in campaign.block("1", {})}) == len(campaign.block("1", {}))
 
 
@@ -38,16 +54,39 @@ def test_every_block_is_made_of_valid_settings_with_equal_epochs_and_split():
 def test_the_block_for_a_cpu_has_the_factors_of_block_1():
     """Its path, its singles from both ends, three seeds; narrow networks and a subset, the same in every run."""
     for star, small in zip(campaign.blocks()["1"], campaign.blocks()["cpu"]):
-        assert star["settings"] == small["settings"] and {k: star.get(k) for k in ("path", "one")} == {k: small.get(k) for k in ("path", "one")}
+        assert star["settings"] == small["settings"] and {
+            k: star.get(k) for k in ("path", "one")
+        } == {k: small.get(k) for k in ("path", "one")}
     configs = campaign.block("cpu", {})
-    assert len(configs) == 33 and len({c.hash() for c in configs}) == 33 and {c.seed for c in configs} == {0, 1, 2}
-    scale = ("dataset", "split", "limit", "backbone", "width", "epochs", "batch_size", "learning_rate", "schedule", "lambda1", "lambda2", "n_heads")
+    assert (
+        len(configs) == 33
+        and len({c.hash() for c in configs}) == 33
+        and {c.seed for c in configs} == {0, 1, 2}
+    )
+    scale = (
+        "dataset",
+        "split",
+        "limit",
+        "backbone",
+        "width",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "schedule",
+        "lambda1",
+        "lambda2",
+        "n_heads",
+    )
     assert len({tuple(getattr(c, k) for k in scale) for c in configs}) == 1
 
 
 def test_changes_reach_every_run_and_unknown_blocks_none():
-    assert all((c.limit, c.epochs) == (300, 2) for c in campaign.block("1", {"limit": 300, "epochs": 2}))
-    with pytest.raises(ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, cpu, digits"):
+    assert all(
+        (c.limit, c.epochs) == (300, 2) for c in campaign.block("1", {"limit": 300, "epochs": 2})
+    )
+    with pytest.raises(
+        ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, cpu, digits"
+    ):
         campaign.block("5", {})
     with pytest.raises(ConfigError, match="unknown parameter 'limmit'"):
         campaign.block("1", {"limmit": 300})
@@ -59,16 +98,44 @@ def test_a_block_is_run_and_the_next_call_skips_what_is_finished(tmp_path, monke
     monkeypatch.setattr(campaign, "blocks", lambda: {"1": [star]})
     rng = np.random.default_rng(0)
     parts = [rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8) for n in (40, 20)]
-    data.write_cached(tmp_path / "cifar10.npz", **data.joined(parts, [rng.integers(0, 4, len(x)) for x in parts], list("abcd")))
-    words = ["campaign", "1", "--minutes", "5", "-p", "results_dir", str(tmp_path / "runs"), "-p", "data_dir", str(tmp_path)]
-    for name, value in {"limit": 20, "epochs": 2, "batch_size": 8, "backbone": "narrow", "width": 2, "n_heads": 2, "evaluate_every": 2}.items():
+    data.write_cached(
+        tmp_path / "cifar10.npz",
+        **data.joined(parts, [rng.integers(0, 4, len(x)) for x in parts], list("abcd")),
+    )
+    words = [
+        "campaign",
+        "1",
+        "--minutes",
+        "5",
+        "-p",
+        "results_dir",
+        str(tmp_path / "runs"),
+        "-p",
+        "data_dir",
+        str(tmp_path),
+    ]
+    for name, value in {
+        "limit": 20,
+        "epochs": 2,
+        "batch_size": 8,
+        "backbone": "narrow",
+        "width": 2,
+        "n_heads": 2,
+        "evaluate_every": 2,
+    }.items():
         words += ["-p", name, str(value)]
     assert main(words) == 0
     assert "2 finished" in capsys.readouterr().out
     runs = sorted((tmp_path / "runs" / "cifar10" / "crlc").glob("[!.]*"))
     settings = [json.loads((run / "config.json").read_text()) for run in runs]
-    assert sorted(s["entropy"] for s in settings) == ["batch", "sample"] and {s["epochs"] for s in settings} == {2}
-    assert all((run / file).exists() for run in runs for file in ("metrics.json", "train.ipynb", "train.html"))
+    assert sorted(s["entropy"] for s in settings) == ["batch", "sample"] and {
+        s["epochs"] for s in settings
+    } == {2}
+    assert all(
+        (run / file).exists()
+        for run in runs
+        for file in ("metrics.json", "train.ipynb", "train.html")
+    )
     began = [(run / "metrics.json").stat().st_mtime_ns for run in runs]
     assert main(words) == 0
     assert "2 skipped" in capsys.readouterr().out

@@ -43,11 +43,14 @@ def same_partition(a, b):
 
 # ---- the same by loops
 
+
 def loop_lloyd_step(x, centroids, cosine):
     """One iteration on one restart, where no cluster is empty."""
     members = [[] for _ in centroids]
     for sample in x:
-        members[min(range(len(centroids)), key=lambda k: float((sample - centroids[k]).square().sum()))].append(sample)
+        members[
+            min(range(len(centroids)), key=lambda k: float((sample - centroids[k]).square().sum()))
+        ].append(sample)
     means = [sum(m) / len(m) for m in members]
     return torch.stack([m / m.square().sum().sqrt() if cosine else m for m in means])
 
@@ -64,8 +67,10 @@ def loop_plus_plus(x, k, n_init, seed):
             closest = [min(float((sample - c).square().sum()) for c in chosen) for sample in x]
             bounds = np.cumsum(closest)
             candidates = [x[int(np.argmax(bounds > float(v) * bounds[-1]))] for v in u]
-            left = [sum(min(d, float((sample - c).square().sum())) for d, sample in zip(closest, x))
-                    for c in candidates]
+            left = [
+                sum(min(d, float((sample - c).square().sum())) for d, sample in zip(closest, x))
+                for c in candidates
+            ]
             chosen.append(candidates[int(np.argmin(left))])
         starts.append(torch.stack(chosen))
     return torch.stack(starts)
@@ -73,12 +78,25 @@ def loop_plus_plus(x, k, n_init, seed):
 
 def loop_log_joint(x, weights, means, variances):
     """log p(k, x_i) for variances ``[K, D]``."""
-    return torch.tensor([[
-        math.log(w) - sum(float((a - b) ** 2 / s + math.log(2 * math.pi * s)) for a, b, s in zip(sample, m, v)) / 2
-        for w, m, v in zip(weights.tolist(), means, variances)] for sample in x], dtype=torch.float64)
+    return torch.tensor(
+        [
+            [
+                math.log(w)
+                - sum(
+                    float((a - b) ** 2 / s + math.log(2 * math.pi * s))
+                    for a, b, s in zip(sample, m, v)
+                )
+                / 2
+                for w, m, v in zip(weights.tolist(), means, variances)
+            ]
+            for sample in x
+        ],
+        dtype=torch.float64,
+    )
 
 
 # ---- k-means against scikit-learn
+
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_inertia_is_that_of_scikit_learn_on_digits(digits, seed):
@@ -99,9 +117,13 @@ def test_seeding_is_as_good_as_scikit_learns(digits):
     x = digits - digits.mean(0)
     x = padded(torch.from_numpy(x))
     ours = clustering.plus_plus(x, 10, 200, seed=0)
-    theirs = np.stack([cluster.kmeans_plusplus(x[:, :-1].numpy(), 10, random_state=i)[0] for i in range(100)])
-    ours, theirs = (x[:, :-1].square().sum() - 2 * clustering.nearest(x, s)[1].sum(-1).mean()
-                    for s in (ours, torch.from_numpy(theirs)))
+    theirs = np.stack(
+        [cluster.kmeans_plusplus(x[:, :-1].numpy(), 10, random_state=i)[0] for i in range(100)]
+    )
+    ours, theirs = (
+        x[:, :-1].square().sum() - 2 * clustering.nearest(x, s)[1].sum(-1).mean()
+        for s in (ours, torch.from_numpy(theirs))
+    )
     assert float(ours) == pytest.approx(float(theirs), rel=0.015)
 
 
@@ -114,13 +136,16 @@ def test_from_one_start_each_restart_does_what_scikit_learn_does(digits, k, tol)
     starts = x[torch.stack([torch.randperm(len(x))[:k] for _ in range(4)])]
     centroids, n_iter = clustering.lloyd(padded(x), starts, max_iter=300, tol=tol)
     for start, ours, count in zip(starts, centroids, n_iter):
-        theirs = cluster.KMeans(k, init=start.numpy(), n_init=1, max_iter=300, tol=tol).fit(x.numpy())
+        theirs = cluster.KMeans(k, init=start.numpy(), n_init=1, max_iter=300, tol=tol).fit(
+            x.numpy()
+        )
         assert count == theirs.n_iter_
         torch.testing.assert_close(ours, torch.from_numpy(theirs.cluster_centers_))
     assert len(set(n_iter)) > 1
 
 
 # ---- k-means by loops and by hand
+
 
 @pytest.mark.parametrize("batch_size", [None, 7])
 def test_seeding_is_that_of_a_loop(batch_size):
@@ -137,14 +162,18 @@ def test_an_iteration_is_that_of_a_loop(k, cosine, batch_size):
     if cosine:
         x = F.normalize(x, dim=-1)
     starts = x[torch.stack([torch.randperm(len(x))[:k] for _ in range(3)])]
-    ours, _ = clustering.lloyd(padded(x), starts, max_iter=1, tol=0.0, cosine=cosine, batch_size=batch_size)
+    ours, _ = clustering.lloyd(
+        padded(x), starts, max_iter=1, tol=0.0, cosine=cosine, batch_size=batch_size
+    )
     torch.testing.assert_close(ours, torch.stack([loop_lloyd_step(x, s, cosine) for s in starts]))
 
 
 def test_labels_inertia_and_predict_belong_to_the_centroids(digits):
     model = KMeans(10, n_init=3, max_iter=5).fit(digits)
     distance = torch.cdist(torch.from_numpy(digits).double(), model.centroids.double()).square()
-    assert (distance.argmin(1) == model.labels).all() and (model.predict(digits) == model.labels).all()
+    assert (distance.argmin(1) == model.labels).all() and (
+        model.predict(digits) == model.labels
+    ).all()
     assert model.inertia == pytest.approx(float(distance.min(1).values.sum()), rel=1e-6)
     assert model.n_iter == 5
     near = model.centroids + 0.1 * torch.randn(10, 64)
@@ -158,7 +187,10 @@ def test_the_best_restart_is_kept():
     inertias = clustering.deviations(x, ends, clustering.nearest(x, ends)[0]).sum(-1)
     assert inertias.argmin() > 0 and inertias.max() > 1.1 * inertias.min()
     best = KMeans(12, seed=1).fit(x[:, :-1])
-    assert best.inertia == pytest.approx(float(inertias.min())) and best.n_iter == n_iter[inertias.argmin()]
+    assert (
+        best.inertia == pytest.approx(float(inertias.min()))
+        and best.n_iter == n_iter[inertias.argmin()]
+    )
 
 
 def test_a_maximum_and_its_index_are_those_of_torch():
@@ -169,6 +201,7 @@ def test_a_maximum_and_its_index_are_those_of_torch():
 
 
 # ---- empty clusters
+
 
 @pytest.mark.parametrize("n, k", [(60, 6), (60, 50), (30, 29)])
 def test_empty_clusters_are_seeded_again_as_in_scikit_learn(n, k):
@@ -197,7 +230,9 @@ def test_seeding_again_takes_the_farthest_samples_from_their_clusters():
 def test_an_empty_cluster_keeps_a_restart_going():
     """The first centroid is at rest on the mean of all samples, but the second has none: that is no end."""
     x = torch.tensor([[-3.0], [-1.0], [1.0], [3.0]])
-    centroids, n_iter = clustering.lloyd(padded(x), torch.tensor([[[0.0], [100.0]]]), max_iter=50, tol=1e-4)
+    centroids, n_iter = clustering.lloyd(
+        padded(x), torch.tensor([[[0.0], [100.0]]]), max_iter=50, tol=1e-4
+    )
     assert n_iter[0] > 1
     labels, _ = clustering.nearest(padded(x), centroids)
     for k in range(2):
@@ -224,11 +259,14 @@ def test_one_cluster_and_as_many_as_samples():
     torch.testing.assert_close(one.centroids[0], x.mean(0))
     assert one.inertia == pytest.approx(float(x.var(0, correction=0).sum() * 12), rel=1e-5)
     each = KMeans(12).fit(x)
-    assert sorted(each.labels.tolist()) == list(range(12)) and each.inertia == pytest.approx(0, abs=1e-9)
+    assert sorted(each.labels.tolist()) == list(range(12)) and each.inertia == pytest.approx(
+        0, abs=1e-9
+    )
     assert KMeans(1).fit(x[:1]).labels.tolist() == [0]
 
 
 # ---- what must not matter
+
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("k", [5, 40])
@@ -246,7 +284,9 @@ def test_the_order_of_samples_does_not_matter(metric):
     x, _ = blobs(k=6)
     order = torch.randperm(len(x))
     a, b = KMeans(6, metric=metric).fit(x), KMeans(6, metric=metric).fit(x[order])
-    assert a.inertia == pytest.approx(b.inertia, rel=1e-9) and same_partition(a.labels[order], b.labels)
+    assert a.inertia == pytest.approx(b.inertia, rel=1e-9) and same_partition(
+        a.labels[order], b.labels
+    )
 
 
 def test_cosine_does_not_see_the_length_of_samples():
@@ -267,7 +307,9 @@ def test_place_and_scale_do_not_matter():
     x = (torch.randn(500, 4) * 64).round() / 64  # sums with 4096 are exact
     model = KMeans(5).fit(x)
     far, large = KMeans(5).fit(x + 4096), KMeans(5).fit(1024 * x)
-    assert (far.labels == model.labels).all() and far.inertia == pytest.approx(model.inertia, rel=1e-3)
+    assert (far.labels == model.labels).all() and far.inertia == pytest.approx(
+        model.inertia, rel=1e-3
+    )
     assert (large.labels == model.labels).all() and large.n_iter == model.n_iter == far.n_iter
 
 
@@ -298,6 +340,7 @@ def test_any_kind_of_samples(make):
 
 
 # ---- what it costs
+
 
 class Watch(TorchFunctionMode):
     """Counts the calls of torch and notes the largest result in bytes."""
@@ -339,24 +382,32 @@ def test_restarts_are_computed_at_once():
 def test_converged_restarts_leave_the_batch(monkeypatch):
     x, sizes = padded(torch.randn(500, 4)), []
     nearest = clustering.nearest
-    monkeypatch.setattr(clustering, "nearest", lambda x, c, b=None: (sizes.append(len(c)), nearest(x, c, b))[1])
+    monkeypatch.setattr(
+        clustering, "nearest", lambda x, c, b=None: (sizes.append(len(c)), nearest(x, c, b))[1]
+    )
     starts = clustering.plus_plus(x, 5, 8, seed=0)
     _, n_iter = clustering.lloyd(x, starts, max_iter=300, tol=1e-4)
-    assert sizes == [sum(n >= i for n in n_iter) for i in range(1, max(n_iter) + 1)] and min(n_iter) < max(n_iter)
+    assert sizes == [sum(n >= i for n in n_iter) for i in range(1, max(n_iter) + 1)] and min(
+        n_iter
+    ) < max(n_iter)
 
 
 # ---- what is refused
 
+
 @pytest.mark.parametrize("make", [KMeans, GaussianMixture])
-@pytest.mark.parametrize("n_clusters, x, words", [
-    (7, torch.randn(6, 2), r"n_clusters .* between 1 and .* 6, got 7"),
-    (2, torch.tensor([[0.0, 1.0], [math.nan, 2.0], [3.0, 4.0]]), "x must be finite"),
-    (2, torch.tensor([[0.0, 1.0], [math.inf, 2.0], [3.0, 4.0]]), "x must be finite"),
-    (2, torch.randn(6), r"x must have shape \[N, D\].* got \[6\]"),
-    (2, torch.randn(6, 2, 2), r"x must have shape \[N, D\].* got \[6, 2, 2\]"),
-    (1, torch.randn(0, 2), r"x must have shape \[N, D\].* got \[0, 2\]"),
-    (1, torch.randn(3, 0), r"x must have shape \[N, D\].* got \[3, 0\]"),
-])
+@pytest.mark.parametrize(
+    "n_clusters, x, words",
+    [
+        (7, torch.randn(6, 2), r"n_clusters .* between 1 and .* 6, got 7"),
+        (2, torch.tensor([[0.0, 1.0], [math.nan, 2.0], [3.0, 4.0]]), "x must be finite"),
+        (2, torch.tensor([[0.0, 1.0], [math.inf, 2.0], [3.0, 4.0]]), "x must be finite"),
+        (2, torch.randn(6), r"x must have shape \[N, D\].* got \[6\]"),
+        (2, torch.randn(6, 2, 2), r"x must have shape \[N, D\].* got \[6, 2, 2\]"),
+        (1, torch.randn(0, 2), r"x must have shape \[N, D\].* got \[0, 2\]"),
+        (1, torch.randn(3, 0), r"x must have shape \[N, D\].* got \[3, 0\]"),
+    ],
+)
 def test_samples_that_cannot_be_clustered(make, n_clusters, x, words):
     with pytest.raises(ValueError, match=words) as error:
         make(n_clusters).fit(x)
@@ -369,18 +420,29 @@ def test_other_features_than_in_fit(make):
         make(2).fit(torch.randn(6, 2)).predict(torch.randn(6, 3))
 
 
-@pytest.mark.parametrize("make, settings, words", [
-    (KMeans, dict(n_clusters=0), "n_clusters .* at least 1, got 0"),
-    (KMeans, dict(n_clusters=2.5), "n_clusters .* got 2.5"),
-    (KMeans, dict(n_clusters=True), "n_clusters .* got True"),
-    (KMeans, dict(n_clusters=2, n_init=0), "n_init .* got 0"),
-    (KMeans, dict(n_clusters=2, max_iter=0), "max_iter .* got 0"),
-    (KMeans, dict(n_clusters=2, batch_size=0), "batch_size .* got 0"),
-    (KMeans, dict(n_clusters=2, metric="manhattan"), "metric must be euclidean or cosine, got 'manhattan'"),
-    (GaussianMixture, dict(n_clusters=-1), "n_clusters .* got -1"),
-    (GaussianMixture, dict(n_clusters=2, covariance="full"), "covariance must be diagonal or spherical, got 'full'"),
-    (GaussianMixture, dict(n_clusters=2, reg_covar=0), "reg_covar must be above 0, got 0"),
-])
+@pytest.mark.parametrize(
+    "make, settings, words",
+    [
+        (KMeans, dict(n_clusters=0), "n_clusters .* at least 1, got 0"),
+        (KMeans, dict(n_clusters=2.5), "n_clusters .* got 2.5"),
+        (KMeans, dict(n_clusters=True), "n_clusters .* got True"),
+        (KMeans, dict(n_clusters=2, n_init=0), "n_init .* got 0"),
+        (KMeans, dict(n_clusters=2, max_iter=0), "max_iter .* got 0"),
+        (KMeans, dict(n_clusters=2, batch_size=0), "batch_size .* got 0"),
+        (
+            KMeans,
+            dict(n_clusters=2, metric="manhattan"),
+            "metric must be euclidean or cosine, got 'manhattan'",
+        ),
+        (GaussianMixture, dict(n_clusters=-1), "n_clusters .* got -1"),
+        (
+            GaussianMixture,
+            dict(n_clusters=2, covariance="full"),
+            "covariance must be diagonal or spherical, got 'full'",
+        ),
+        (GaussianMixture, dict(n_clusters=2, reg_covar=0), "reg_covar must be above 0, got 0"),
+    ],
+)
 def test_settings_out_of_range(make, settings, words):
     with pytest.raises(ValueError, match=words):
         make(**settings)
@@ -388,20 +450,31 @@ def test_settings_out_of_range(make, settings, words):
 
 # ---- Gaussian mixture
 
+
 @pytest.mark.parametrize("covariance", COVARIANCE)
 def test_mixture_is_that_of_scikit_learn_on_blobs(covariance):
     x, truth = blobs(n=600, k=5)
-    x = x * torch.tensor([1.0, 0.5, 2.0, 1.0, 1.0]) + 3  # the features differ in scale, and are not centred
+    x = (
+        x * torch.tensor([1.0, 0.5, 2.0, 1.0, 1.0]) + 3
+    )  # the features differ in scale, and are not centred
     x = x + 0.2 * truth[:, None] * torch.randn_like(x)  # the clusters differ in spread
     ours = GaussianMixture(5, covariance, n_init=3, tol=1e-9).fit(x)
-    theirs = mixture.GaussianMixture(5, covariance_type=COVARIANCE[covariance], n_init=3, tol=1e-9, random_state=0)
+    theirs = mixture.GaussianMixture(
+        5, covariance_type=COVARIANCE[covariance], n_init=3, tol=1e-9, random_state=0
+    )
     theirs.fit(x)
     assert ours.log_likelihood == pytest.approx(theirs.score(x.numpy()), abs=1e-5)
     assert same_partition(ours.labels, theirs.predict(x.numpy()))
     order = theirs.predict(ours.means.numpy())  # ours -> theirs
-    torch.testing.assert_close(ours.means, torch.from_numpy(theirs.means_[order]), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(ours.variances, torch.from_numpy(theirs.covariances_[order]), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(ours.weights, torch.from_numpy(theirs.weights_[order]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        ours.means, torch.from_numpy(theirs.means_[order]), rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(
+        ours.variances, torch.from_numpy(theirs.covariances_[order]), rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(
+        ours.weights, torch.from_numpy(theirs.weights_[order]), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("covariance", COVARIANCE)
@@ -409,19 +482,26 @@ def test_likelihood_and_responsibilities_are_those_of_a_loop(covariance):
     x = torch.randn(50, 3) + 5
     model = GaussianMixture(4, covariance, max_iter=3).fit(x)
     assert model.variances.shape == ((4, 3) if covariance == "diagonal" else (4,))
-    joint = loop_log_joint(x.double(), model.weights, model.means, model.variances.view(4, -1).expand(4, 3))
+    joint = loop_log_joint(
+        x.double(), model.weights, model.means, model.variances.view(4, -1).expand(4, 3)
+    )
     assert model.log_likelihood == pytest.approx(float(joint.logsumexp(1).mean()))
     responsibilities = model.responsibilities(x)
     torch.testing.assert_close(responsibilities, joint.softmax(1))
     torch.testing.assert_close(responsibilities.sum(1), torch.ones(50, dtype=torch.float64))
-    assert (model.predict(x) == responsibilities.argmax(1)).all() and (model.labels == model.predict(x)).all()
+    assert (model.predict(x) == responsibilities.argmax(1)).all() and (
+        model.labels == model.predict(x)
+    ).all()
 
 
 @pytest.mark.parametrize("covariance", COVARIANCE)
 def test_a_step_of_em_is_that_of_a_loop(covariance, monkeypatch):
     monkeypatch.setitem(clustering.BUFFER, "cpu", 2000)  # a few samples a chunk
     x = torch.randn(40, 3, dtype=torch.float64)
-    weights, means = torch.rand(2, 4, dtype=torch.float64).softmax(-1), torch.randn(2, 4, 3, dtype=torch.float64)
+    weights, means = (
+        torch.rand(2, 4, dtype=torch.float64).softmax(-1),
+        torch.randn(2, 4, 3, dtype=torch.float64),
+    )
     variances = torch.rand(2, 4, 3, dtype=torch.float64) + 0.5
     moments, likelihood = clustering.expect(padded(x), weights, means, variances)
     new = GaussianMixture(4, covariance)._maximise(moments)
@@ -446,22 +526,33 @@ def test_likelihood_never_decreases(covariance, singular):
     x = torch.randn(150, 3, dtype=torch.float64)
     if singular:
         x[:90], x[:, 2] = x[:3].repeat(30, 1), 1.0
-    likelihoods = [GaussianMixture(6, covariance, max_iter=i, tol=0.0).fit(x).log_likelihood for i in range(1, 25)]
+    likelihoods = [
+        GaussianMixture(6, covariance, max_iter=i, tol=0.0).fit(x).log_likelihood
+        for i in range(1, 25)
+    ]
     gains = np.diff(likelihoods)
     assert (gains >= -1e-9).all() and gains[0] > 1e-3
 
 
 @pytest.mark.parametrize("covariance", COVARIANCE)
-@pytest.mark.parametrize("x", [
-    torch.ones(20, 3), torch.tensor([[0.0, 1.0], [5.0, 1.0]]).repeat(10, 1),
-    torch.arange(24.0).view(8, 3).cos(), 1e4 + torch.arange(60.0).view(30, 2).cos(),
-], ids=["one value", "two values", "as many samples as clusters", "far from the origin"])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.ones(20, 3),
+        torch.tensor([[0.0, 1.0], [5.0, 1.0]]).repeat(10, 1),
+        torch.arange(24.0).view(8, 3).cos(),
+        1e4 + torch.arange(60.0).view(30, 2).cos(),
+    ],
+    ids=["one value", "two values", "as many samples as clusters", "far from the origin"],
+)
 def test_singular_samples_stay_finite(covariance, x):
     model = GaussianMixture(8, covariance, n_init=2).fit(x)
     for values in (model.weights, model.means, model.variances, model.responsibilities(x)):
         assert values.isfinite().all()
     assert math.isfinite(model.log_likelihood) and model.variances.min() >= 1e-6
-    torch.testing.assert_close(model.responsibilities(x).sum(1), torch.ones(len(x), dtype=torch.float64))
+    torch.testing.assert_close(
+        model.responsibilities(x).sum(1), torch.ones(len(x), dtype=torch.float64)
+    )
     far = model.responsibilities(x.mean(0, keepdim=True) + 1e6)
     assert far.isfinite().all() and float(far.sum()) == pytest.approx(1)
 
@@ -477,15 +568,19 @@ def test_one_gaussian():
 def test_the_likeliest_mixture_of_several_starts_is_kept():
     x, _ = blobs(n=90, d=2, k=9, spread=2.5)
     ours = GaussianMixture(9, n_init=20, max_iter=50).fit(x).log_likelihood
-    theirs = mixture.GaussianMixture(9, covariance_type="diag", n_init=20, max_iter=50, random_state=0).fit(x)
+    theirs = mixture.GaussianMixture(
+        9, covariance_type="diag", n_init=20, max_iter=50, random_state=0
+    ).fit(x)
     assert ours > theirs.score(x.numpy()) - 0.05
     assert ours > GaussianMixture(9, n_init=1, max_iter=50).fit(x).log_likelihood
 
 
 # ---- the batch of restarts
 
+
 def test_each_restart_ends_on_its_own():
     """Countdowns from 3, 1 and 9, with at most 5 steps."""
+
     def step(left, steps):
         return (left - 1, steps + 1), (left - 1 == 0).tolist()
 
@@ -496,8 +591,16 @@ def test_each_restart_ends_on_its_own():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("model", [KMeans(10, n_init=20), KMeans(60), KMeans(10, n_init=20, metric="cosine"),
-                                   GaussianMixture(5, n_init=2)], ids=["10", "60", "cosine", "mixture"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        KMeans(10, n_init=20),
+        KMeans(60),
+        KMeans(10, n_init=20, metric="cosine"),
+        GaussianMixture(5, n_init=2),
+    ],
+    ids=["10", "60", "cosine", "mixture"],
+)
 def test_cuda_gives_what_the_processor_gives(digits, model):
     quality = []
     for device in ("cpu", "cuda"):

@@ -92,7 +92,9 @@ def test_a_whole_number_takes_no_part(name):
 def test_numbers_become_the_fields_type():
     config = Config.from_params({"n_heads": 3.0, "lambda1": 2, "epochs": 1e2})
     assert (config.n_heads, config.lambda1, config.epochs) == (3, 2.0, 100)
-    assert type(config.n_heads) is int and type(config.lambda1) is float and type(config.epochs) is int
+    assert (
+        type(config.n_heads) is int and type(config.lambda1) is float and type(config.epochs) is int
+    )
 
 
 @pytest.mark.parametrize("name", of_type("int") + of_type("float"))
@@ -136,7 +138,9 @@ def test_ranges(name):
     for end in ends:
         try:
             assert getattr(Config.from_params({name: end}), name) == end
-        except ConfigError as error:  # refused for going ill with another setting, not for its range
+        except (
+            ConfigError
+        ) as error:  # refused for going ill with another setting, not for its range
             assert f"{name} must be" not in str(error)
     assert f.default >= low and (high is None or f.default <= high)
 
@@ -144,7 +148,8 @@ def test_ranges(name):
 def test_every_setting_says_why():
     assert all(f.metadata["why"] and "\n" not in f.metadata["why"] for f in FIELDS.values())
     assert all(
-        f.type in ("bool", "int", "float", "str") and type(f.default).__name__ == f.type for f in FIELDS.values()
+        f.type in ("bool", "int", "float", "str") and type(f.default).__name__ == f.type
+        for f in FIELDS.values()
     )
 
 
@@ -153,9 +158,17 @@ def test_every_setting_says_why():
 CIFAR = dict(dataset="cifar10", backbone="resnet18")
 CONTRADICTIONS = [
     (dict(dataset="folder"), ["folder is empty"], FOLDER),
-    (dict(folder="x"), ["folder is 'x'", "dataset is 'digits'"], dict(folder="x", dataset="folder")),
+    (
+        dict(folder="x"),
+        ["folder is 'x'", "dataset is 'digits'"],
+        dict(folder="x", dataset="folder"),
+    ),
     (dict(FOLDER, image_size=1), ["image_size is 1", "at least 2"], dict(FOLDER, image_size=2)),
-    (dict(bad_images="skip"), ["bad_images is 'skip'", "'digits'"], dict(FOLDER, bad_images="skip")),
+    (
+        dict(bad_images="skip"),
+        ["bad_images is 'skip'", "'digits'"],
+        dict(FOLDER, bad_images="skip"),
+    ),
     (dict(image_size=32), ["image_size is 32", "'digits'"], dict(FOLDER, image_size=32)),
     (
         dict(dataset="cifar10", stem="imagenet"),
@@ -167,7 +180,11 @@ CONTRADICTIONS = [
         ["stem is 'imagenet'", "31 x 31"],
         dict(FOLDER, image_size=32, backbone="resnet18", stem="imagenet"),
     ),
-    (dict(backbone="resnet34"), ["backbone is 'resnet34'", "8 x 8"], dict(CIFAR, backbone="resnet34")),
+    (
+        dict(backbone="resnet34"),
+        ["backbone is 'resnet34'", "8 x 8"],
+        dict(CIFAR, backbone="resnet34"),
+    ),
     (
         dict(FOLDER, image_size=15, backbone="resnet18"),
         ["backbone is 'resnet18'", "15 x 15"],
@@ -189,7 +206,11 @@ CONTRADICTIONS = [
         ["batchnorm_split is 2", "batch_size 129"],
         dict(batch_size=130, batchnorm_split=2),
     ),
-    (dict(warmup_epochs=1), ["warmup_epochs is 1", "'onecycle'"], dict(warmup_epochs=1, schedule="cosine")),
+    (
+        dict(warmup_epochs=1),
+        ["warmup_epochs is 1", "'onecycle'"],
+        dict(warmup_epochs=1, schedule="cosine"),
+    ),
     (
         dict(warmup_epochs=1, schedule="constant"),
         ["warmup_epochs is 1", "'constant'"],
@@ -215,13 +236,21 @@ CONTRADICTIONS = [
         ["queue_size is 192", "multiple of 128"],
         dict(method="pcl", batch_size=64, queue_size=64 * 2),
     ),
-    (dict(dataset="cifar10", backbone="vgg16", stem="imagenet"), ["stem is 'imagenet'", "'vgg16'"], dict(dataset="cifar10", backbone="vgg16")),
+    (
+        dict(dataset="cifar10", backbone="vgg16", stem="imagenet"),
+        ["stem is 'imagenet'", "'vgg16'"],
+        dict(dataset="cifar10", backbone="vgg16"),
+    ),
     (
         dict(FOLDER, image_size=31, backbone="vgg16"),
         ["backbone is 'vgg16'", "31 x 31", "needs 32"],
         dict(FOLDER, image_size=32, backbone="vgg16"),
     ),
-    (dict(backbone="vgg16"), ["backbone is 'vgg16'", "8 x 8"], dict(dataset="cifar10", backbone="vgg16")),
+    (
+        dict(backbone="vgg16"),
+        ["backbone is 'vgg16'", "8 x 8"],
+        dict(dataset="cifar10", backbone="vgg16"),
+    ),
     (
         dict(FOLDER, image_size=15, backbone="alexnet"),
         ["backbone is 'alexnet'", "15 x 15", "needs 16"],
@@ -232,9 +261,17 @@ CONTRADICTIONS = [
         ["stem is 'imagenet'", "63 x 63", "needs 64"],
         dict(FOLDER, image_size=64, backbone="alexnet", stem="imagenet"),
     ),
-    (dict(dataset="cifar10", backbone="alexnet", stem="imagenet"), ["'alexnet'", "32 x 32"], dict(dataset="cifar10", backbone="alexnet")),
+    (
+        dict(dataset="cifar10", backbone="alexnet", stem="imagenet"),
+        ["'alexnet'", "32 x 32"],
+        dict(dataset="cifar10", backbone="alexnet"),
+    ),
     *(
-        (dict(method="pcl", prototypes=text), [f"prototypes is {text!r}", "at least 2"], dict(method="pcl", prototypes="2 30"))
+        (
+            dict(method="pcl", prototypes=text),
+            [f"prototypes is {text!r}", "at least 2"],
+            dict(method="pcl", prototypes="2 30"),
+        )
         for text in ("", " ", "ten", "10,20", "10 1", "0", "-5", "2.5", "1e3", "٣", "²", "9" * 10)
     ),
 ]
@@ -257,9 +294,20 @@ def test_a_setting_that_the_method_does_not_know(name):
     assert set(knowing) < set(methods)
     for method in methods:
         if method in knowing:
-            assert not any("does not know it" in s for s in dataclasses.replace(Config(), method=method, **{name: value}).contradictions())
+            assert not any(
+                "does not know it" in s
+                for s in dataclasses.replace(
+                    Config(), method=method, **{name: value}
+                ).contradictions()
+            )
         else:
-            refused({"method": method, name: value}, f"{name} is ", f"method is {method!r}", "does not know it", ", ".join(knowing))
+            refused(
+                {"method": method, name: value},
+                f"{name} is ",
+                f"method is {method!r}",
+                "does not know it",
+                ", ".join(knowing),
+            )
             Config.from_params({"method": method, name: f.default})
 
 
@@ -267,7 +315,11 @@ def test_a_setting_that_the_method_does_not_know(name):
 def test_a_method_reads_the_settings_that_it_knows(method, cls):
     """Each is read in the file of its class or of one that it builds on (the optimiser reads the predictor's), and no
     other setting that belongs to some methods is."""
-    source = "".join(inspect.getsource(inspect.getmodule(c)) for c in cls.__mro__ if c.__module__.startswith("reproduce."))
+    source = "".join(
+        inspect.getsource(inspect.getmodule(c))
+        for c in cls.__mro__
+        if c.__module__.startswith("reproduce.")
+    )
     read = set(re.findall(r"(?:config|\bc)\.(\w+)", source))
     read |= {"prototypes"} if "granularities" in read else set()
     knows = {name for name in OF_SOME if method in FIELDS[name].metadata["only"]}
@@ -279,17 +331,25 @@ def test_a_method_reads_the_settings_that_it_knows(method, cls):
 
 
 def test_an_unknown_method():
-    refused({"method": "mocov3"}, "method must be one of crlc, simclr, moco, byol, simsiam, pcl, cc, propos, deepcluster", "'mocov3'")
+    refused(
+        {"method": "mocov3"},
+        "method must be one of crlc, simclr, moco, byol, simsiam, pcl, cc, propos, deepcluster",
+        "'mocov3'",
+    )
     assert FIELDS["method"].metadata["choices"] == tuple(METHODS)
 
 
-@pytest.mark.parametrize("text, numbers", [("20 40 80", [20, 40, 80]), ("  7\t9 ", [7, 9]), ("2", [2]), ("1 2", []), ("", []), ("a", [])])
+@pytest.mark.parametrize(
+    "text, numbers",
+    [("20 40 80", [20, 40, 80]), ("  7\t9 ", [7, 9]), ("2", [2]), ("1 2", []), ("", []), ("a", [])],
+)
 def test_granularities(text, numbers):
     assert dataclasses.replace(Config(), prototypes=text).granularities == numbers
 
 
 @pytest.mark.parametrize(
-    "params, side", [({}, 8), (dict(dataset="cifar10"), 32), (FOLDER, 64), (dict(FOLDER, image_size=50), 50)]
+    "params, side",
+    [({}, 8), (dict(dataset="cifar10"), 32), (FOLDER, 64), (dict(FOLDER, image_size=50), 50)],
 )
 def test_side(params, side):
     assert Config.from_params(params).side == side
@@ -322,7 +382,14 @@ def test_from_notebook_takes_what_papermill_could_have_injected():
     assert Config.from_notebook(namespace) == Config.from_params(
         {"lambda1": 0.3, "seed": 4, "entropy": "sample", "normalize": False}
     )
-    for extra in ({"lamda1": 0.3}, {"lambda3": [1]}, {"nothing": None}, {"table": {}}, {"text": "x"}, {"flag": True}):
+    for extra in (
+        {"lamda1": 0.3},
+        {"lambda3": [1]},
+        {"nothing": None},
+        {"table": {}},
+        {"text": "x"},
+        {"flag": True},
+    ):
         with pytest.raises(ConfigError, match=f"unknown parameter '{next(iter(extra))}'"):
             Config.from_notebook({**namespace, **extra})
     with pytest.raises(ConfigError, match="lambda1 must be a number"):
@@ -331,8 +398,15 @@ def test_from_notebook_takes_what_papermill_could_have_injected():
 
 def test_read_settings(tmp_path):
     path = tmp_path / "settings.yaml"
-    path.write_text("lambda1: 0.3  # help\nentropy: sample\nnormalize: false\nweight_decay: 5.0e-4\n")
-    assert read_settings(path) == {"lambda1": 0.3, "entropy": "sample", "normalize": False, "weight_decay": 5e-4}
+    path.write_text(
+        "lambda1: 0.3  # help\nentropy: sample\nnormalize: false\nweight_decay: 5.0e-4\n"
+    )
+    assert read_settings(path) == {
+        "lambda1": 0.3,
+        "entropy": "sample",
+        "normalize": False,
+        "weight_decay": 5e-4,
+    }
     assert read_settings(str(path)) == read_settings(path)
     path.write_text("# nothing yet\n")
     assert read_settings(path) == {}
@@ -355,7 +429,11 @@ def test_read_settings_refuses(tmp_path, content, words):
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         read_settings(path)
-    assert words in str(caught.value) and "settings.yaml" in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        words in str(caught.value)
+        and "settings.yaml" in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_read_settings_without_a_file(tmp_path):
@@ -391,7 +469,9 @@ def test_the_hash_changes_with_what_a_run_computes(name):
 
 def test_every_setting_has_a_hash_of_its_own():
     hashes = [
-        dataclasses.replace(Config(), **{n: another(f)}).hash() for n, f in FIELDS.items() if f.metadata["identity"]
+        dataclasses.replace(Config(), **{n: another(f)}).hash()
+        for n, f in FIELDS.items()
+        if f.metadata["identity"]
     ]
     assert len(set(hashes)) == len(hashes)
 
@@ -433,7 +513,9 @@ anything = st.recursive(
     | st.binary(max_size=4)
     | st.dates()
     | st.sampled_from(["5e-4", "false", "nan", "\n", "\0"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
     max_leaves=3,
 )
 fitting = {
@@ -465,7 +547,13 @@ def test_anything_is_a_config_or_one_line(params):
         assert any(str(name) in message or repr(name) in message for name in params)
         return
     for name, value in params.items():
-        assert getattr(config, name) == value and type(getattr(config, name)).__name__ == FIELDS[name].type
+        assert (
+            getattr(config, name) == value
+            and type(getattr(config, name)).__name__ == FIELDS[name].type
+        )
     assert Config.from_params(dataclasses.asdict(config)) == config
-    assert Config.from_params(json.loads(json.dumps(dataclasses.asdict(config)))).hash() == config.hash()
+    assert (
+        Config.from_params(json.loads(json.dumps(dataclasses.asdict(config)))).hash()
+        == config.hash()
+    )
     assert len(config.hash()) == 8

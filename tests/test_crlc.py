@@ -24,7 +24,9 @@ def made(**settings):
     torch.manual_seed(0)
     config = Config.from_params({**SMALL, **settings})
     method = CRLC(config, backbones.build(config, 1), K, 100).double().train()
-    for p in method.heads.parameters():  # logits of some size, so that clamp and confidence play a part
+    for (
+        p
+    ) in method.heads.parameters():  # logits of some size, so that clamp and confidence play a part
         p.data *= 3
     return method, torch.rand(2, B, 1, 8, 8, dtype=torch.float64)
 
@@ -100,7 +102,10 @@ CHANGES = [  # the settings, and the settings from which they must differ
     (dict(temperature=0.5), {}),
     (dict(entropy="sample"), {}),
     (dict(entropy_smoothed=True, smoothing=0.2), dict(smoothing=0.2)),
-    (dict(entropy="sample", entropy_smoothed=True, smoothing=0.2), dict(entropy="sample", smoothing=0.2)),
+    (
+        dict(entropy="sample", entropy_smoothed=True, smoothing=0.2),
+        dict(entropy="sample", smoothing=0.2),
+    ),
     (dict(smoothing=0.2), {}),
     (dict(smoothing=0), dict(smoothing=0.2)),
     (dict(critic="dot"), {}),
@@ -127,7 +132,13 @@ CHANGES = [  # the settings, and the settings from which they must differ
 def test_loss_is_that_of_the_formulas(settings, other):
     method, views = made(**settings)
     ours, theirs = loss_of(method, views), from_the_formulas(method, views)
-    assert list(ours) == ["loss", "feature_contrast", "probability_contrast", "entropy", "head_losses"]
+    assert list(ours) == [
+        "loss",
+        "feature_contrast",
+        "probability_contrast",
+        "entropy",
+        "head_losses",
+    ]
     assert ours["head_losses"].shape == (method.config.n_heads,)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-10, msg=name)
@@ -147,7 +158,9 @@ def test_the_entropy_is_maximised():
     torch.testing.assert_close(one["loss"] - two["loss"], one["entropy"])
     torch.testing.assert_close(one["entropy"], two["entropy"])
     assert 0 < one["entropy"] < math.log(K)
-    torch.testing.assert_close(one["loss"], 10 * one["feature_contrast"] + one["head_losses"].mean())
+    torch.testing.assert_close(
+        one["loss"], 10 * one["feature_contrast"] + one["head_losses"].mean()
+    )
 
 
 def test_loss_in_float32():
@@ -190,8 +203,22 @@ def test_every_part_learns_from_its_own_terms():
 
 def test_a_method_never_sees_a_label():
     for method in METHODS.values():
-        assert list(inspect.signature(method.loss).parameters) == ["self", "view1", "view2", "index"]
-        for name in ("__init__", "loss", "outputs", "prepare", "order", "encode", "after_step", "before_epoch"):
+        assert list(inspect.signature(method.loss).parameters) == [
+            "self",
+            "view1",
+            "view2",
+            "index",
+        ]
+        for name in (
+            "__init__",
+            "loss",
+            "outputs",
+            "prepare",
+            "order",
+            "encode",
+            "after_step",
+            "before_epoch",
+        ):
             words = set(inspect.signature(getattr(method, name)).parameters)
             assert not words & {"label", "labels", "target", "targets", "y", "classes"}
 
@@ -201,7 +228,9 @@ def test_the_order_of_images_and_of_views_does_not_matter():
     loss = loss_of(method, views)["loss"]
     torch.testing.assert_close(loss_of(method, views.flip(0))["loss"], loss)
     torch.testing.assert_close(loss_of(method, views[:, torch.randperm(B)])["loss"], loss)
-    torch.testing.assert_close(method.loss(*views, torch.randperm(B) + 50)["loss"], loss)  # which images: not asked
+    torch.testing.assert_close(
+        method.loss(*views, torch.randperm(B) + 50)["loss"], loss
+    )  # which images: not asked
 
 
 # ---- the passes through the network
@@ -240,12 +269,15 @@ def test_batchnorm_split_is_as_on_n_devices(views_setting, n):
         if views_setting == "apart":
             expected = torch.stack([method.backbone(view[mine]) for view in views])
         else:
-            expected = method.backbone(torch.cat([views[0, mine], views[1, mine]])).view(2, share, -1)
+            expected = method.backbone(torch.cat([views[0, mine], views[1, mine]])).view(
+                2, share, -1
+            )
         torch.testing.assert_close(features[:, mine], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    "settings", [dict(views="apart"), dict(batchnorm_split=3), dict(views="apart", batchnorm_split=2)]
+    "settings",
+    [dict(views="apart"), dict(batchnorm_split=3), dict(views="apart", batchnorm_split=2)],
 )
 def test_passes_keep_the_order_of_images(settings):
     """In evaluation mode the passes cannot matter, so neither may the way they are put together."""
@@ -309,11 +341,16 @@ def test_heads_mlp():
         torch.testing.assert_close(out[h], hidden @ bank[2].weight[h])  # biases start at 0
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(head_bias=False), dict(head_init="torch"), dict(n_heads=1)])
+@pytest.mark.parametrize(
+    "settings", [dict(), dict(head_bias=False), dict(head_init="torch"), dict(n_heads=1)]
+)
 def test_settings_reach_the_heads(settings):
     method, _ = made(**settings)
     c = method.config
-    for bank, n_heads, n_out in ((method.projector, 1, c.projection_dim), (method.heads, c.n_heads, K)):
+    for bank, n_heads, n_out in (
+        (method.projector, 1, c.projection_dim),
+        (method.heads, c.n_heads, K),
+    ):
         assert bank[0].weight.shape == (n_heads, method.backbone.n_features, c.head_hidden)
         assert bank[2].weight.shape == (n_heads, c.head_hidden, n_out)
         for layer in (bank[0], bank[2]):
@@ -327,7 +364,10 @@ def test_weight_decay_can_tell_a_bias_from_a_weight():
     method, _ = made()
     one = {name for name, p in method.named_parameters() if p.dim() == 1}
     norms = {
-        f"{name}.{k}" for name, m in method.named_modules() if isinstance(m, nn.BatchNorm2d) for k in ("weight", "bias")
+        f"{name}.{k}"
+        for name, m in method.named_modules()
+        if isinstance(m, nn.BatchNorm2d)
+        for k in ("weight", "bias")
     }
     assert one == norms | {name for name, _ in method.named_parameters() if name.endswith("bias")}
     assert {"heads.0.bias", "heads.2.bias", "projector.2.bias"} <= one
@@ -341,8 +381,14 @@ def test_outputs():
     method.eval()
     out = method.outputs(views[0])
     features, p = out["backbone"], out["probabilities"]
-    assert features.shape == (B, 6) and p.shape == (2, B, K) and method.prepare(features) is features
+    assert (
+        features.shape == (B, 6) and p.shape == (2, B, K) and method.prepare(features) is features
+    )
     torch.testing.assert_close(out["projection"], method.projector(features)[0])
     torch.testing.assert_close(p.sum(-1), torch.ones(2, B, dtype=torch.float64))
     torch.testing.assert_close(p, method.heads(features).softmax(-1))
-    assert method.after_step(0, 1) is None and method.before_epoch(1, None) == {} and method.order(3, None) is None
+    assert (
+        method.after_step(0, 1) is None
+        and method.before_epoch(1, None) == {}
+        and method.order(3, None) is None
+    )

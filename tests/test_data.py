@@ -48,7 +48,9 @@ def no_network(monkeypatch):
 def load(home, dataset="folder", **settings):
     if dataset == "folder":
         settings = {"folder": str(home / "images"), "image_size": 8, **settings}
-    return data.load(Config.from_params({"dataset": dataset, "data_dir": str(home / "data"), **settings}))
+    return data.load(
+        Config.from_params({"dataset": dataset, "data_dir": str(home / "data"), **settings})
+    )
 
 
 def refused(home, **settings) -> str:
@@ -56,7 +58,9 @@ def refused(home, **settings) -> str:
     before = set((home / "data").glob("*.npz"))
     with pytest.raises(ConfigError) as error:
         load(home, **settings)
-    assert error.value.__cause__ is None and (error.value.__suppress_context__ or error.value.__context__ is None)
+    assert error.value.__cause__ is None and (
+        error.value.__suppress_context__ or error.value.__context__ is None
+    )
     assert set((home / "data").glob("*.npz")) == before
     return str(error.value)
 
@@ -81,13 +85,18 @@ def colour(images, i=0):
 
 # ---- data sets with a name
 
+
 def test_digits_are_the_same_everywhere(home):
     images = load(home, "digits")
     assert images.pixels.shape == (1797, 1, 8, 8) and images.pixels.dtype == torch.uint8
     assert images.pixels.max() == 255 and images.pixels.min() == 0
     assert images.labels.dtype == torch.int64 and images.split.dtype == torch.uint8
     assert images.split.tolist() == [0] * 1437 + [1] * 360
-    assert images.classes == tuple("0123456789") and images.labelled and images.labels[:10].tolist() == list(range(10))
+    assert (
+        images.classes == tuple("0123456789")
+        and images.labelled
+        and images.labels[:10].tolist() == list(range(10))
+    )
     assert images.files == images.skipped == ()
     assert images.sha256 == DIGITS
 
@@ -104,9 +113,11 @@ def test_a_cached_file_is_all_that_is_needed(home, monkeypatch):
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar20", "stl10"])
 def test_without_network_one_sentence_says_what_to_do(home, dataset, no_network):
     text = refused(home, dataset=dataset)
-    assert text == (f"dataset '{dataset}' is not in data_dir '{home / 'data'}' and cannot be downloaded ([Errno -2] Name or "
-                    f"service not known): connect to a network once, or copy {dataset}.npz into that folder "
-                    f"from a machine that has it")
+    assert text == (
+        f"dataset '{dataset}' is not in data_dir '{home / 'data'}' and cannot be downloaded ([Errno -2] Name or "
+        f"service not known): connect to a network once, or copy {dataset}.npz into that folder "
+        f"from a machine that has it"
+    )
     assert not (home / "data" / f"{dataset}.npz").exists()
 
 
@@ -126,13 +137,21 @@ def test_cifar(home, dataset, monkeypatch, no_network):
 
     def batch(name, first):
         pixels.append(rng.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
-        labels = {"labels": [first, 1]} if dataset == "cifar10" else {"fine_labels": [99, 98], "coarse_labels": [first, 1]}
+        labels = (
+            {"labels": [first, 1]}
+            if dataset == "cifar10"
+            else {"fine_labels": [99, 98], "coarse_labels": [first, 1]}
+        )
         return put(base, name, pickle.dumps({"data": pixels[-1].reshape(2, -1), **labels}))
 
     train = [batch(name, 0) for name, _ in source.train_list]
     test = [batch(name, 2) for name, _ in source.test_list]
     names = ["aeroplane", "bird", "cat"]
-    meta = {"label_names": names} if dataset == "cifar10" else {"fine_label_names": ["x"] * 100, "coarse_label_names": names}
+    meta = (
+        {"label_names": names}
+        if dataset == "cifar10"
+        else {"fine_label_names": ["x"] * 100, "coarse_label_names": names}
+    )
     name, md5 = put(base, source.meta["filename"], pickle.dumps(meta))
     monkeypatch.setattr(source, "train_list", train)
     monkeypatch.setattr(source, "test_list", test)
@@ -140,7 +159,12 @@ def test_cifar(home, dataset, monkeypatch, no_network):
 
     images = load(home, dataset)
     assert images.classes == tuple(names)
-    assert by_content(images) == dict(zip((x.tobytes() for x in np.concatenate(pixels)), [(0, 0), (1, 0)] * len(train) + [(2, 1), (1, 1)]))
+    assert by_content(images) == dict(
+        zip(
+            (x.tobytes() for x in np.concatenate(pixels)),
+            [(0, 0), (1, 0)] * len(train) + [(2, 1), (1, 1)],
+        )
+    )
     for file in base.iterdir():
         file.unlink()
     assert load(home, dataset).sha256 == images.sha256
@@ -150,22 +174,43 @@ def test_stl10(home, monkeypatch, no_network):
     from torchvision.datasets import STL10
 
     rng = np.random.default_rng(0)
-    base, pixels = home / "data" / STL10.base_folder, rng.integers(0, 256, (5, 3, 96, 96), dtype=np.uint8)
+    base, pixels = (
+        home / "data" / STL10.base_folder,
+        rng.integers(0, 256, (5, 3, 96, 96), dtype=np.uint8),
+    )
     columns_first = pixels.transpose(0, 1, 3, 2)
-    monkeypatch.setattr(STL10, "train_list", [
-        put(base, "train_X.bin", columns_first[:2].tobytes()), put(base, "train_y.bin", bytes([1, 3])), put(base, "unlabeled_X.bin", b"")])
-    monkeypatch.setattr(STL10, "test_list", [
-        put(base, "test_X.bin", columns_first[2:].tobytes()), put(base, "test_y.bin", bytes([2, 2, 1]))])
+    monkeypatch.setattr(
+        STL10,
+        "train_list",
+        [
+            put(base, "train_X.bin", columns_first[:2].tobytes()),
+            put(base, "train_y.bin", bytes([1, 3])),
+            put(base, "unlabeled_X.bin", b""),
+        ],
+    )
+    monkeypatch.setattr(
+        STL10,
+        "test_list",
+        [
+            put(base, "test_X.bin", columns_first[2:].tobytes()),
+            put(base, "test_y.bin", bytes([2, 2, 1])),
+        ],
+    )
     put(base, "class_names.txt", b"airplane\nbird\ncar\n")
     images = load(home, "stl10")
     assert images.classes == ("airplane", "bird", "car")
-    assert by_content(images) == dict(zip((x.tobytes() for x in pixels), [(0, 0), (2, 0), (1, 1), (1, 1), (0, 1)]))
+    assert by_content(images) == dict(
+        zip((x.tobytes() for x in pixels), [(0, 0), (2, 0), (1, 1), (1, 1), (0, 1)])
+    )
 
 
 def by_content(images):
     """{an image's bytes: (label, split)}, training part before test part."""
     assert images.split.tolist() == sorted(images.split.tolist())
-    return {x.numpy().tobytes(): (label, split) for x, label, split in zip(images.pixels, images.labels.tolist(), images.split.tolist())}
+    return {
+        x.numpy().tobytes(): (label, split)
+        for x, label, split in zip(images.pixels, images.labels.tolist(), images.split.tolist())
+    }
 
 
 def test_the_order_of_a_download_does_not_matter():
@@ -175,30 +220,43 @@ def test_the_order_of_a_download_does_not_matter():
     y[3], y[7] = 4, 2
     shuffled = rng.permutation(30)
     first = data.joined([x[:30], x[30:]], [y[:30].tolist(), y[30:]], list("abcde"))
-    second = data.joined([x[:30][shuffled], x[30:]], [y[:30][shuffled], y[30:].tolist()], list("abcde"))
+    second = data.joined(
+        [x[:30][shuffled], x[30:]], [y[:30][shuffled], y[30:].tolist()], list("abcde")
+    )
     assert all(np.array_equal(first[k], second[k]) for k in first)
     assert data.content_hash(data.canonical(**first)) == data.content_hash(data.canonical(**second))
     other = data.joined([x[:30], x[30:]], [y[:30] ^ 1, y[30:]], list("abcde"))
     assert data.content_hash(data.canonical(**other)) != data.content_hash(data.canonical(**first))
 
 
-@pytest.mark.parametrize("dataset, side", [("digits", 8), ("cifar10", 32), ("cifar20", 32), ("stl10", 96)])
+@pytest.mark.parametrize(
+    "dataset, side", [("digits", 8), ("cifar10", 32), ("cifar20", 32), ("stl10", 96)]
+)
 def test_side(dataset, side):
     assert Config.from_params({"dataset": dataset}).side == side
 
 
 # ---- layouts of a folder
 
-@pytest.mark.parametrize("files, labels, split, classes", [
-    (["train/b/2.png", "train/a/1.jpg", "test/b/3.PNG", "train/b/1.bmp"], [0, 1, 1, 1], [0, 0, 0, 1], ("a", "b")),
-    (["b/2.png", "a/1.jpg", "b/10.gif"], [0, 1, 1], [0, 0, 0], ("a", "b")),
-    (["2.png", "1.jpg"], [-1, -1], [0, 0], ()),
-    (["train/2.png", "test/1.jpg"], [-1, -1], [0, 1], ()),
-    (["train/2.png"], [-1], [0], ()),
-    (["Train/a/1.png", "TEST/a/1.png"], [0, 0], [0, 1], ("a",)),
-    (["a/1.png", ".hidden/1.png", "a/.2.png", "a/notes.txt", "notes.txt"], [0], [0], ("a",)),
-    (["has space/b c.png", "ünï/日本.png"], [0, 1], [0, 0], ("has space", "ünï")),
-])
+
+@pytest.mark.parametrize(
+    "files, labels, split, classes",
+    [
+        (
+            ["train/b/2.png", "train/a/1.jpg", "test/b/3.PNG", "train/b/1.bmp"],
+            [0, 1, 1, 1],
+            [0, 0, 0, 1],
+            ("a", "b"),
+        ),
+        (["b/2.png", "a/1.jpg", "b/10.gif"], [0, 1, 1], [0, 0, 0], ("a", "b")),
+        (["2.png", "1.jpg"], [-1, -1], [0, 0], ()),
+        (["train/2.png", "test/1.jpg"], [-1, -1], [0, 1], ()),
+        (["train/2.png"], [-1], [0], ()),
+        (["Train/a/1.png", "TEST/a/1.png"], [0, 0], [0, 1], ("a",)),
+        (["a/1.png", ".hidden/1.png", "a/.2.png", "a/notes.txt", "notes.txt"], [0], [0], ("a",)),
+        (["has space/b c.png", "ünï/日本.png"], [0, 1], [0, 0], ("has space", "ünï")),
+    ],
+)
 def test_layouts(home, files, labels, split, classes):
     for i, file in enumerate(files):
         if file.endswith(".txt"):
@@ -206,33 +264,57 @@ def test_layouts(home, files, labels, split, classes):
         else:
             picture(home / "images" / file, (20 * i, 0, 0))
     images = load(home)
-    assert (images.labels.tolist(), images.split.tolist(), images.classes) == (labels, split, classes)
+    assert (images.labels.tolist(), images.split.tolist(), images.classes) == (
+        labels,
+        split,
+        classes,
+    )
     assert images.labelled == bool(classes) and images.name == "images" and images.skipped == ()
     seen = [f for f in files if not f.endswith(".txt") and "/." not in f"/{f}"]
     assert sorted(images.files) == sorted(seen)
     for i, file in enumerate(images.files):
-        assert abs(colour(images, i)[0] - 20 * files.index(file)) <= 1, "pixels, labels and files go together"
+        assert abs(colour(images, i)[0] - 20 * files.index(file)) <= 1, (
+            "pixels, labels and files go together"
+        )
 
 
-@pytest.mark.parametrize("files, says", [
-    ([], "'images' holds no image: fill or remove it"),
-    (["notes.txt"], "'images' holds no image"),
-    (["a/1.png", "b/"], "'images/b' holds no image"),
-    (["train/a/1.png", "test/a/"], "'images/test/a' holds no image"),
-    (["train/a/1.png", "test/"], "'images' has class folders in one of 'train' and 'test' only"),
-    (["train/1.png", "test/"], "'images/test' holds no image"),
-    (["train/", "test/1.png"], "'images/train' holds no image"),
-    (["train/a/1.png", "test/a/1.png", "test/b/1.png"], "'images/test/b' has no counterpart among the 1 classes of 'train'"),
-    (["train/a/1.png", "test/1.png"], "'images' has class folders in one of 'train' and 'test' only"),
-    (["train/1.png", "test/a/1.png"], "'images' has class folders in one of 'train' and 'test' only"),
-    (["a/1.png", "1.png"], "'images' holds images ('1.png') beside class folders ('a')"),
-    (["train/a/1.png", "train/1.png"], "'images/train' holds images ('1.png') beside class folders ('a')"),
-    (["test/a/1.png"], "'images' holds 'test' but no 'train'"),
-    (["train/a/1.png", "val/a/1.png"], "'images' holds 'val' beside 'train'"),
-    (["train/a/1.png", "1.png"], "'images' holds '1.png' beside 'train'"),
-    (["train/1.png", "Train/1.png"], "beside 'train'"),
-    (["a/1.png", "a/more/1.png"], "'images/a' is a class, but holds a folder, 'more'"),
-])
+@pytest.mark.parametrize(
+    "files, says",
+    [
+        ([], "'images' holds no image: fill or remove it"),
+        (["notes.txt"], "'images' holds no image"),
+        (["a/1.png", "b/"], "'images/b' holds no image"),
+        (["train/a/1.png", "test/a/"], "'images/test/a' holds no image"),
+        (
+            ["train/a/1.png", "test/"],
+            "'images' has class folders in one of 'train' and 'test' only",
+        ),
+        (["train/1.png", "test/"], "'images/test' holds no image"),
+        (["train/", "test/1.png"], "'images/train' holds no image"),
+        (
+            ["train/a/1.png", "test/a/1.png", "test/b/1.png"],
+            "'images/test/b' has no counterpart among the 1 classes of 'train'",
+        ),
+        (
+            ["train/a/1.png", "test/1.png"],
+            "'images' has class folders in one of 'train' and 'test' only",
+        ),
+        (
+            ["train/1.png", "test/a/1.png"],
+            "'images' has class folders in one of 'train' and 'test' only",
+        ),
+        (["a/1.png", "1.png"], "'images' holds images ('1.png') beside class folders ('a')"),
+        (
+            ["train/a/1.png", "train/1.png"],
+            "'images/train' holds images ('1.png') beside class folders ('a')",
+        ),
+        (["test/a/1.png"], "'images' holds 'test' but no 'train'"),
+        (["train/a/1.png", "val/a/1.png"], "'images' holds 'val' beside 'train'"),
+        (["train/a/1.png", "1.png"], "'images' holds '1.png' beside 'train'"),
+        (["train/1.png", "Train/1.png"], "beside 'train'"),
+        (["a/1.png", "a/more/1.png"], "'images/a' is a class, but holds a folder, 'more'"),
+    ],
+)
 def test_mistakes_in_a_folder(home, files, says):
     for file in files:
         if file.endswith("/"):
@@ -242,7 +324,11 @@ def test_mistakes_in_a_folder(home, files, says):
         else:
             picture(home / "images" / file)
     text = refused(home)
-    assert text.replace(str(home) + "/", "").startswith("folder " + says) or says in text and says.startswith("beside")
+    assert (
+        text.replace(str(home) + "/", "").startswith("folder " + says)
+        or says in text
+        and says.startswith("beside")
+    )
     assert "\n" not in text
 
 
@@ -251,7 +337,10 @@ def test_no_folder(home):
     assert refused(home, folder=str(home / "gone")) == f"folder '{home}/gone' does not exist"
     assert refused(home, folder=str(file)) == f"folder '{file}' is a file: name a folder of images"
     assert "File name too long" in refused(home, folder="x" * 5000)
-    assert refused(home, folder="~no-such-user/images") == "folder '~no-such-user/images' does not exist"
+    assert (
+        refused(home, folder="~no-such-user/images")
+        == "folder '~no-such-user/images' does not exist"
+    )
 
 
 def test_a_folder_that_may_not_be_listed(home, monkeypatch):
@@ -261,7 +350,10 @@ def test_a_folder_that_may_not_be_listed(home, monkeypatch):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    assert refused(home) == f"folder '{home}/images' cannot be listed: Permission denied, '{home}/images'"
+    assert (
+        refused(home)
+        == f"folder '{home}/images' cannot be listed: Permission denied, '{home}/images'"
+    )
 
 
 def test_home_is_expanded(home, monkeypatch):
@@ -277,7 +369,10 @@ def test_links_are_followed(home):
     (home / "images" / "b").mkdir()
     (home / "images" / "b" / "link.png").symlink_to(away)
     images = load(home)
-    assert images.files == ("a/1.png", "b/link.png") and colour(images, 0) == colour(images, 1) == GREEN
+    assert (
+        images.files == ("a/1.png", "b/link.png")
+        and colour(images, 0) == colour(images, 1) == GREEN
+    )
 
 
 def test_a_link_is_read_anew_when_its_target_changes(home):
@@ -295,7 +390,9 @@ def test_links_to_nothing(home):
     text = refused(home)
     assert "'a/2.png': a link to nothing" in text and "'a/loop.png': a link to nothing" in text
     (home / "images" / "b").symlink_to(home / "gone")
-    assert refused(home) == f"folder '{home}/images' holds a link to nothing, 'b': repair or remove it"
+    assert (
+        refused(home) == f"folder '{home}/images' holds a link to nothing, 'b': repair or remove it"
+    )
 
 
 def test_names_of_any_bytes(home):
@@ -316,6 +413,7 @@ def test_a_folder_of_a_long_name(home):
 
 
 # ---- images from outside
+
 
 def save(**options):
     return lambda path, image: image.save(path, **options)
@@ -353,16 +451,27 @@ READ = {
     "key colour.png": (Image.new("RGB", (9, 9), RED), save(transparency=RED), WHITE),
     "cmyk.jpg": (Image.new("CMYK", (9, 9), (255, 0, 0, 0)), save(quality=100), (0, 255, 255)),
     "cmyk.tif": (Image.new("CMYK", (9, 9), (0, 255, 255, 0)), save(), RED),
-    "animated.gif": (Image.new("RGB", (9, 9), RED), save(save_all=True, append_images=[Image.new("RGB", (9, 9), BLUE)]), RED),
-    "animated.webp": (Image.new("RGB", (9, 9), RED),
-                      save(save_all=True, append_images=[Image.new("RGB", (9, 9), BLUE)], lossless=True), RED),
+    "animated.gif": (
+        Image.new("RGB", (9, 9), RED),
+        save(save_all=True, append_images=[Image.new("RGB", (9, 9), BLUE)]),
+        RED,
+    ),
+    "animated.webp": (
+        Image.new("RGB", (9, 9), RED),
+        save(save_all=True, append_images=[Image.new("RGB", (9, 9), BLUE)], lossless=True),
+        RED,
+    ),
     "one pixel.png": (Image.new("RGB", (1, 1), GREEN), save(), GREEN),
     "wide.png": (Image.new("RGB", (20_000, 3), GREEN), save(), GREEN),
     "wide.jpg": (Image.new("L", (20_000, 100), 60), save(), (60, 60, 60)),
     "one line.png": (Image.new("RGB", (1, 3000), GREEN), save(), GREEN),
     "png inside.jpg": (Image.new("RGB", (9, 9), GREEN), save(format="PNG"), GREEN),
     "UPPER.JPEG": (Image.new("L", (9, 9), 60), save(), (60, 60, 60)),
-    "broken exif.jpg": (Image.new("L", (9, 9), 60), save(exif=b"Exif\0\0no such thing"), (60, 60, 60)),
+    "broken exif.jpg": (
+        Image.new("L", (9, 9), 60),
+        save(exif=b"Exif\0\0no such thing"),
+        (60, 60, 60),
+    ),
 }
 
 
@@ -375,16 +484,33 @@ def test_every_kind_of_image_is_read_rightly_and_without_noise(home):
     assert not noise
     for i, name in enumerate(images.files):
         expected = READ[name][2]
-        assert np.abs(np.subtract(colour(images, i), expected)).max() <= 1, f"{name}: {colour(images, i)}, not {expected}"
+        assert np.abs(np.subtract(colour(images, i), expected)).max() <= 1, (
+            f"{name}: {colour(images, i)}, not {expected}"
+        )
     assert len(images) == len(READ)
 
 
-@pytest.mark.parametrize("suffix, mode", [
-    ("jpg", "RGB"), ("jpg", "L"), ("png", "RGB"), ("png", "I;16"), ("webp", "RGB"), ("tif", "RGB"), ("tif", "L"), ("tif", "I;16")])
+@pytest.mark.parametrize(
+    "suffix, mode",
+    [
+        ("jpg", "RGB"),
+        ("jpg", "L"),
+        ("png", "RGB"),
+        ("png", "I;16"),
+        ("webp", "RGB"),
+        ("tif", "RGB"),
+        ("tif", "L"),
+        ("tif", "I;16"),
+    ],
+)
 def test_upright(home, suffix, mode):
     left = np.zeros((32, 64), np.uint8)
     left[:, :32] = 255  # white on the left, which upright is the top
-    image = Image.fromarray(left.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(left).convert(mode)
+    image = (
+        Image.fromarray(left.astype(np.uint16) * 257)
+        if mode == "I;16"
+        else Image.fromarray(left).convert(mode)
+    )
     turned(home / "images" / f"a.{suffix}", image)
     rows = load(home).pixels[0, 0].float().mean(1)
     assert (rows[:3] > 240).all() and (rows[5:] < 15).all()
@@ -398,15 +524,19 @@ def test_the_centre_is_cut_out_and_resized(home):
     assert (seen[1, :, 1:-1] == 255).all() and (seen[1] > 200).all() and (seen[0] == 0).all()
     ramp = np.repeat(np.linspace(0, 255, 640)[:, None], 640, 1).astype(np.uint8)
     for name in ("b.jpg", "c.png"):  # the JPEG is decoded at a smaller scale, to the same picture
-        Image.fromarray(ramp).save(home / "images" / name, **({"quality": 95} if name == "b.jpg" else {}))
+        Image.fromarray(ramp).save(
+            home / "images" / name, **({"quality": 95} if name == "b.jpg" else {})
+        )
     _, jpeg, png = load(home).pixels
     assert (jpeg.int() - png.int()).abs().max() <= 3
-    assert np.abs(png[0, :, 0].numpy() - (np.arange(8) + .5) * 255 / 8).max() < 4
+    assert np.abs(png[0, :, 0].numpy() - (np.arange(8) + 0.5) * 255 / 8).max() < 4
 
 
 def test_a_large_jpeg_is_decoded_at_a_smaller_scale(home, monkeypatch):
     sizes, fit = [], folder_module.ImageOps.fit
-    monkeypatch.setattr(folder_module.ImageOps, "fit", lambda image, *a: sizes.append(image.size) or fit(image, *a))
+    monkeypatch.setattr(
+        folder_module.ImageOps, "fit", lambda image, *a: sizes.append(image.size) or fit(image, *a)
+    )
     picture(home / "images" / "a.jpg", size=(640, 320))
     load(home)
     assert sizes == [(80, 40)]
@@ -416,7 +546,7 @@ def cut(name: str, share: float) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, name)
-    return buffer.getvalue()[:int(share * len(buffer.getvalue()))]
+    return buffer.getvalue()[: int(share * len(buffer.getvalue()))]
 
 
 def bomb() -> bytes:
@@ -429,15 +559,18 @@ def bomb() -> bytes:
 
 
 BAD = {
-    "cut.jpg": (cut("JPEG", .5), "image file is truncated"),
-    "cut.png": (cut("PNG", .5), "image file is truncated"),
-    "cut.gif": (cut("GIF", .5), "image file is truncated"),
-    "cut.bmp": (cut("BMP", .5), "image file is truncated"),
-    "cut.webp": (cut("WEBP", .5), ""),
+    "cut.jpg": (cut("JPEG", 0.5), "image file is truncated"),
+    "cut.png": (cut("PNG", 0.5), "image file is truncated"),
+    "cut.gif": (cut("GIF", 0.5), "image file is truncated"),
+    "cut.bmp": (cut("BMP", 0.5), "image file is truncated"),
+    "cut.webp": (cut("WEBP", 0.5), ""),
     "text.jpg": (b"no image\n", "damaged, or not one of JPEG, PNG"),
     "empty.png": (b"", "empty"),
     "huge.png": (bomb(), "more than 178,956,970 pixels"),
-    "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "damaged, or not one of"),
+    "script.jpg": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        "damaged, or not one of",
+    ),
     "phone.heic": (b"\0\0\0\x18ftypheic", "damaged, or not one of"),
 }
 
@@ -448,18 +581,30 @@ def test_a_bad_image_is_named_or_left_out(home, name):
     pictures(home / "images", "a.png", "z.png")
     (home / "images" / name).write_bytes(content)
     head, line = refused(home).split("\n")
-    assert head == f"folder '{home}/images' has 1 of 3 images that cannot be read (-p bad_images skip leaves them out):"
-    assert line.startswith(f"  '{name}': {reason}") and len(line) > len(f"  '{name}': ") and str(home) not in line
+    assert (
+        head
+        == f"folder '{home}/images' has 1 of 3 images that cannot be read (-p bad_images skip leaves them out):"
+    )
+    assert (
+        line.startswith(f"  '{name}': {reason}")
+        and len(line) > len(f"  '{name}': ")
+        and str(home) not in line
+    )
     images = load(home, bad_images="skip")
     assert images.skipped == (name,) and images.files == ("a.png", "z.png")
-    assert len(images.pixels) == len(images.labels) == len(images.split) == 2 and colour(images, 1) == (10, 0, 0)
+    assert len(images.pixels) == len(images.labels) == len(images.split) == 2 and colour(
+        images, 1
+    ) == (10, 0, 0)
 
 
 def test_grey_levels_without_a_known_range_are_named(home):
     Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(home / "images" / "float.tif")
     Image.fromarray(np.full((9, 9), 70_000, np.int32)).save(home / "images" / "integer.tif")
     text = refused(home)
-    assert "'float.tif': floating-point grey levels" in text and "'integer.tif': grey levels beyond 16 bits" in text
+    assert (
+        "'float.tif': floating-point grey levels" in text
+        and "'integer.tif': grey levels beyond 16 bits" in text
+    )
 
 
 def test_unreadable_and_odd_files(home, monkeypatch):
@@ -472,11 +617,16 @@ def test_unreadable_and_odd_files(home, monkeypatch):
         return open(path, mode)
 
     monkeypatch.setattr(folder_module, "open", refuse, raising=False)
-    assert refused(home).split("\n")[1:] == ["  'locked.png': Permission denied", "  'pipe.png': not a file"]
+    assert refused(home).split("\n")[1:] == [
+        "  'locked.png': Permission denied",
+        "  'pipe.png': not a file",
+    ]
     assert load(home, bad_images="skip").skipped == ("locked.png", "pipe.png")
     monkeypatch.undo()
     (home / "images" / "locked.png").chmod(0o600)
-    assert load(home, bad_images="skip").files == ("a.png", "locked.png"), "once readable it is read"
+    assert load(home, bad_images="skip").files == ("a.png", "locked.png"), (
+        "once readable it is read"
+    )
 
 
 def test_a_very_large_image_is_read_in_silence_up_to_a_bound(home, monkeypatch):
@@ -497,14 +647,19 @@ def test_ten_bad_images_are_listed_and_the_rest_counted(home):
         (home / "images" / f"{i:02d}.jpg").write_bytes(b"x")
     head, *lines = refused(home).split("\n")
     assert " has 12 of 13 images that cannot be read" in head and len(lines) == 11
-    assert [line.split(":")[0] for line in lines[:10]] == [f"  '{i:02d}.jpg'" for i in range(10)] and lines[10] == "  and 2 more"
+    assert [line.split(":")[0] for line in lines[:10]] == [
+        f"  '{i:02d}.jpg'" for i in range(10)
+    ] and lines[10] == "  and 2 more"
     (home / "images" / "10.jpg").unlink()
     (home / "images" / "11.jpg").unlink()
     assert len(refused(home).split("\n")) == 11 and "more" not in refused(home)
 
 
 def test_skipped_images_leave_the_others_in_place(home):
-    pictures(home / "images", *(f"{part}/{c}/{i}.png" for part in ("train", "test") for c in "ab" for i in range(3)))
+    pictures(
+        home / "images",
+        *(f"{part}/{c}/{i}.png" for part in ("train", "test") for c in "ab" for i in range(3)),
+    )
     whole = load(home)
     for bad in ("train/a/1.png", "test/b/0.png"):
         (home / "images" / bad).write_bytes(b"x")
@@ -512,24 +667,34 @@ def test_skipped_images_leave_the_others_in_place(home):
         images = load(home, bad_images="skip")
         assert images.skipped == ("train/a/1.png", "test/b/0.png")
         kept = [i for i, file in enumerate(whole.files) if file not in images.skipped]
-        assert torch.equal(images.pixels, whole.pixels[kept]) and torch.equal(images.labels, whole.labels[kept])
-        assert torch.equal(images.split, whole.split[kept]) and images.files == tuple(whole.files[i] for i in kept)
+        assert torch.equal(images.pixels, whole.pixels[kept]) and torch.equal(
+            images.labels, whole.labels[kept]
+        )
+        assert torch.equal(images.split, whole.split[kept]) and images.files == tuple(
+            whole.files[i] for i in kept
+        )
     assert images.part("test", 2).skipped == images.skipped
 
 
 @pytest.mark.parametrize("bad_images", ["stop", "skip"])
-@pytest.mark.parametrize("files, bad, empty", [
-    (["a/1.png", "b/1.png"], ["b/1.png"], "images/b"),
-    (["train/a/1.png", "test/a/1.png"], ["test/a/1.png"], "images/test/a"),
-    (["train/1.png", "test/1.png"], ["test/1.png"], "images/test"),
-    (["1.png", "2.png"], ["1.png", "2.png"], "images"),
-])
+@pytest.mark.parametrize(
+    "files, bad, empty",
+    [
+        (["a/1.png", "b/1.png"], ["b/1.png"], "images/b"),
+        (["train/a/1.png", "test/a/1.png"], ["test/a/1.png"], "images/test/a"),
+        (["train/1.png", "test/1.png"], ["test/1.png"], "images/test"),
+        (["1.png", "2.png"], ["1.png", "2.png"], "images"),
+    ],
+)
 def test_nothing_may_be_emptied(home, files, bad, empty, bad_images):
     pictures(home / "images", *files)
     for file in bad:
         (home / "images" / file).write_bytes(b"x")
     text = refused(home, bad_images=bad_images)
-    assert f"has {len(bad)} of {len(files)} images that cannot be read; without them '{home}/{empty}' is empty:" in text
+    assert (
+        f"has {len(bad)} of {len(files)} images that cannot be read; without them '{home}/{empty}' is empty:"
+        in text
+    )
     assert all(f"'{file}'" in text for file in bad)
 
 
@@ -537,7 +702,9 @@ def test_images_are_decoded_in_parallel(home, monkeypatch):
     pictures(home / "images", "1.png", "2.png")
     together, read = threading.Barrier(2), folder_module.read_image
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(folder_module, "read_image", lambda *a: together.wait(60) is not None and read(*a))
+    monkeypatch.setattr(
+        folder_module, "read_image", lambda *a: together.wait(60) is not None and read(*a)
+    )
     assert len(load(home)) == 2
 
 
@@ -568,8 +735,9 @@ def test_full_size_images_are_not_kept(home, monkeypatch):
 
 # ---- the cached file
 
+
 def cached(home) -> Path:
-    path, = (home / "data").glob("*.npz")
+    (path,) = (home / "data").glob("*.npz")
     return path
 
 
@@ -589,25 +757,34 @@ def flip(path, at=0.5):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm, says", [
-    (lambda p: p.write_bytes(p.read_bytes()[:-1000]), "is damaged or of another kind ("),
-    (lambda p: p.write_bytes(b""), "is damaged or of another kind ("),
-    (lambda p: p.write_text("a note"), "is damaged or of another kind ("),
-    (lambda p: p.write_bytes(pickle.dumps([1, 2])), "is damaged or of another kind ("),
-    (lambda p: np.save(p.open("wb"), np.zeros(3)), "is damaged or of another kind ("),
-    (lambda p: np.savez(p, x=np.zeros(3)), "is damaged or of another kind ("),
-    (lambda p: (p.unlink(), p.mkdir()), "is damaged or of another kind ("),
-    (lambda p: no_longer(p, "skipped"), "is damaged or of another kind ("),
-    (lambda p: no_longer(p, "sha256"), "is damaged or of another kind ("),
-    (flip, "is damaged or of another kind ("),
-    (lambda p: rewrite(p, images=np.zeros((1797, 1, 8, 8), np.uint8)), "is not what its SHA-256 says"),
-    (lambda p: rewrite(p, labels=np.zeros(1797, np.int64)), "is not what its SHA-256 says"),
-    (lambda p: rewrite(p, split=np.zeros(1797, np.uint8)), "is not what its SHA-256 says"),
-    (lambda p: rewrite(p, classes=np.array(list("0123456798"))), "is not what its SHA-256 says"),
-    (lambda p: rewrite(p, files=np.array(["x"])), "is not what its SHA-256 says"),
-    (lambda p: rewrite(p, skipped=np.array(["x"])), "is not what its SHA-256 says"),
-    (lambda p: rewrite(p, sha256=np.array("0" * 64)), "is not what its SHA-256 says"),
-])
+@pytest.mark.parametrize(
+    "harm, says",
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-1000]), "is damaged or of another kind ("),
+        (lambda p: p.write_bytes(b""), "is damaged or of another kind ("),
+        (lambda p: p.write_text("a note"), "is damaged or of another kind ("),
+        (lambda p: p.write_bytes(pickle.dumps([1, 2])), "is damaged or of another kind ("),
+        (lambda p: np.save(p.open("wb"), np.zeros(3)), "is damaged or of another kind ("),
+        (lambda p: np.savez(p, x=np.zeros(3)), "is damaged or of another kind ("),
+        (lambda p: (p.unlink(), p.mkdir()), "is damaged or of another kind ("),
+        (lambda p: no_longer(p, "skipped"), "is damaged or of another kind ("),
+        (lambda p: no_longer(p, "sha256"), "is damaged or of another kind ("),
+        (flip, "is damaged or of another kind ("),
+        (
+            lambda p: rewrite(p, images=np.zeros((1797, 1, 8, 8), np.uint8)),
+            "is not what its SHA-256 says",
+        ),
+        (lambda p: rewrite(p, labels=np.zeros(1797, np.int64)), "is not what its SHA-256 says"),
+        (lambda p: rewrite(p, split=np.zeros(1797, np.uint8)), "is not what its SHA-256 says"),
+        (
+            lambda p: rewrite(p, classes=np.array(list("0123456798"))),
+            "is not what its SHA-256 says",
+        ),
+        (lambda p: rewrite(p, files=np.array(["x"])), "is not what its SHA-256 says"),
+        (lambda p: rewrite(p, skipped=np.array(["x"])), "is not what its SHA-256 says"),
+        (lambda p: rewrite(p, sha256=np.array("0" * 64)), "is not what its SHA-256 says"),
+    ],
+)
 def test_a_file_that_is_not_whole_is_refused(home, harm, says):
     load(home, "digits")
     harm(home / "data" / "digits.npz")
@@ -640,7 +817,10 @@ def test_the_hash_does_not_depend_on_byte_order(home):
     rewrite(cached(home), labels=swapped)
     images = load(home, "digits")
     assert images.sha256 == DIGITS and images.labels[:3].tolist() == [0, 1, 2]
-    assert data.content_hash(data.canonical(**{**dict(np.load(cached(home))), "labels": swapped})) == DIGITS
+    assert (
+        data.content_hash(data.canonical(**{**dict(np.load(cached(home))), "labels": swapped}))
+        == DIGITS
+    )
 
 
 def test_the_file_is_kept_until_something_changes(home, monkeypatch):
@@ -669,7 +849,9 @@ def test_the_file_is_kept_until_something_changes(home, monkeypatch):
     assert made_anew() and not made_anew()
     (home / "elsewhere").mkdir()
     (home / "images").rename(home / "elsewhere" / "images")
-    assert not made_anew(folder=str(home / "elsewhere" / "images")), "paths are relative to the folder"
+    assert not made_anew(folder=str(home / "elsewhere" / "images")), (
+        "paths are relative to the folder"
+    )
 
 
 def test_the_same_folder_has_the_same_hash_in_another_place(home):
@@ -689,11 +871,16 @@ def test_nothing_half_written_is_left(home, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    assert refused(home, dataset="digits") == f"data_dir '{home}/data' cannot be written: No space left on device"
+    assert (
+        refused(home, dataset="digits")
+        == f"data_dir '{home}/data' cannot be written: No space left on device"
+    )
     assert [p.name for p in (home / "data").iterdir()] == [".digits.lock"]
     monkeypatch.undo()
     assert load(home, "digits").sha256 == DIGITS
-    assert "Not a directory" in refused(home, dataset="digits", data_dir=str(cached(home) / "below"))
+    assert "Not a directory" in refused(
+        home, dataset="digits", data_dir=str(cached(home) / "below")
+    )
 
 
 def test_of_two_processes_one_makes_the_file(home, monkeypatch):
@@ -721,11 +908,21 @@ def test_of_two_processes_one_makes_the_file(home, monkeypatch):
 
 # ---- parts
 
+
 def some(n=100, labels=None) -> data.Images:
     pixels = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 2, 2).contiguous()
     labels = torch.arange(n) % 10 if labels is None else labels
     split = (torch.arange(n) % 4 == 0).byte()
-    return data.Images("some", pixels, labels, split, tuple("0123456789"), "0", tuple(f"{i}.png" for i in range(n)), ("x.png",))
+    return data.Images(
+        "some",
+        pixels,
+        labels,
+        split,
+        tuple("0123456789"),
+        "0",
+        tuple(f"{i}.png" for i in range(n)),
+        ("x.png",),
+    )
 
 
 def numbers(images) -> list[int]:
@@ -739,9 +936,21 @@ def test_parts():
     assert sorted(numbers(images.part("train")) + numbers(images.part("test"))) == list(range(100))
     part = images.part("train", 30)
     assert len(part) == 30 and numbers(part) == sorted(numbers(part)) and (part.split == 0).all()
-    assert part.labels.tolist() == [i % 10 for i in numbers(part)] and part.files == tuple(f"{i}.png" for i in numbers(part))
-    assert (part.name, part.classes, part.sha256, part.skipped) == ("some", images.classes, "0", ("x.png",))
-    assert len(images.part("all", 100)) == len(images.part("all", 1000)) == len(images.part("all", 0)) == 100
+    assert part.labels.tolist() == [i % 10 for i in numbers(part)] and part.files == tuple(
+        f"{i}.png" for i in numbers(part)
+    )
+    assert (part.name, part.classes, part.sha256, part.skipped) == (
+        "some",
+        images.classes,
+        "0",
+        ("x.png",),
+    )
+    assert (
+        len(images.part("all", 100))
+        == len(images.part("all", 1000))
+        == len(images.part("all", 0))
+        == 100
+    )
     with pytest.raises(ValueError):
         images.part("validation")
 
@@ -760,7 +969,18 @@ def test_a_limit_draws_the_same_images_each_time_and_more_with_more():
 def test_a_limit_does_not_look_at_labels_and_leaves_the_generator_alone():
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    draws = [numbers(some(labels=labels).part(which, 20)) for which in ("train", "all")
-             for labels in (torch.arange(100) % 10, torch.zeros(100, dtype=torch.long), torch.full((100,), -1), torch.arange(100) // 10)]
+    draws = [
+        numbers(some(labels=labels).part(which, 20))
+        for which in ("train", "all")
+        for labels in (
+            torch.arange(100) % 10,
+            torch.zeros(100, dtype=torch.long),
+            torch.full((100,), -1),
+            torch.arange(100) // 10,
+        )
+    ]
     assert torch.equal(torch.get_rng_state(), state)
-    assert draws[0] == draws[1] == draws[2] == draws[3] and draws[4] == draws[5] == draws[6] == draws[7]
+    assert (
+        draws[0] == draws[1] == draws[2] == draws[3]
+        and draws[4] == draws[5] == draws[6] == draws[7]
+    )

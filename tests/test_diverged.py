@@ -10,7 +10,16 @@ from reproduce import Config, Diverged, fit, losses
 from reproduce.__main__ import main
 from reproduce.runs import ROOT, Run, find
 
-TINY = dict(epochs=4, limit=96, batch_size=32, width=4, n_heads=2, head_hidden=8, evaluate_every=2, trace_images=5)
+TINY = dict(
+    epochs=4,
+    limit=96,
+    batch_size=32,
+    width=4,
+    n_heads=2,
+    head_hidden=8,
+    evaluate_every=2,
+    trace_images=5,
+)
 
 
 def words(tmp_path, **more):
@@ -19,7 +28,9 @@ def words(tmp_path, **more):
 
 
 def test_history_and_the_last_good_checkpoint_are_kept(tmp_path, monkeypatch):
-    config = Config.from_params({**TINY, "results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")})
+    config = Config.from_params(
+        {**TINY, "results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")}
+    )
     run = Run(config)
     training = fit(config, run)
     rows = [next(training), next(training)]
@@ -28,10 +39,16 @@ def test_history_and_the_last_good_checkpoint_are_kept(tmp_path, monkeypatch):
         list(training)
     monkeypatch.undo()
     told = json.loads((run.partial / "metrics.json").read_text())
-    assert told["status"] == "diverged" and told["epochs"] == 2 and "at epoch 3, step 0" in told["reason"]
+    assert (
+        told["status"] == "diverged"
+        and told["epochs"] == 2
+        and "at epoch 3, step 0" in told["reason"]
+    )
     history = (run.partial / "history.csv").read_text().splitlines()
     assert len(history) == 3 and f"{rows[1]['loss']:.6g}" in history[2]
-    assert run.load_checkpoint()["epoch"] == 2 and not run.finished and find(config.results_dir) == []
+    assert (
+        run.load_checkpoint()["epoch"] == 2 and not run.finished and find(config.results_dir) == []
+    )
     assert [row["epoch"] for row in fit(config, Run(config))] == [1, 2, 3, 4]
     assert Run(config).json("metrics.json")["status"] == "finished"
 
@@ -42,7 +59,22 @@ def test_the_command_ends_with_a_status_of_its_own(tmp_path, capsys):
 
 
 def test_papermill_ends_in_one_sentence_and_not_with_zero(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "train.ipynb"), str(tmp_path / "out.ipynb"), "--no-progress-bar",
-                           *words(tmp_path, lambda1="1e30")], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(ROOT / "notebooks" / "train.ipynb"),
+            str(tmp_path / "out.ipynb"),
+            "--no-progress-bar",
+            *words(tmp_path, lambda1="1e30"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode != 0 and "Diverged: loss is " in done.stderr.strip().splitlines()[-1]
-    assert json.loads(next((tmp_path / "results").rglob("metrics.json")).read_text())["status"] == "diverged"
+    assert (
+        json.loads(next((tmp_path / "results").rglob("metrics.json")).read_text())["status"]
+        == "diverged"
+    )

@@ -23,7 +23,13 @@ def ax():
 
 def offsets(ax):
     """Every point that was scattered, ``[n, 2]``, in the order of drawing."""
-    return np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections if len(c.get_offsets()) and type(c).__name__ == "PathCollection"])
+    return np.concatenate(
+        [
+            np.asarray(c.get_offsets())
+            for c in ax.collections
+            if len(c.get_offsets()) and type(c).__name__ == "PathCollection"
+        ]
+    )
 
 
 def texts(ax):
@@ -36,25 +42,50 @@ def legend(ax):
 
 def grid(**columns):
     """Two seeds for each lambda1 and entropy; "batch" reaches 0.9 + seed / 100, "sample" 0.5."""
-    rows = [{"lambda1": w, "entropy": e, "seed": s, "lowest_loss_head_acc": (0.9 if e == "batch" else 0.5) + s / 100}
-            for w in (1.0, 0.1) for e in ("batch", "sample") for s in (0, 2)]
+    rows = [
+        {
+            "lambda1": w,
+            "entropy": e,
+            "seed": s,
+            "lowest_loss_head_acc": (0.9 if e == "batch" else 0.5) + s / 100,
+        }
+        for w in (1.0, 0.1)
+        for e in ("batch", "sample")
+        for s in (0, 2)
+    ]
     return pd.DataFrame(rows).assign(**columns)
 
 
 # ---- one run
 
+
 def test_loss_terms_are_drawn_in_their_order_with_their_names():
     figure, axes = plt.subplots(1, 3)
-    history = [{"epoch": e, "loss": 5.0 - e, "probability_contrast": 1.0, "entropy": 2.0 + e, "learning_rate": 0.1} for e in (1, 2, 3)]
+    history = [
+        {
+            "epoch": e,
+            "loss": 5.0 - e,
+            "probability_contrast": 1.0,
+            "entropy": 2.0 + e,
+            "learning_rate": 0.1,
+        }
+        for e in (1, 2, 3)
+    ]
     figures.loss_terms(history, axes)
     assert [ax.get_title() for ax in axes] == ["loss", "probability contrast PC", "entropy H"]
-    assert axes[0].lines[0].get_ydata().tolist() == [4, 3, 2] and axes[2].lines[0].get_ydata().tolist() == [3, 4, 5]
+    assert axes[0].lines[0].get_ydata().tolist() == [4, 3, 2] and axes[2].lines[
+        0
+    ].get_ydata().tolist() == [3, 4, 5]
     assert all(ax.get_ylabel() == "nats" and ax.get_xlabel() == "epoch" for ax in axes)
     plt.close(figure)
 
 
 def test_accuracy_curves_skip_epochs_without_an_evaluation(ax):
-    history = [{"epoch": 1, "lowest_loss_head_acc": None}, {"epoch": 2, "lowest_loss_head_acc": 0.5}, {"epoch": 3, "lowest_loss_head_acc": 0.75}]
+    history = [
+        {"epoch": 1, "lowest_loss_head_acc": None},
+        {"epoch": 2, "lowest_loss_head_acc": 0.5},
+        {"epoch": 3, "lowest_loss_head_acc": 0.75},
+    ]
     figures.accuracy_curves(history, ax)
     (line,) = ax.lines
     assert line.get_xdata().tolist() == [2, 3] and line.get_ydata().tolist() == [50, 75]
@@ -62,7 +93,16 @@ def test_accuracy_curves_skip_epochs_without_an_evaluation(ax):
 
 
 def test_loss_terms_of_any_method_have_their_own_names():
-    history = [{"epoch": 1, "pseudo_nmi": 0.1, "loss": 5.0, "cluster_contrast": 1.0, "learning_rate": 0.1, "seconds": 1.0}]
+    history = [
+        {
+            "epoch": 1,
+            "pseudo_nmi": 0.1,
+            "loss": 5.0,
+            "cluster_contrast": 1.0,
+            "learning_rate": 0.1,
+            "seconds": 1.0,
+        }
+    ]
     assert figures.terms(history) == ["loss", "cluster_contrast"] and figures.terms([]) == []
     figure, axes = plt.subplots(1, 2)
     figures.loss_terms(history, axes)
@@ -72,14 +112,37 @@ def test_loss_terms_of_any_method_have_their_own_names():
 
 def test_accuracy_curves_of_a_method_without_heads_and_of_one_head(ax):
     figures.accuracy_curves([{"epoch": 2, "kmeans_embedding_acc": 0.5, "knn_acc": 0.75}], ax)
-    assert legend(ax) == ["k-means on the features", "k nearest neighbours (by label)"] and ax.lines[1].get_ydata().tolist() == [75]
+    assert legend(ax) == [
+        "k-means on the features",
+        "k nearest neighbours (by label)",
+    ] and ax.lines[1].get_ydata().tolist() == [75]
     ax.clear()
-    figures.accuracy_curves([{"epoch": 2, **{f"{r}_acc": 0.5 for r in ("first_head", "lowest_loss_head", "aligned_average", "mean_of_heads")}}], ax)
+    figures.accuracy_curves(
+        [
+            {
+                "epoch": 2,
+                **{
+                    f"{r}_acc": 0.5
+                    for r in ("first_head", "lowest_loss_head", "aligned_average", "mean_of_heads")
+                },
+            }
+        ],
+        ax,
+    )
     assert legend(ax) == ["lowest-loss head"], "one head is drawn once"
 
 
 def test_heads_names_the_one_with_the_lowest_loss(ax):
-    figures.heads({"heads": [{"loss": 3.0, "acc": 0.7}, {"loss": 2.0, "acc": 0.9}, {"loss": 4.0, "acc": 0.1}]}, ax)
+    figures.heads(
+        {
+            "heads": [
+                {"loss": 3.0, "acc": 0.7},
+                {"loss": 2.0, "acc": 0.9},
+                {"loss": 4.0, "acc": 0.1},
+            ]
+        },
+        ax,
+    )
     assert offsets(ax).tolist() == [[3, 70], [2, 90], [4, 10]]
     assert texts(ax) == ["lowest loss"] and ax.texts[0].xy == (2.0, 90.0)
 
@@ -90,7 +153,9 @@ def test_cluster_mass_stacks_the_largest_first_up_to_one(ax):
     tops = [c.get_paths()[0].vertices[:, 1].max() for c in ax.collections]
     assert tops == pytest.approx([0.5, 0.8, 1.0])  # cluster 1 first, then 2 on it, then 0
     assert ax.get_xlim() == (0, 4) and ax.get_ylim() == (0, 1)
-    assert [line.get_ydata()[0] for line in ax.lines] == pytest.approx([1 / 3, 2 / 3])  # equal shares
+    assert [line.get_ydata()[0] for line in ax.lines] == pytest.approx(
+        [1 / 3, 2 / 3]
+    )  # equal shares
 
 
 def test_image_trace_colours_the_cluster_where_the_image_ends(ax):
@@ -110,7 +175,9 @@ def test_confusion_puts_matched_clusters_on_the_diagonal(ax):
     figures.confusion([0, 0, 0, 1, 1, 2], [2, 2, 2, 0, 0, 1], ["a", "b", "c"], ax)
     shown = ax.collections[0].get_array().reshape(3, 3)
     assert shown.tolist() == [[3, 0, 0], [0, 2, 0], [0, 0, 1]]
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["2", "0", "1"] and [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["2", "0", "1"] and [
+        t.get_text() for t in ax.get_yticklabels()
+    ] == ["a", "b", "c"]
 
 
 def test_contact_sheet_has_a_row_a_cluster_in_the_order_of_the_data():
@@ -119,7 +186,9 @@ def test_contact_sheet_has_a_row_a_cluster_in_the_order_of_the_data():
     figures.contact_sheet(pixels, np.array([1, 0, 1, 1]), figure, per_cluster=2)
     sheet = figure.axes[0].images[0].get_array()
     assert sheet.shape == (6, 6)
-    assert sheet[0, 0] == 1 and sheet[3, 0] == 0 and sheet[3, 3] == 2  # image 1 | images 0 and 2, the third left out
+    assert (
+        sheet[0, 0] == 1 and sheet[3, 0] == 0 and sheet[3, 3] == 2
+    )  # image 1 | images 0 and 2, the third left out
     assert sheet[0, 3] == 255  # an empty place is white
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["0", "1"]
     plt.close(figure)
@@ -127,11 +196,16 @@ def test_contact_sheet_has_a_row_a_cluster_in_the_order_of_the_data():
 
 # ---- many runs
 
+
 def test_lambda1_curve_has_a_dot_a_run_and_a_line_through_the_means(ax):
     figures.lambda1_curve(grid(), "lowest_loss_head_acc", ax, floor=0.2)
     batch, sample, floor = ax.lines
-    assert batch.get_ydata().tolist() == pytest.approx([91, 91]) and sample.get_ydata().tolist() == pytest.approx([51, 51])
-    assert batch.get_xdata().tolist() == sorted(batch.get_xdata()) and [t.get_text() for t in ax.get_xticklabels()] == ["0.1", "1"]
+    assert batch.get_ydata().tolist() == pytest.approx(
+        [91, 91]
+    ) and sample.get_ydata().tolist() == pytest.approx([51, 51])
+    assert batch.get_xdata().tolist() == sorted(batch.get_xdata()) and [
+        t.get_text() for t in ax.get_xticklabels()
+    ] == ["0.1", "1"]
     assert len(offsets(ax)) == 8 and sorted(offsets(ax)[:4, 1]) == pytest.approx([90, 90, 92, 92])
     assert floor.get_ydata()[0] == pytest.approx(20) and texts(ax) == ["k-means on pixels"]
     assert legend(ax) == ["entropy of the batch mean (authors)", "entropy of each sample (course)"]
@@ -140,7 +214,11 @@ def test_lambda1_curve_has_a_dot_a_run_and_a_line_through_the_means(ax):
 
 def test_lambda1_curve_bands_are_one_standard_deviation(ax):
     figures.lambda1_curve(grid(), "lowest_loss_head_acc", ax)
-    band = next(c for c in ax.collections if type(c).__name__ != "PathCollection").get_paths()[0].vertices[:, 1]
+    band = (
+        next(c for c in ax.collections if type(c).__name__ != "PathCollection")
+        .get_paths()[0]
+        .vertices[:, 1]
+    )
     assert (band.max() - band.min()) / 2 == pytest.approx(2 / 2**0.5)  # seeds 0 and 2: 90 and 92
 
 
@@ -170,7 +248,11 @@ def test_story_says_which_panel_is_another_data_set():
     table["aligned_average_acc"] = 0.6
     figure, axes = plt.subplots(1, 3, squeeze=False)
     figures.story(table, tables.published(), axes, [0.0, 2.0])
-    assert [ax.get_title() for ax in axes[0]] == ["ours, digits: lowest-loss head", "ours, digits: aligned average", "published, CIFAR-10 (another data set)"]
+    assert [ax.get_title() for ax in axes[0]] == [
+        "ours, digits: lowest-loss head",
+        "ours, digits: aligned average",
+        "published, CIFAR-10 (another data set)",
+    ]
     assert axes[0, 1].lines[0].get_ydata().tolist() == pytest.approx([60, 60])
     plt.close(figure)
 
@@ -194,9 +276,15 @@ def test_factor_bars_keep_the_order_and_draw_the_first_as_reference(ax):
     rows = pd.DataFrame({"factor": ["zero", "zero", "b", "a"], "acc": [0.8, 0.6, 0.9, 0.5]})
     figures.factor_bars(rows, ax, {"published": 0.4})
     assert [t.get_text() for t in ax.get_yticklabels()] == ["zero", "b", "a"]
-    assert offsets(ax).tolist() == [[80, 0], [60, 0], [90, 1], [50, 2]] and texts(ax) == ["published"]
-    assert ax.lines[0].get_xdata()[0] == pytest.approx(70)  # the line of the first's mean, over all rows
-    assert [line.get_xdata()[0] for line in ax.lines[1:4]] == pytest.approx([70, 90, 50])  # the ticks at the means
+    assert offsets(ax).tolist() == [[80, 0], [60, 0], [90, 1], [50, 2]] and texts(ax) == [
+        "published"
+    ]
+    assert ax.lines[0].get_xdata()[0] == pytest.approx(
+        70
+    )  # the line of the first's mean, over all rows
+    assert [line.get_xdata()[0] for line in ax.lines[1:4]] == pytest.approx(
+        [70, 90, 50]
+    )  # the ticks at the means
     low, high = ax.get_ylim()
     assert low > high  # the first on top
 
@@ -205,13 +293,17 @@ def test_stars_has_a_panel_a_baseline():
     figure, axes = plt.subplots(2, 1)
     rows = pd.DataFrame({"factor": ["as it is", "changed"], "acc": [0.8, 0.6]})
     figures.stars([("one", rows), ("two", rows.assign(acc=0.5))], axes)
-    assert [ax.get_title() for ax in axes] == ["one", "two"] and [ax.get_xlabel() for ax in axes] == ["", "ACC, %"]
+    assert [ax.get_title() for ax in axes] == ["one", "two"] and [
+        ax.get_xlabel() for ax in axes
+    ] == ["", "ACC, %"]
     assert offsets(axes[1])[:, 0].tolist() == [50, 50]
     plt.close(figure)
 
 
 def test_confidence_is_in_percent_of_each_entropy(ax):
-    values = pd.DataFrame({"entropy": ["batch"] * 4 + ["sample"] * 2, "largest": [0.99, 0.99, 0.99, 0.12, 0.12, 0.12]})
+    values = pd.DataFrame(
+        {"entropy": ["batch"] * 4 + ["sample"] * 2, "largest": [0.99, 0.99, 0.99, 0.12, 0.12, 0.12]}
+    )
     figures.confidence(values, ax, "λ1 = 1")
     batch, sample = (p.get_data().values for p in ax.patches)
     assert batch.sum() == sample.sum() == 100 and batch[-1] == 75 and sample[2] == 100
@@ -219,31 +311,59 @@ def test_confidence_is_in_percent_of_each_entropy(ax):
 
 
 def test_trace_grid_shows_the_same_image_in_a_row():
-    one = {"title": "λ1 = 1\nbatch mean", "epochs": np.array([0, 1]), "images": np.array([5, 9]), "labels": np.array([3, -1]),
-           "probabilities": np.stack([np.full((2, 4), 0.25), np.eye(4)[[2, 0]]])}
+    one = {
+        "title": "λ1 = 1\nbatch mean",
+        "epochs": np.array([0, 1]),
+        "images": np.array([5, 9]),
+        "labels": np.array([3, -1]),
+        "probabilities": np.stack([np.full((2, 4), 0.25), np.eye(4)[[2, 0]]]),
+    }
     other = {**one, "title": "other", "images": np.array([9, 5]), "labels": np.array([-1, 3])}
     figure, axes = plt.subplots(2, 2)
     figures.trace_grid([one, other], [5, 9], axes)
+
     def at_end(ax):
         return [line.get_ydata()[-1] for line in ax.lines].index(1)
+
     assert [[at_end(ax) for ax in row] for row in axes] == [[2, 0], [0, 2]]
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["image 5\nclass 3", "image 9"]
-    assert [ax.get_title() for ax in axes[0]] == ["λ1 = 1\nbatch mean", "other"] and axes[1, 0].get_title() == ""
+    assert [ax.get_title() for ax in axes[0]] == ["λ1 = 1\nbatch mean", "other"] and axes[
+        1, 0
+    ].get_title() == ""
     plt.close(figure)
 
 
 def test_embedding_colours_by_group_and_crosses_the_errors(ax):
     points = np.array([[0.0, 0], [1, 0], [0, 1], [5, 5]])
-    figures.embedding(points, np.array([0, 0, 1, 1]), ["cat", "dog"], ax, wrong=np.array([False, False, False, True]))
+    figures.embedding(
+        points,
+        np.array([0, 0, 1, 1]),
+        ["cat", "dog"],
+        ax,
+        wrong=np.array([False, False, False, True]),
+    )
     cats, dogs, errors = ax.collections
-    assert cats.get_offsets().tolist() == [[0, 0], [1, 0]] and dogs.get_offsets().tolist() == [[0, 1], [5, 5]]
-    assert errors.get_offsets().tolist() == [[5, 5]] and to_rgb(errors.get_edgecolor()[0]) == (0, 0, 0)
+    assert cats.get_offsets().tolist() == [[0, 0], [1, 0]] and dogs.get_offsets().tolist() == [
+        [0, 1],
+        [5, 5],
+    ]
+    assert errors.get_offsets().tolist() == [[5, 5]] and to_rgb(errors.get_edgecolor()[0]) == (
+        0,
+        0,
+        0,
+    )
     assert texts(ax) == ["cat", "dog"] and ax.texts[0].get_position() == (0.5, 0)
 
 
 def test_embedding_pairs_say_the_share_of_errors_and_work_without_labels():
-    one = {"title": "run", "points": np.eye(4)[:, :2], "labels": np.array([0, 0, 1, 1]), "clusters": np.array([0, 0, 1, 0]),
-           "names": ["0", "1"], "wrong": np.array([False, False, False, True])}
+    one = {
+        "title": "run",
+        "points": np.eye(4)[:, :2],
+        "labels": np.array([0, 0, 1, 1]),
+        "clusters": np.array([0, 0, 1, 0]),
+        "names": ["0", "1"],
+        "wrong": np.array([False, False, False, True]),
+    }
     figure, axes = plt.subplots(2, 2)
     figures.embedding_pairs([one, {**one, "labels": None, "wrong": None}], axes)
     assert [ax.get_title() for ax in axes[0]] == ["run\nby label", "run\nby cluster, 25.0 % errors"]
@@ -257,7 +377,11 @@ def test_name_axes_keeps_one_label_and_one_legend():
         ax.plot([0], [0], label="x")
         ax.set_ylabel("y")
     figures.name_axes(axes, "share")
-    assert [ax.get_ylabel() for ax in axes] == ["share", ""] and axes[0].get_legend() and not axes[1].get_legend()
+    assert (
+        [ax.get_ylabel() for ax in axes] == ["share", ""]
+        and axes[0].get_legend()
+        and not axes[1].get_legend()
+    )
     plt.close(figure)
 
 

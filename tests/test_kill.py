@@ -25,11 +25,31 @@ from reproduce.__main__ import main
 from reproduce.methods import METHODS
 from reproduce.runs import ROOT, Run, find, provenance
 
-TINY = dict(epochs=3, limit=96, batch_size=32, width=4, n_heads=2, head_hidden=8, evaluate_every=2, trace_images=5, sampler="endless")
-TO_DISK = [(os, "replace"), (os, "link"), (os, "unlink"), (os, "mkdir"), (os, "fsync"), (io, "open"), (np, "savez"), (np, "savez_compressed")]
+TINY = dict(
+    epochs=3,
+    limit=96,
+    batch_size=32,
+    width=4,
+    n_heads=2,
+    head_hidden=8,
+    evaluate_every=2,
+    trace_images=5,
+    sampler="endless",
+)
+TO_DISK = [
+    (os, "replace"),
+    (os, "link"),
+    (os, "unlink"),
+    (os, "mkdir"),
+    (os, "fsync"),
+    (io, "open"),
+    (np, "savez"),
+    (np, "savez_compressed"),
+]
 
 
 # ---- the program
+
 
 def serve() -> None:
     """Read a line a command, [words, processor seconds or None, call or None, log]; answer [status, processor seconds, calls]."""
@@ -54,7 +74,12 @@ def serve() -> None:
                 os.kill(child, signal.SIGKILL)
             time.sleep(0.001)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps([status, used, None if status else int(Path(log).with_suffix(".calls").read_text())]), flush=True)
+        print(
+            json.dumps(
+                [status, used, None if status else int(Path(log).with_suffix(".calls").read_text())]
+            ),
+            flush=True,
+        )
 
 
 def one_command(words: list[str], number: int | None, log: str) -> None:
@@ -76,6 +101,7 @@ def one_command(words: list[str], number: int | None, log: str) -> None:
             result = call(*args, **kwargs)
             moment()
             return result
+
         return wrapper
 
     for module, name in TO_DISK:
@@ -87,11 +113,17 @@ def one_command(words: list[str], number: int | None, log: str) -> None:
 
 # ---- the tests
 
+
 @pytest.fixture(scope="module")
 def forks():
     """A function that runs one command in a fork, killed or not; returns status (-9: killed), processor seconds, calls to the disk."""
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    server = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
 
     def run(words, folder, seconds=None, call=None):
         folder.mkdir(exist_ok=True)
@@ -104,26 +136,50 @@ def forks():
     server.wait(60)
 
 
-OWN = dict(queue_size=128, prototypes="4 8", prototype_warmup=1, pseudo_clusters=12)  # the prototypes enter in the second epoch
+OWN = dict(
+    queue_size=128, prototypes="4 8", prototype_warmup=1, pseudo_clusters=12
+)  # the prototypes enter in the second epoch
 
 
 def command(folder: Path, method: str) -> list[str]:
     only = {f.name: f.metadata["only"] for f in dataclasses.fields(Config)}
-    known = {name: value for name, value in {**TINY, **OWN}.items() if not only[name] or method in only[name]}
-    settings = {**known, "method": method, "results_dir": str(folder / "results"), "data_dir": str(folder / "data")}
-    return ["train", *(word for name, value in settings.items() for word in ("-p", name, str(value)))]
+    known = {
+        name: value
+        for name, value in {**TINY, **OWN}.items()
+        if not only[name] or method in only[name]
+    }
+    settings = {
+        **known,
+        "method": method,
+        "results_dir": str(folder / "results"),
+        "data_dir": str(folder / "data"),
+    }
+    return [
+        "train",
+        *(word for name, value in settings.items() for word in ("-p", name, str(value))),
+    ]
 
 
 def left_behind(folder: Path) -> dict:
     """Everything of the one finished run, without what a clock or a process counts."""
-    path, = find(folder / "results")
+    (path,) = find(folder / "results")
     with open(path / "history.csv", newline="") as file:
-        history = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)]
+        history = [
+            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+            for row in csv.DictReader(file)
+        ]
     metrics = json.loads((path / "metrics.json").read_text())
     for name in ("seconds", "images_per_second", "peak_memory_mb"):
         del metrics[name]
-    arrays = {file.name: file.read_bytes() for file in path.iterdir() if file.suffix in (".npz", ".pt")}
-    return {"history": history, "metrics": metrics, **arrays, "files": sorted(file.name for file in path.iterdir())}
+    arrays = {
+        file.name: file.read_bytes() for file in path.iterdir() if file.suffix in (".npz", ".pt")
+    }
+    return {
+        "history": history,
+        "metrics": metrics,
+        **arrays,
+        "files": sorted(file.name for file in path.iterdir()),
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -138,7 +194,13 @@ def test_killed_at_random_moments(forks, tmp_path, method):
         folder, died = tmp_path / f"run{run}", True
         while died:
             more = len(kills) < (20 if method == "crlc" else 5)
-            how = {} if not more else {"call": draw.randint(1, calls)} if len(kills) % 2 else {"seconds": draw.uniform(0, seconds)}
+            how = (
+                {}
+                if not more
+                else {"call": draw.randint(1, calls)}
+                if len(kills) % 2
+                else {"seconds": draw.uniform(0, seconds)}
+            )
             status = forks(command(folder, method), folder, **how)[0]
             died = status == -signal.SIGKILL
             assert died or status == 0, (folder / "log").read_text()
@@ -152,10 +214,19 @@ def test_killed_by_another_process(forks, tmp_path):
     """The real command, in a process of its own, killed from outside soon after it has written a checkpoint, then let be."""
     assert forks(command(tmp_path / "whole", "crlc"), tmp_path / "whole")[0] == 0
     words, draw = command(tmp_path, "crlc"), random.Random(0)
-    partial, kills = Run(Config.from_params({**TINY, "results_dir": str(tmp_path / "results")})).partial, 0
+    partial, kills = (
+        Run(Config.from_params({**TINY, "results_dir": str(tmp_path / "results")})).partial,
+        0,
+    )
     for patience in (1, 2, None):  # so many checkpoints may it write
-        process = subprocess.Popen([sys.executable, "-m", "reproduce", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, cwd=tmp_path)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "reproduce", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+        )
         seen = set()
         while patience and process.poll() is None and len(seen) < patience:
             seen |= {file.stat().st_ino for file in partial.glob("checkpoint.pt")}
@@ -173,7 +244,9 @@ def test_killed_by_another_process(forks, tmp_path):
 @pytest.mark.parametrize("left", [0, 1, 31, 32, 33, 1000, -1])
 def test_a_truncated_checkpoint_is_passed_over_and_the_notebook_says_so(tmp_path, capsys, left):
     """Whatever is left of it, the checkpoint before it is used; with both cut off, nothing starts anew in silence."""
-    config = Config.from_params({**TINY, "results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")})
+    config = Config.from_params(
+        {**TINY, "results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")}
+    )
     stopped = fit(config, Run(config))
     [next(stopped) for _ in range(2)]
     stopped.close()
@@ -182,14 +255,19 @@ def test_a_truncated_checkpoint_is_passed_over_and_the_notebook_says_so(tmp_path
     newest.write_bytes(newest.read_bytes()[:left])
     if left == 1000:
         before.write_bytes(whole[:left])
-        with pytest.raises(ConfigError, match="no whole checkpoint is left: start anew with -p resume False"):
+        with pytest.raises(
+            ConfigError, match="no whole checkpoint is left: start anew with -p resume False"
+        ):
             list(fit(config, Run(config)))
         before.write_bytes(whole)
     run = Run(config)
     assert len(list(fit(config, run))) == TINY["epochs"]
     notebook.conclude(run)
     said = capsys.readouterr().out
-    assert "note: checkpoint.pt is damaged and was passed over" in said and "note: continued after epoch 1 from checkpoint.previous.pt" in said
+    assert (
+        "note: checkpoint.pt is damaged and was passed over" in said
+        and "note: continued after epoch 1 from checkpoint.previous.pt" in said
+    )
 
 
 if __name__ == "__main__":

@@ -93,7 +93,13 @@ def test_info_nce_is_the_loop(shape, dtype):
 def test_info_nce_reads_rows():
     """Of a table that is not symmetric: row i is what i compares itself with."""
     f = torch.randn(6, 6, dtype=torch.float64)
-    expected = sum(-f[i, (i + 3) % 6] + sum(f[i, j].exp() for j in range(6) if j != i).log() for i in range(6)) / 6
+    expected = (
+        sum(
+            -f[i, (i + 3) % 6] + sum(f[i, j].exp() for j in range(6) if j != i).log()
+            for i in range(6)
+        )
+        / 6
+    )
     torch.testing.assert_close(losses.info_nce(f), expected, rtol=0, atol=1e-12)
 
 
@@ -121,9 +127,13 @@ def test_feature_contrast_in_closed_form(temperature):
     """Orthogonal images whose two views are one: 1 at the positive, 0 at the 2B - 2 others."""
     z = torch.eye(4, 7, dtype=torch.float64)
     expected = -1 / temperature + math.log(math.exp(1 / temperature) + 6)
-    assert float(losses.feature_contrast(z, 5 * z, temperature)) == pytest.approx(expected, abs=1e-12)
+    assert float(losses.feature_contrast(z, 5 * z, temperature)) == pytest.approx(
+        expected, abs=1e-12
+    )
     all_one = torch.ones(4, 7)
-    assert float(losses.feature_contrast(all_one, all_one, temperature)) == pytest.approx(math.log(7), abs=1e-6)
+    assert float(losses.feature_contrast(all_one, all_one, temperature)) == pytest.approx(
+        math.log(7), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -160,8 +170,12 @@ def test_feature_contrast_does_not_mind_names():
     value = losses.feature_contrast(z1, z2)
     images, features = torch.randperm(8), torch.randperm(5)
     torch.testing.assert_close(losses.feature_contrast(z2, z1), value, rtol=0, atol=1e-12)
-    torch.testing.assert_close(losses.feature_contrast(z1[images], z2[images]), value, rtol=0, atol=1e-12)
-    torch.testing.assert_close(losses.feature_contrast(z1[:, features], z2[:, features]), value, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        losses.feature_contrast(z1[images], z2[images]), value, rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        losses.feature_contrast(z1[:, features], z2[:, features]), value, rtol=0, atol=1e-12
+    )
     torch.testing.assert_close(losses.feature_contrast(7 * z1, 0.1 * z2), value, rtol=0, atol=1e-12)
     assert (losses.feature_contrast(z1, z2.roll(1, 0)) - value).abs() > 1e-3
 
@@ -182,9 +196,20 @@ def test_half_precision_is_computed_in_float32(dtype):
         (losses.queue_contrast, (z1, z2, torch.randn(7, 5).to(dtype))),
         (losses.alignment, (z1, z2)),
         (losses.cluster_contrast, (p1, p2)),
-        (lambda d: losses.concentration(d, torch.tensor([0, 0, 1, 1, 1, 2]), 3, 0.2), (torch.rand(6).to(dtype),)),
-        (lambda z, c: losses.prototype_contrast(z, c, torch.tensor([0.1, 0.3, 0.2]), torch.tensor([0, 0, 1, 1, 1, 2])), (z1, z2[:3])),
-        (lambda a, b: losses.prototype_scattering(a, b, torch.tensor([0, 0, 1, 1, 1, 2]), 3), (z1, z2)),
+        (
+            lambda d: losses.concentration(d, torch.tensor([0, 0, 1, 1, 1, 2]), 3, 0.2),
+            (torch.rand(6).to(dtype),),
+        ),
+        (
+            lambda z, c: losses.prototype_contrast(
+                z, c, torch.tensor([0.1, 0.3, 0.2]), torch.tensor([0, 0, 1, 1, 1, 2])
+            ),
+            (z1, z2[:3]),
+        ),
+        (
+            lambda a, b: losses.prototype_scattering(a, b, torch.tensor([0, 0, 1, 1, 1, 2]), 3),
+            (z1, z2),
+        ),
     ]
     for f, inputs in cases:
         value = f(*inputs)
@@ -271,7 +296,10 @@ def test_probability_contrast_never_builds_a_table_of_pairs():
         ([[1.0, 0, 0], [1.0, 0, 0]], [[1.0, 0, 0], [1.0, 0, 0]]),  # one cluster
         ([[1.0, 0, 0], [0, 1.0, 0]], [[1.0, 0, 0], [0, 1.0, 0]]),  # each its own
         ([[1.0, 0, 0], [0, 1.0, 0]], [[0, 1.0, 0], [1.0, 0, 0]]),  # no view agrees with the other
-        ([[1.0, 0, 0], [0, 0.5, 0.5]], [[0, 1.0, 0], [0, 0.5, 0.5]]),  # all of a cluster's mass on one sample
+        (
+            [[1.0, 0, 0], [0, 0.5, 0.5]],
+            [[0, 1.0, 0], [0, 0.5, 0.5]],
+        ),  # all of a cluster's mass on one sample
     ],
 )
 def test_tiny_and_extreme_batches_are_finite(p1, p2, critic):
@@ -292,7 +320,10 @@ def test_most_of_a_clusters_mass_on_one_sample():
 
 
 def test_two_views_must_agree_in_shape():
-    more = {losses.queue_contrast: (torch.ones(6, 3),), losses.prototype_scattering: (torch.zeros(4, dtype=torch.long), 1)}
+    more = {
+        losses.queue_contrast: (torch.ones(6, 3),),
+        losses.prototype_scattering: (torch.zeros(4, dtype=torch.long), 1),
+    }
     for f in (losses.feature_contrast, losses.probability_contrast, losses.alignment, *more):
         with pytest.raises(ValueError, match=rf"{f.__name__} .*\(4, 3\) and \(5, 3\)"):
             f(torch.ones(4, 3), torch.ones(5, 3), *more.get(f, ()))
@@ -319,7 +350,9 @@ def loop_queue_contrast(query, key, queue, temperature):
 
 
 def loop_alignment(prediction, target):
-    return sum(((unit(p) - unit(z)) ** 2).sum() for p, z in zip(prediction, target)) / len(prediction)
+    return sum(((unit(p) - unit(z)) ** 2).sum() for p, z in zip(prediction, target)) / len(
+        prediction
+    )
 
 
 def loop_prototype_contrast(z, prototypes, phi, cluster):
@@ -334,7 +367,10 @@ def loop_prototype_scattering(z1, z2, cluster, temperature):
     """Over the clusters in the batch only: the loop never hears of others."""
     cluster = cluster.tolist()
     present = sorted(set(cluster))
-    mean1, mean2 = ({k: unit(sum(unit(x) for x, c in zip(z, cluster) if c == k)) for k in present} for z in (z1, z2))
+    mean1, mean2 = (
+        {k: unit(sum(unit(x) for x, c in zip(z, cluster) if c == k)) for k in present}
+        for z in (z1, z2)
+    )
     total = 0.0
     for k in present:
         own = ((mean1[k] * mean2[k]).sum() / temperature).exp()
@@ -367,10 +403,16 @@ def no_gradient(f, open_, closed):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("temperature", [0.2, 1.0])
 def test_queue_contrast_is_the_loop(temperature, dtype):
-    query, key, queue = 3 * torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64), 2 * torch.randn(7, 4, dtype=torch.float64)
+    query, key, queue = (
+        3 * torch.randn(5, 4, dtype=torch.float64),
+        torch.randn(5, 4, dtype=torch.float64),
+        2 * torch.randn(7, 4, dtype=torch.float64),
+    )
     agree(
         lambda q: losses.queue_contrast(q, key.to(dtype), queue.to(dtype), temperature),
-        lambda q: loop_queue_contrast(q, key.to(dtype).double(), queue.to(dtype).double(), temperature),
+        lambda q: loop_queue_contrast(
+            q, key.to(dtype).double(), queue.to(dtype).double(), temperature
+        ),
         [query],
         dtype,
     )
@@ -380,14 +422,22 @@ def test_queue_contrast_is_the_loop(temperature, dtype):
 def test_queue_contrast_in_closed_form():
     """Own key the same, the queue at right angles; then all one."""
     z, queue = torch.eye(3, 8, dtype=torch.float64), torch.eye(8, dtype=torch.float64)[3:]
-    assert float(losses.queue_contrast(z, 2 * z, queue, 0.5)) == pytest.approx(-2 + math.log(math.exp(2) + 5), abs=1e-12)
+    assert float(losses.queue_contrast(z, 2 * z, queue, 0.5)) == pytest.approx(
+        -2 + math.log(math.exp(2) + 5), abs=1e-12
+    )
     one = torch.ones(3, 8, dtype=torch.float64)
-    assert float(losses.queue_contrast(one, one, one[:2], 0.1)) == pytest.approx(math.log(3), abs=1e-12)
+    assert float(losses.queue_contrast(one, one, one[:2], 0.1)) == pytest.approx(
+        math.log(3), abs=1e-12
+    )
 
 
 def test_queue_contrast_does_not_mind_names():
     query, key, queue = (torch.randn(n, 4, dtype=torch.float64) for n in (6, 6, 9))
-    value, images, features = losses.queue_contrast(query, key, queue), torch.randperm(6), torch.randperm(4)
+    value, images, features = (
+        losses.queue_contrast(query, key, queue),
+        torch.randperm(6),
+        torch.randperm(4),
+    )
     for other in (
         losses.queue_contrast(query[images], key[images], queue[torch.randperm(9)]),
         losses.queue_contrast(5 * query, 0.1 * key, 7 * queue),
@@ -396,7 +446,9 @@ def test_queue_contrast_does_not_mind_names():
         torch.testing.assert_close(other, value, rtol=0, atol=1e-12)
     assert (losses.queue_contrast(query, key.roll(1, 0), queue) - value).abs() > 1e-3
     # the keys of the batch's other images are no negatives: an image's loss is its own affair
-    each = torch.stack([losses.queue_contrast(query[i : i + 1], key[i : i + 1], queue) for i in range(6)])
+    each = torch.stack(
+        [losses.queue_contrast(query[i : i + 1], key[i : i + 1], queue) for i in range(6)]
+    )
     torch.testing.assert_close(each.mean(), value, rtol=0, atol=1e-12)
 
 
@@ -405,7 +457,12 @@ def test_queue_contrast_does_not_mind_names():
 def test_alignment_is_the_loop(shape, dtype):
     p, z = 3 * torch.randn(2, *shape, dtype=torch.float64)
     z = z.to(dtype)
-    agree(lambda p: losses.alignment(p, z), lambda p: over_heads(loop_alignment, p, z.double()), [p], dtype)
+    agree(
+        lambda p: losses.alignment(p, z),
+        lambda p: over_heads(loop_alignment, p, z.double()),
+        [p],
+        dtype,
+    )
     no_gradient(lambda p, z: losses.alignment(p, z).sum(), [p], [z])
 
 
@@ -416,7 +473,11 @@ def test_alignment_in_closed_form():
         assert float(losses.alignment(z, other)) == pytest.approx(expected, abs=1e-12)
     p, z = torch.randn(2, 6, 4, dtype=torch.float64)
     value, images, features = losses.alignment(p, z), torch.randperm(6), torch.randperm(4)
-    for other in (losses.alignment(z, p), losses.alignment(p[images], z[images]), losses.alignment(p[:, features], z[:, features])):
+    for other in (
+        losses.alignment(z, p),
+        losses.alignment(p[images], z[images]),
+        losses.alignment(p[:, features], z[:, features]),
+    ):
         torch.testing.assert_close(other, value, rtol=0, atol=1e-12)
 
 
@@ -435,9 +496,13 @@ def test_cluster_contrast_is_the_loop(shape, dtype):
 def test_cluster_contrast_in_closed_form():
     """Balanced one-hot: clusters at right angles. Undecided: all clusters are one. Neither views nor names matter."""
     p = torch.eye(4, dtype=torch.float64).repeat(5, 1)
-    assert float(losses.cluster_contrast(p, p)) == pytest.approx(-1 + math.log(math.e + 6), abs=1e-12)
+    assert float(losses.cluster_contrast(p, p)) == pytest.approx(
+        -1 + math.log(math.e + 6), abs=1e-12
+    )
     undecided = torch.full((5, 4), 0.25, dtype=torch.float64)
-    assert float(losses.cluster_contrast(undecided, undecided)) == pytest.approx(math.log(7), abs=1e-12)
+    assert float(losses.cluster_contrast(undecided, undecided)) == pytest.approx(
+        math.log(7), abs=1e-12
+    )
     p1, p2 = probabilities(2, 8, 5)
     value, images, clusters = losses.cluster_contrast(p1, p2), torch.randperm(8), torch.randperm(5)
     for a, b in ((p2, p1), (p1[images], p2[images]), (p1[:, clusters], p2[:, clusters])):
@@ -449,11 +514,20 @@ def test_cluster_contrast_in_closed_form():
 def test_concentration_is_the_loop(k, n):
     cluster, distance = torch.randint(k, (n,)), torch.rand(n, dtype=torch.float64) + 0.1
     phi = losses.concentration(distance, cluster, k, 0.2)
-    torch.testing.assert_close(phi, torch.tensor(loop_concentration(distance, cluster, k, 0.2), dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        phi,
+        torch.tensor(loop_concentration(distance, cluster, k, 0.2), dtype=torch.float64),
+        rtol=0,
+        atol=1e-12,
+    )
     assert float(phi.mean()) == pytest.approx(0.2, abs=1e-12)
-    torch.testing.assert_close(losses.concentration(5 * distance, cluster, k, 0.2), phi)  # only the ratios of widths matter
+    torch.testing.assert_close(
+        losses.concentration(5 * distance, cluster, k, 0.2), phi
+    )  # only the ratios of widths matter
     images, names = torch.randperm(n), torch.randperm(k)
-    torch.testing.assert_close(losses.concentration(distance[images], names[cluster[images]], k, 0.2)[names], phi)
+    torch.testing.assert_close(
+        losses.concentration(distance[images], names[cluster[images]], k, 0.2)[names], phi
+    )
     single = losses.concentration(distance.float(), cluster, k, 0.2)
     torch.testing.assert_close(single, phi.float())
 
@@ -471,13 +545,19 @@ def test_concentration_of_one_sample_or_none_is_the_widest():
 def test_concentration_cuts_extremes():
     """21 clusters of widths 1, ..., 20 and 1000: cut at the third from either end."""
     width = torch.tensor([*range(1, 21), 1000], dtype=torch.float64)
-    phi = losses.concentration(width.repeat_interleave(2), torch.arange(21).repeat_interleave(2), 21, 1.0)
+    phi = losses.concentration(
+        width.repeat_interleave(2), torch.arange(21).repeat_interleave(2), 21, 1.0
+    )
     torch.testing.assert_close(phi / phi[2], width.clamp(3, 19) / 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_prototype_contrast_is_the_loop(dtype):
-    z, prototypes, phi = 3 * torch.randn(8, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64), 0.1 + torch.rand(5, dtype=torch.float64)
+    z, prototypes, phi = (
+        3 * torch.randn(8, 4, dtype=torch.float64),
+        torch.randn(5, 4, dtype=torch.float64),
+        0.1 + torch.rand(5, dtype=torch.float64),
+    )
     given = [prototypes.to(dtype), phi.to(dtype)]
     agree(
         lambda z: losses.prototype_contrast(z, *given, CLUSTERS),
@@ -492,9 +572,19 @@ def test_prototype_contrast_in_closed_form():
     c = torch.eye(3, dtype=torch.float64)
     phi = torch.tensor([0.5, 0.25, 1.0], dtype=torch.float64)
     expected = sum(-1 / t + math.log(math.exp(1 / t) + 2) for t in phi.tolist()) / 3
-    assert float(losses.prototype_contrast(4 * c, c, phi, torch.arange(3))) == pytest.approx(expected, abs=1e-12)
-    z, c, phi = torch.randn(8, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64), 0.1 + torch.rand(5, dtype=torch.float64)
-    value, images, names = losses.prototype_contrast(z, c, phi, CLUSTERS), torch.randperm(8), torch.randperm(5)
+    assert float(losses.prototype_contrast(4 * c, c, phi, torch.arange(3))) == pytest.approx(
+        expected, abs=1e-12
+    )
+    z, c, phi = (
+        torch.randn(8, 4, dtype=torch.float64),
+        torch.randn(5, 4, dtype=torch.float64),
+        0.1 + torch.rand(5, dtype=torch.float64),
+    )
+    value, images, names = (
+        losses.prototype_contrast(z, c, phi, CLUSTERS),
+        torch.randperm(8),
+        torch.randperm(5),
+    )
     for other in (
         losses.prototype_contrast(z[images], c, phi, CLUSTERS[images]),
         losses.prototype_contrast(z, c[names], phi[names], names.argsort()[CLUSTERS]),
@@ -516,13 +606,20 @@ def test_prototype_scattering_is_the_loop(n_clusters, dtype):
         [z1],
         dtype,
     )
-    no_gradient(lambda a, b: losses.prototype_scattering(a, b, CLUSTERS, n_clusters), [z1.to(dtype)], [z2])
+    no_gradient(
+        lambda a, b: losses.prototype_scattering(a, b, CLUSTERS, n_clusters), [z1.to(dtype)], [z2]
+    )
 
 
 def test_prototype_scattering_in_closed_form():
     """Three clusters at right angles, the same in both views; then one cluster, which has nothing to be apart from."""
-    z, cluster = torch.eye(3, 6, dtype=torch.float64).repeat(2, 1), torch.tensor([1, 3, 4]).repeat(2)
-    assert float(losses.prototype_scattering(z, 7 * z, cluster, 5, 0.5)) == pytest.approx(-2 + math.log(math.exp(2) + 2), abs=1e-12)
+    z, cluster = (
+        torch.eye(3, 6, dtype=torch.float64).repeat(2, 1),
+        torch.tensor([1, 3, 4]).repeat(2),
+    )
+    assert float(losses.prototype_scattering(z, 7 * z, cluster, 5, 0.5)) == pytest.approx(
+        -2 + math.log(math.exp(2) + 2), abs=1e-12
+    )
     z1, z2 = torch.randn(2, 8, 4, dtype=torch.float64)
     alone = z1.clone().requires_grad_()
     value = losses.prototype_scattering(alone, z2, torch.full((8,), 2), 5)
@@ -532,12 +629,18 @@ def test_prototype_scattering_in_closed_form():
 
 def test_prototype_scattering_does_not_mind_names():
     z1, z2 = torch.randn(2, 8, 4, dtype=torch.float64)
-    value, images, names = losses.prototype_scattering(z1, z2, CLUSTERS, 5), torch.randperm(8), torch.randperm(5)
+    value, images, names = (
+        losses.prototype_scattering(z1, z2, CLUSTERS, 5),
+        torch.randperm(8),
+        torch.randperm(5),
+    )
     for other in (
         losses.prototype_scattering(z1[images], z2[images], CLUSTERS[images], 5),
         losses.prototype_scattering(z1, z2, names[CLUSTERS], 5),
         losses.prototype_scattering(z1 * (1 + torch.rand(8, 1)), 0.1 * z2, CLUSTERS, 5),
-        losses.prototype_scattering(z1, z2[[4, 2, 5, 6, 0, 1, 7, 3]], CLUSTERS, 5),  # within a cluster only its mean counts
+        losses.prototype_scattering(
+            z1, z2[[4, 2, 5, 6, 0, 1, 7, 3]], CLUSTERS, 5
+        ),  # within a cluster only its mean counts
     ):
         torch.testing.assert_close(other, value, rtol=0, atol=1e-12)
     assert (losses.prototype_scattering(z1, z2.roll(1, 0), CLUSTERS, 5) - value).abs() > 1e-3
@@ -574,11 +677,17 @@ def expected_pc(kind):
         return math.log(2 * B - 1)
     same, other, _ = one_hot_products()
     sizes = [B // K + (k < B % K) for k in range(K)]
-    return sum(n * math.log(((2 * n - 1) * same + (2 * B - 2 * n) * other) / same) for n in sizes) / B
+    return (
+        sum(n * math.log(((2 * n - 1) * same + (2 * B - 2 * n) * other) / same) for n in sizes) / B
+    )
 
 
 def expected_batch_entropy(kind):
-    sizes = {"uniform": [B / K] * K, "balanced": [B // K + (k < B % K) for k in range(K)], "collapsed": [B]}[kind]
+    sizes = {
+        "uniform": [B / K] * K,
+        "balanced": [B // K + (k < B % K) for k in range(K)],
+        "collapsed": [B],
+    }[kind]
     return -sum(n / B * math.log(n / B) for n in sizes)
 
 
@@ -604,7 +713,13 @@ def test_the_table_of_closed_forms(kind):
     assert pc == pytest.approx(expected_pc(kind), abs=1e-10)
     assert sample == pytest.approx(expected_sample_entropy(kind), abs=1e-12)
     assert batch == pytest.approx(expected_batch_entropy(kind), abs=1e-12)
-    ours = [pc, sample, batch, *(pc - c * sample for c in (1, 0.3, 0.1)), *(pc - c * batch for c in (1, 2))]
+    ours = [
+        pc,
+        sample,
+        batch,
+        *(pc - c * sample for c in (1, 0.3, 0.1)),
+        *(pc - c * batch for c in (1, 2)),
+    ]
     assert ours == pytest.approx(rounded, abs=1e-3)  # the rounded figures, to their last digit
 
 
@@ -626,7 +741,9 @@ def test_entropies_are_the_loops(shape, dtype):
     agree(losses.sample_entropy, lambda p: over_heads(sample, p), [p], dtype)
     agree(
         losses.entropy,
-        lambda p: torch.stack([loop_entropy(row) for row in p.view(-1, p.shape[-1])]).view(p.shape[:-1]),
+        lambda p: torch.stack([loop_entropy(row) for row in p.view(-1, p.shape[-1])]).view(
+            p.shape[:-1]
+        ),
         [p],
         dtype,
     )
@@ -672,7 +789,9 @@ def test_smooth():
 
 def test_logit_clamp():
     """Each entry's excess times the logit; only the excess is pulled, and it is a constant to the gradient."""
-    logits = torch.tensor([[30.0, -20.0, 0.0], [25.0, -27.0, 26.0]], dtype=torch.float64, requires_grad=True)
+    logits = torch.tensor(
+        [[30.0, -20.0, 0.0], [25.0, -27.0, 26.0]], dtype=torch.float64, requires_grad=True
+    )
     value = losses.logit_clamp(logits, 25)
     assert value.item() == pytest.approx((5 * 30 + (-2 * -27 + 1 * 26)) / 2, abs=1e-12)
     value.backward()
@@ -691,6 +810,8 @@ def test_logit_clamp_of_heads():
                 total = total + (x - x.clamp(-25, 25)) * x
         return total / len(rows)
 
-    torch.testing.assert_close(losses.logit_clamp(logits, 25.0), over_heads(loop, logits), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        losses.logit_clamp(logits, 25.0), over_heads(loop, logits), rtol=0, atol=1e-10
+    )
     within = logits.clamp(-25, 25)
     assert losses.logit_clamp(within, 25.0).count_nonzero() == 0

@@ -11,7 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_augment import NoHostReads
-from test_losses import loop_alignment, loop_concentration, loop_entropy, loop_feature_contrast, loop_prototype_contrast, loop_prototype_scattering
+from test_losses import (
+    loop_alignment,
+    loop_concentration,
+    loop_entropy,
+    loop_feature_contrast,
+    loop_prototype_contrast,
+    loop_prototype_scattering,
+)
 from torch import nn
 
 from reproduce import Config, backbones, fit, metrics
@@ -23,8 +30,21 @@ from reproduce.runs import Run
 from reproduce.train import build_optimizer
 
 B, K, N, D = 6, 3, 40, 5
-SMALL = dict(width=3, n_heads=2, head_hidden=7, projection_dim=D, predictor_hidden=4, batch_size=B, queue_size=24, prototypes="2 3",
-             prototype_warmup=0, pseudo_clusters=4, temperature=0.3, cluster_temperature=0.6, sigma=0.0)
+SMALL = dict(
+    width=3,
+    n_heads=2,
+    head_hidden=7,
+    projection_dim=D,
+    predictor_hidden=4,
+    batch_size=B,
+    queue_size=24,
+    prototypes="2 3",
+    prototype_warmup=0,
+    pseudo_clusters=4,
+    temperature=0.3,
+    cluster_temperature=0.6,
+    sigma=0.0,
+)
 MOMENTUM = [name for name, method in METHODS.items() if issubclass(method, Momentum)]
 ONLY = {f.name: f.metadata["only"] for f in dataclasses.fields(Config)}
 INDEX = torch.tensor([3, 0, 7, 12, 25, 39])
@@ -35,7 +55,9 @@ def made(name, seed=0, **settings):
     torch.manual_seed(seed)
     known = {k: v for k, v in SMALL.items() if ONLY[k] is None or name in ONLY[k]}
     config = Config.from_params({"method": name, **known, **settings})
-    return METHODS[name](config, backbones.build(config, 1), K, N).double().train(), torch.rand(2, B, 1, 8, 8, dtype=torch.float64)
+    return METHODS[name](config, backbones.build(config, 1), K, N).double().train(), torch.rand(
+        2, B, 1, 8, 8, dtype=torch.float64
+    )
 
 
 def ready(name, seed=0, **settings):
@@ -83,7 +105,10 @@ def test_every_weight_learns_and_the_loss_is_finite(name):
     for place, p in method.named_parameters():
         if not p.requires_grad:
             assert p.grad is None and place.startswith("target.")
-        elif (name, place) == ("byol", "projector.3.bias"):  # the predictor's batch norm takes it out again
+        elif (name, place) == (
+            "byol",
+            "projector.3.bias",
+        ):  # the predictor's batch norm takes it out again
             assert p.grad.abs().max() < 1e-12
         else:
             assert p.grad.isfinite().all() and p.grad.abs().max() > 1e-9, place
@@ -97,7 +122,9 @@ def test_neither_the_order_of_images_nor_that_of_views_matters(name):
     close(method.loss(*views[:, order], INDEX[order])["loss"], loss)
     close(loss_of(method, views.flip(0)), loss)
     others = [method.loss(*views, (INDEX + i) % N)["loss"] for i in range(1, 5)]
-    assert any(abs(other - loss) > 1e-6 for other in others) == (name in ("pcl", "propos", "deepcluster"))
+    assert any(abs(other - loss) > 1e-6 for other in others) == (
+        name in ("pcl", "propos", "deepcluster")
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -112,7 +139,9 @@ def test_a_state_dict_is_the_whole_of_a_method(name):
     other.load_state_dict(copy.deepcopy(method.state_dict()), strict=True)
     other.warm = getattr(method, "warm", None)  # said anew before each epoch
     close(loss_of(other, views), loss_of(method, views))
-    for a, b in zip(other.eval().outputs(views[0]).values(), method.eval().outputs(views[0]).values()):
+    for a, b in zip(
+        other.eval().outputs(views[0]).values(), method.eval().outputs(views[0]).values()
+    ):
         close(a, b)
 
 
@@ -124,7 +153,10 @@ def test_outputs_are_what_evaluation_asks_for(name):
     if name != "deepcluster":
         assert out["projection"].shape == (B, D)
     if name in ("crlc", "cc"):
-        close(out["probabilities"].sum(-1), torch.ones(len(out["probabilities"]), B, dtype=torch.float64))
+        close(
+            out["probabilities"].sum(-1),
+            torch.ones(len(out["probabilities"]), B, dtype=torch.float64),
+        )
     else:  # clusters come from k-means on directions
         close(method.prepare(out[method.space]).norm(dim=-1), torch.ones(B, dtype=torch.float64))
 
@@ -146,7 +178,12 @@ def test_under_autocast_the_loss_is_float32(name):
 def test_batch_norm_split_and_views_apart_reach_projector_and_target(name):
     """Each is another loss, and in no pass does batch norm see more images than one device holds."""
     seen = {}
-    for settings, size in (({}, 2 * B), (dict(batchnorm_split=2), B), (dict(views="apart"), B), (dict(views="apart", batchnorm_split=3), B // 3)):
+    for settings, size in (
+        ({}, 2 * B),
+        (dict(batchnorm_split=2), B),
+        (dict(views="apart"), B),
+        (dict(views="apart", batchnorm_split=3), B // 3),
+    ):
         method, views = ready(name, **settings)
         sizes = []
         for m in method.modules():
@@ -165,7 +202,9 @@ def test_the_target_follows_and_no_gradient_reaches_it(name):
     method, views = ready(name, ema=0.9)
     target = [p.clone() for p in method.target.parameters()]
     online = [*method.backbone.parameters(), *method.projector.parameters()]
-    assert len(target) == len(online) and all(torch.equal(a, b) for a, b in zip(target, online))  # it starts as a copy
+    assert len(target) == len(online) and all(
+        torch.equal(a, b) for a, b in zip(target, online)
+    )  # it starts as a copy
     loss_of(method, views).backward()
     assert all(p.grad is None and not p.requires_grad for p in method.target.parameters())
     for p in online:
@@ -201,7 +240,9 @@ def test_the_targets_batch_norm_is_its_own(name):
     kept = [m.running_mean.clone() for m in target]
     method.after_step(0, 10)
     assert all(torch.equal(a, m.running_mean) for a, m in zip(kept, target))
-    assert all((a.running_mean - b.running_mean).abs().max() > 1e-3 for a, b in zip(online[1:], target[1:]))
+    assert all(
+        (a.running_mean - b.running_mean).abs().max() > 1e-3 for a, b in zip(online[1:], target[1:])
+    )
 
 
 # ---- SimCLR, BYOL, SimSiam, CC
@@ -231,14 +272,21 @@ def test_simsiam_stops_the_gradient():
     z1, z2 = theirs.projector(theirs.backbone(torch.cat([*views]))).chunk(2)
     p1, p2 = theirs.predictor(torch.cat([z1, z2])).chunk(2)
     cosine = lambda a, b: F.cosine_similarity(a, b, dim=-1).mean()  # noqa: E731
-    expected, open_ = (-(cosine(p1, g(z2)) + cosine(p2, g(z1))) / 2 for g in (torch.Tensor.detach, lambda z: z))
+    expected, open_ = (
+        -(cosine(p1, g(z2)) + cosine(p2, g(z1))) / 2 for g in (torch.Tensor.detach, lambda z: z)
+    )
     loss = loss_of(method, views)
     close(loss, expected)
     loss.backward()
-    stopped, flowing = (torch.autograd.grad(x, list(theirs.parameters()), retain_graph=True) for x in (expected, open_))
+    stopped, flowing = (
+        torch.autograd.grad(x, list(theirs.parameters()), retain_graph=True)
+        for x in (expected, open_)
+    )
     for p, a in zip(method.parameters(), stopped):
         close(p.grad, a)
-    assert max((a - b).abs().max() for a, b in zip(stopped, flowing)) > 1e-4  # and the difference is not small
+    assert (
+        max((a - b).abs().max() for a, b in zip(stopped, flowing)) > 1e-4
+    )  # and the difference is not small
 
 
 def test_simsiams_projection_ends_in_a_batch_norm():
@@ -254,7 +302,10 @@ def test_cc_is_the_loop():
     features = copy.deepcopy(method.backbone)(torch.cat([*views]))
     z1, z2 = method.projector(features).chunk(2)
     p1, p2 = method.head(features).softmax(-1).chunk(2)
-    instances, clusters = loop_feature_contrast(z1, z2, 0.3), loop_feature_contrast([*p1.T], [*p2.T], 0.6)
+    instances, clusters = (
+        loop_feature_contrast(z1, z2, 0.3),
+        loop_feature_contrast([*p1.T], [*p2.T], 0.6),
+    )
     entropies = [loop_entropy(sum(p) / B) for p in (p1, p2)]
     found = method.loss(*views, INDEX)
     close(found["loss"], instances + clusters + sum(math.log(K) - h for h in entropies))
@@ -274,7 +325,9 @@ def loop_moco(method, views, t=0.3):
     for queries, keys in ((q1, k2), (q2, k1)):
         for q, k in zip(queries, keys):
             own = (unit(q) @ unit(k) / t).exp()
-            total = total - (own / (own + sum((unit(q) @ unit(n) / t).exp() for n in method.queue))).log() / (2 * B)
+            total = total - (
+                own / (own + sum((unit(q) @ unit(n) / t).exp() for n in method.queue))
+            ).log() / (2 * B)
     return total
 
 
@@ -294,7 +347,9 @@ def test_moco_is_the_loop_and_its_queue_first_in_first_out():
         assert method.queue.shape == (24, D) and not method.queue.requires_grad
         close(method.queue[: 2 * B], F.normalize(keys[-1], dim=-1))
         assert torch.equal(method.queue[2 * B :], before[: -2 * B])
-    close(method.queue, F.normalize(torch.cat([keys[2], keys[1]]), dim=-1))  # of the start nothing is left
+    close(
+        method.queue, F.normalize(torch.cat([keys[2], keys[1]]), dim=-1)
+    )  # of the start nothing is left
 
 
 def test_a_queue_of_one_batch():
@@ -329,7 +384,9 @@ def test_keys_meet_other_images_than_their_queries(monkeypatch):
     monkeypatch.setattr(torch, "randperm", lambda n, **_: order if n == B else None)
     keys, expected = method.keys(*views).view(2, B, D), torch.empty(2, B, D, dtype=torch.float64)
     for device in order.chunk(2):
-        expected[:, device] = method.target(torch.cat([views[0, device], views[1, device]])).view(2, 3, D)
+        expected[:, device] = method.target(torch.cat([views[0, device], views[1, device]])).view(
+            2, 3, D
+        )
     close(keys, F.normalize(expected, dim=-1))
     monkeypatch.undo()
     queries = F.normalize(method.encode(torch.cat([*views]), method.project), dim=-1).view(2, B, D)
@@ -356,7 +413,10 @@ def test_pcl_is_the_loop():
     """Mean over granularities and views of the contrast with all prototypes of one clustering, each at its own phi."""
     method, views = ready("pcl", prototype_weight=0.7)
     q1, q2, *_ = by_hand(method, views)
-    parts = [(method.prototypes[:2], method.phi[:2], method.cluster[0, INDEX]), (method.prototypes[2:], method.phi[2:], method.cluster[1, INDEX])]
+    parts = [
+        (method.prototypes[:2], method.phi[:2], method.cluster[0, INDEX]),
+        (method.prototypes[2:], method.phi[2:], method.cluster[1, INDEX]),
+    ]
     contrast = sum(loop_prototype_contrast(q, *part) for q in (q1, q2) for part in parts) / 4
     found = method.loss(*views, INDEX)
     close(found["prototype_contrast"], contrast)
@@ -366,8 +426,12 @@ def test_pcl_is_the_loop():
 
 def directions(sizes, dim=D):
     """Bundles of directions at right angles, of some length: images of cluster k lie around axis k."""
-    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[torch.randperm(sum(sizes))]
-    x = torch.eye(dim, dtype=torch.float64)[labels] + 0.05 * torch.randn(sum(sizes), dim, dtype=torch.float64)
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[
+        torch.randperm(sum(sizes))
+    ]
+    x = torch.eye(dim, dtype=torch.float64)[labels] + 0.05 * torch.randn(
+        sum(sizes), dim, dtype=torch.float64
+    )
     return x * (1 + torch.rand(sum(sizes), 1)), labels
 
 
@@ -384,7 +448,10 @@ def test_pcls_prototypes_are_centroids_of_the_targets_projections():
         for c in range(k):
             close(prototypes[c], F.normalize(z[own == c].sum(0), dim=0), atol=1e-6)
         distance = (z - prototypes[own]).norm(dim=-1)
-        close(method.phi[first : first + k], torch.tensor(loop_concentration(distance, own, k, 0.3), dtype=torch.float64))
+        close(
+            method.phi[first : first + k],
+            torch.tensor(loop_concentration(distance, own, k, 0.3), dtype=torch.float64),
+        )
     assert method.phi[:4].mean() == pytest.approx(0.3)
 
 
@@ -416,7 +483,9 @@ def test_propos_is_the_loop(monkeypatch):
     p1, p2 = copy.deepcopy(method.predictor)(torch.cat([z1, z2]) + 0.4 * noise).chunk(2)
     alignment = loop_alignment(p1, k2) + loop_alignment(p2, k1)
     own = method.cluster[INDEX]
-    scattering = (loop_prototype_scattering(z1, k2, own, 0.6) + loop_prototype_scattering(z2, k1, own, 0.6)) / 2
+    scattering = (
+        loop_prototype_scattering(z1, k2, own, 0.6) + loop_prototype_scattering(z2, k1, own, 0.6)
+    ) / 2
     found = method.loss(*views, INDEX)
     close(found["alignment"], alignment)
     close(found["prototype_scattering"], scattering)
@@ -430,8 +499,12 @@ def test_positive_sampling_is_as_wide_as_sigma():
         method, views = ready("propos", sigma=sigma)
         still = ready("propos")[0].loss(*views, INDEX)
         drawn = [method.loss(*views, INDEX) for _ in range(20)]
-        change[sigma] = np.std([float((d["alignment"] - still["alignment"]).detach()) for d in drawn])
-        assert {round(float(d["prototype_scattering"].detach()), 9) for d in drawn} == {round(float(still["prototype_scattering"].detach()), 9)}
+        change[sigma] = np.std(
+            [float((d["alignment"] - still["alignment"]).detach()) for d in drawn]
+        )
+        assert {round(float(d["prototype_scattering"].detach()), 9) for d in drawn} == {
+            round(float(still["prototype_scattering"].detach()), 9)
+        }
     assert change[0.0] == 0 and 4 < change[0.1] / change[0.01] < 25
 
 
@@ -477,9 +550,13 @@ def test_deepcluster_is_the_loop():
             features = method.backbone(x[None])[0]
             assert (features < 0).any()
             logits = features.clamp_min(0) @ method.top.weight.T + method.top.bias
-            total = total - (logits.exp() / logits.exp().sum()).log()[method.pseudo_labels[i]] / (2 * B)
+            total = total - (logits.exp() / logits.exp().sum()).log()[method.pseudo_labels[i]] / (
+                2 * B
+            )
     close(loss_of(method, views), total)
-    close(method.outputs(views[0])["backbone"], method.backbone(views[0]))  # k-means and probes see either sign
+    close(
+        method.outputs(views[0])["backbone"], method.backbone(views[0])
+    )  # k-means and probes see either sign
 
 
 def test_pseudo_labels_are_new_each_epoch_and_compared_with_the_last():
@@ -495,12 +572,23 @@ def test_pseudo_labels_are_new_each_epoch_and_compared_with_the_last():
         method.top.bias.data.fill_(9)
         row = method.before_epoch(epoch, lambda network: seen.append(network) or features)
         assert row["pseudo_clusters"] == 4
-        assert row["reassigned_nmi"] is None if epoch == 1 else row["reassigned_nmi"] == metrics.nmi(before, method.pseudo_labels)
-        assert method.top.weight.std().item() == pytest.approx(0.01, rel=0.5) and not method.top.bias.any()
+        assert (
+            row["reassigned_nmi"] is None
+            if epoch == 1
+            else row["reassigned_nmi"] == metrics.nmi(before, method.pseudo_labels)
+        )
+        assert (
+            method.top.weight.std().item() == pytest.approx(0.01, rel=0.5)
+            and not method.top.bias.any()
+        )
         if epoch == 2:
-            assert row["reassigned_nmi"] == pytest.approx(1) and metrics.nmi(labels, method.pseudo_labels) == pytest.approx(1)
+            assert row["reassigned_nmi"] == pytest.approx(1) and metrics.nmi(
+                labels, method.pseudo_labels
+            ) == pytest.approx(1)
         if epoch == 3:
-            assert row["reassigned_nmi"] < 0.5 and metrics.nmi(others, method.pseudo_labels) == pytest.approx(1)
+            assert row["reassigned_nmi"] < 0.5 and metrics.nmi(
+                others, method.pseudo_labels
+            ) == pytest.approx(1)
     assert seen == [method.backbone] * 4 and method.renewed == (method.top.weight, method.top.bias)
 
 
@@ -508,23 +596,36 @@ def test_images_are_drawn_uniformly_over_clusters_and_within_them():
     """Clusters of 1, 10, 0 and 29 images: each that is not empty has a third of 30,000 draws, spread over its images."""
     method, _ = made("deepcluster")
     sizes = [1, 10, 0, 29]
-    method.pseudo_labels = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes))[torch.randperm(N)]
+    method.pseudo_labels = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes))[
+        torch.randperm(N)
+    ]
     n = 30_000
     drawn = method.order(n, torch.Generator().manual_seed(0))
-    assert drawn.shape == (n,) and torch.equal(drawn, method.order(n, torch.Generator().manual_seed(0)))
+    assert drawn.shape == (n,) and torch.equal(
+        drawn, method.order(n, torch.Generator().manual_seed(0))
+    )
     assert not torch.equal(drawn, method.order(n, torch.Generator().manual_seed(1)))
     each = drawn.bincount(minlength=N)
     assert len(each) == N and each.min() > 0
     expected = n / 3 / torch.tensor(sizes)[method.pseudo_labels]
     chi_square = ((each - expected) ** 2 / expected).sum().item()
-    assert chi_square < 39 + 4 * math.sqrt(2 * 39)  # 39 degrees of freedom; drawn over the images it would be 10^5
+    assert chi_square < 39 + 4 * math.sqrt(
+        2 * 39
+    )  # 39 degrees of freedom; drawn over the images it would be 10^5
     joint = method.pseudo_labels[drawn]
-    assert torch.corrcoef(torch.stack([joint[1:], joint[:-1]]).float())[0, 1].abs() < 0.03  # not sorted by cluster
+    assert (
+        torch.corrcoef(torch.stack([joint[1:], joint[:-1]]).float())[0, 1].abs() < 0.03
+    )  # not sorted by cluster
 
 
 def test_whitened_features():
     """Decorrelated, of variance one before they get length one; against the singular vectors of numpy."""
-    x = torch.randn(200, 6, dtype=torch.float64) @ torch.diag(torch.tensor([9.0, 5, 3, 2, 1, 0.5], dtype=torch.float64)) @ torch.randn(6, 6, dtype=torch.float64) + 7
+    x = (
+        torch.randn(200, 6, dtype=torch.float64)
+        @ torch.diag(torch.tensor([9.0, 5, 3, 2, 1, 0.5], dtype=torch.float64))
+        @ torch.randn(6, 6, dtype=torch.float64)
+        + 7
+    )
     u, _, _ = np.linalg.svd((x - x.mean(0)).numpy(), full_matrices=False)
     for axes in (1, 3, 6, 256):
         out = whitened(x, axes)
@@ -532,9 +633,13 @@ def test_whitened_features():
         close(out.norm(dim=-1), torch.ones(200, dtype=torch.float64))
         theirs = torch.from_numpy(u[:, : min(axes, 6)])
         theirs = theirs / theirs.norm(dim=-1, keepdim=True)
-        close(out @ out.T, theirs @ theirs.T, atol=1e-8)  # the same but for the signs and order of axes
+        close(
+            out @ out.T, theirs @ theirs.T, atol=1e-8
+        )  # the same but for the signs and order of axes
     moved = whitened(x @ torch.randn(6, 6, dtype=torch.float64) + 3, 6)
-    close(moved @ moved.T, whitened(x, 6) @ whitened(x, 6).T, atol=1e-8)  # no linear map of the features matters
+    close(
+        moved @ moved.T, whitened(x, 6) @ whitened(x, 6).T, atol=1e-8
+    )  # no linear map of the features matters
 
 
 def test_whitening_leaves_out_what_does_not_vary():
@@ -552,7 +657,9 @@ def test_whitening_leaves_out_what_does_not_vary():
 # ---- whole runs
 
 RUN = dict(limit=600, width=16, batch_size=16, learning_rate=0.2, evaluate_every=100, epochs=10)
-QUEUE = dict(temperature=0.2, queue_size=128, ema=0.95, batch_size=32, learning_rate=0.1)  # a longer one holds images' own old keys
+QUEUE = dict(
+    temperature=0.2, queue_size=128, ema=0.95, batch_size=32, learning_rate=0.1
+)  # a longer one holds images' own old keys
 SHORT = {  # what lets each learn in ten epochs of 600 digits, and the accuracy that it then has at least: over three seeds (deepcluster: two) it had .08 more
     "simclr": (dict(temperature=0.2), 0.7),
     "moco": (QUEUE, 0.7),
@@ -561,12 +668,23 @@ SHORT = {  # what lets each learn in ten epochs of 600 digits, and the accuracy 
     "pcl": (dict(QUEUE, prototypes="10 20", prototype_warmup=4), 0.7),
     "cc": (dict(temperature=0.5), 0.55),
     "propos": (dict(ema=0.95, prototype_warmup=4, cluster_temperature=0.5), 0.57),
-    "deepcluster": (dict(pseudo_clusters=40, pca=16, schedule="constant", batch_size=8), 0.65),  # many steps between new top layers
+    "deepcluster": (
+        dict(pseudo_clusters=40, pca=16, schedule="constant", batch_size=8),
+        0.65,
+    ),  # many steps between new top layers
 }
 
 
 def ran(tmp_path, name, **settings):
-    config = Config.from_params({"method": name, **RUN, "results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data"), **settings})
+    config = Config.from_params(
+        {
+            "method": name,
+            **RUN,
+            "results_dir": str(tmp_path / "results"),
+            "data_dir": str(tmp_path / "data"),
+            **settings,
+        }
+    )
     run = Run(config)
     return list(fit(config, run)), run
 
@@ -576,7 +694,10 @@ def test_every_method_learns_digits(tmp_path, name):
     """k-means by its own protocol (CC: its head), far from what the untrained network gives."""
     settings, least = SHORT[name]
     rule = "aligned_average" if name == "cc" else "kmeans_embedding"
-    untrained, learnt = (ran(tmp_path, name, **settings, **more)[1].json("metrics.json") for more in (dict(epochs=0), {}))
+    untrained, learnt = (
+        ran(tmp_path, name, **settings, **more)[1].json("metrics.json")
+        for more in (dict(epochs=0), {})
+    )
     assert untrained["scores"][rule]["acc"] + 0.1 < least < learnt["scores"][rule]["acc"]
     assert learnt["knn_acc"] > untrained["knn_acc"] + 0.05
     assert not learnt["collapse"]["collapsed"]
@@ -585,10 +706,15 @@ def test_every_method_learns_digits(tmp_path, name):
 def test_a_history_tells_reassignments_from_agreement_with_the_labels(tmp_path):
     """reassigned_nmi compares two clusterings, pseudo_nmi one with the labels: taking one for the other flatters."""
     rows, run = ran(tmp_path, "deepcluster", limit=200, epochs=3, width=8, pseudo_clusters=20)
-    assert rows[0]["reassigned_nmi"] is None and all(0 < row["reassigned_nmi"] < 1 for row in rows[1:])
+    assert rows[0]["reassigned_nmi"] is None and all(
+        0 < row["reassigned_nmi"] < 1 for row in rows[1:]
+    )
     kept = torch.load(run.path / "model.pt", weights_only=True)["pseudo_labels"]
     labels = np.load(run.path / "embeddings.npz")["labels"].astype(int)
-    assert rows[-1]["pseudo_nmi"] == pytest.approx(metrics.nmi(labels, kept)) and rows[-1]["pseudo_nmi"] != rows[-1]["reassigned_nmi"]
+    assert (
+        rows[-1]["pseudo_nmi"] == pytest.approx(metrics.nmi(labels, kept))
+        and rows[-1]["pseudo_nmi"] != rows[-1]["reassigned_nmi"]
+    )
     assert [row["pseudo_clusters"] for row in rows] == [20] * 3
     other, _ = ran(tmp_path, "simsiam", limit=200, epochs=1, width=8)
     assert not {"reassigned_nmi", "pseudo_nmi", "pseudo_clusters"} & other[0].keys()
@@ -598,15 +724,23 @@ def test_a_history_tells_reassignments_from_agreement_with_the_labels(tmp_path):
 def test_a_collapse_is_said(tmp_path, monkeypatch, collapses):
     """Views drawn together with neither a stop-gradient nor a predictor: in a few steps all images have one feature."""
     if collapses:
+
         def loss(self, view1, view2, index):
             z1, z2 = self.encode(torch.cat([view1, view2])).chunk(2)
             return {"loss": -F.cosine_similarity(z1, z2, dim=-1).mean()}
 
         monkeypatch.setattr(METHODS["simsiam"], "loss", loss)
-    rows, run = ran(tmp_path, "simsiam", epochs=4, batch_size=32, schedule="constant", evaluate_every=1)
+    rows, run = ran(
+        tmp_path, "simsiam", epochs=4, batch_size=32, schedule="constant", evaluate_every=1
+    )
     found = run.json("metrics.json")["collapse"]
-    assert found["collapsed"] == collapses and ("all embeddings are nearly the same" in found["why"]) == collapses
-    assert all({"embedding_std", "largest_cluster", "nonempty_clusters"} <= row.keys() for row in rows)
+    assert (
+        found["collapsed"] == collapses
+        and ("all embeddings are nearly the same" in found["why"]) == collapses
+    )
+    assert all(
+        {"embedding_std", "largest_cluster", "nonempty_clusters"} <= row.keys() for row in rows
+    )
     assert (rows[-1]["embedding_std"] < rows[0]["embedding_std"]) == collapses
 
 
@@ -615,10 +749,24 @@ def test_compiled_it_learns_the_same(tmp_path, monkeypatch, method):
     """A target network, queues, prototypes, two passes of batch norm: what torch.compile traces computes what was written. The
     backend here is the one that only traces; the one that makes kernels takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    own = {"crlc": {"n_heads": 2, "views": "apart", "batchnorm_split": 2}, "pcl": {"prototypes": "5 10", "prototype_warmup": 1, "queue_size": 64}}
-    settings = {"limit": 128, "epochs": 2, "batch_size": 32, "width": 4, "evaluate_every": 2, **own.get(method, {})}
-    (plain, _), (compiled, run) = (ran(tmp_path, method, compile=flag, **settings) for flag in (False, True))
-    assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], rel=1e-5)
+    own = {
+        "crlc": {"n_heads": 2, "views": "apart", "batchnorm_split": 2},
+        "pcl": {"prototypes": "5 10", "prototype_warmup": 1, "queue_size": 64},
+    }
+    settings = {
+        "limit": 128,
+        "epochs": 2,
+        "batch_size": 32,
+        "width": 4,
+        "evaluate_every": 2,
+        **own.get(method, {}),
+    }
+    (plain, _), (compiled, run) = (
+        ran(tmp_path, method, compile=flag, **settings) for flag in (False, True)
+    )
+    assert [row["loss"] for row in compiled] == pytest.approx(
+        [row["loss"] for row in plain], rel=1e-5
+    )
     assert any("compiling took about" in note for note in run.notes)
 
 

@@ -15,25 +15,35 @@ def brute_force_accuracy(labels, assignments):
     clusters, classes = max(assignments) + 1, max(labels) + 1
     size = max(clusters, classes)
     return max(
-        np.mean([names[a] == l for a, l in zip(assignments, labels)]) for names in itertools.permutations(range(size))
+        np.mean([names[a] == l for a, l in zip(assignments, labels)])
+        for names in itertools.permutations(range(size))
     )
 
 
-@pytest.mark.parametrize("classes, clusters", [(1, 1), (2, 2), (4, 4), (5, 3), (3, 5), (6, 2), (1, 4)])
+@pytest.mark.parametrize(
+    "classes, clusters", [(1, 1), (2, 2), (4, 4), (5, 3), (3, 5), (6, 2), (1, 4)]
+)
 def test_scores_are_brute_force_and_scikit_learn(classes, clusters):
     random = np.random.default_rng(classes + 10 * clusters)
     for n in (1, 7, 40):
         labels, assignments = random.integers(classes, size=n), random.integers(clusters, size=n)
         scores = metrics.clustering_scores(labels, assignments)
-        assert list(scores) == ["acc", "nmi", "ari"] and all(type(s) is float for s in scores.values())
+        assert list(scores) == ["acc", "nmi", "ari"] and all(
+            type(s) is float for s in scores.values()
+        )
         assert scores["acc"] == pytest.approx(brute_force_accuracy(labels, assignments), abs=1e-12)
         assert scores["acc"] == metrics.accuracy(labels, assignments)
         assert scores["nmi"] == pytest.approx(
-            sk.normalized_mutual_info_score(labels, assignments, average_method="arithmetic"), abs=1e-12
+            sk.normalized_mutual_info_score(labels, assignments, average_method="arithmetic"),
+            abs=1e-12,
         )
-        assert scores["ari"] == pytest.approx(sk.adjusted_rand_score(labels, assignments), abs=1e-12)
+        assert scores["ari"] == pytest.approx(
+            sk.adjusted_rand_score(labels, assignments), abs=1e-12
+        )
         table = sk.cluster.contingency_matrix(labels, assignments)
-        assert metrics.many_to_one_accuracy(labels, assignments) == pytest.approx(table.max(0).sum() / n)
+        assert metrics.many_to_one_accuracy(labels, assignments) == pytest.approx(
+            table.max(0).sum() / n
+        )
 
 
 def test_the_best_matching_is_not_the_greedy_one():
@@ -52,7 +62,9 @@ def test_scores_do_not_mind_names():
     names = random.permutation(5)
     a, b = metrics.clustering_scores(labels, noisy), metrics.clustering_scores(labels, names[noisy])
     assert a == pytest.approx(b, abs=1e-12)
-    assert metrics.clustering_scores(labels, names[labels]) == pytest.approx({"acc": 1, "nmi": 1, "ari": 1})
+    assert metrics.clustering_scores(labels, names[labels]) == pytest.approx(
+        {"acc": 1, "nmi": 1, "ari": 1}
+    )
     # a cluster too many does not pay under one-to-one matching, and does under many-to-one
     split = np.where((labels == 0) & (np.arange(200) % 2 == 0), 5, labels)
     assert metrics.accuracy(labels, split) < 1 == metrics.many_to_one_accuracy(labels, split)
@@ -69,7 +81,9 @@ def test_tensors_and_lists_are_taken():
     labels, assignments = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 0])
     expected = {"acc": 1.0, "nmi": 1.0, "ari": 1.0}
     assert metrics.clustering_scores(labels, assignments) == pytest.approx(expected)
-    assert metrics.clustering_scores([0, 1, 1], np.array([1, 0, 0], np.uint8)) == pytest.approx(expected)
+    assert metrics.clustering_scores([0, 1, 1], np.array([1, 0, 0], np.uint8)) == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +99,12 @@ def test_tensors_and_lists_are_taken():
     ],
 )
 def test_bad_input_is_refused(labels, assignments, word):
-    for f in (metrics.clustering_scores, metrics.accuracy, metrics.many_to_one_accuracy, metrics.matching):
+    for f in (
+        metrics.clustering_scores,
+        metrics.accuracy,
+        metrics.many_to_one_accuracy,
+        metrics.matching,
+    ):
         with pytest.raises(ValueError, match=word):
             f(labels, assignments)
 
@@ -98,7 +117,9 @@ def some_head(n=200, k=6):
 
 
 def renamed(head, n_heads):
-    orders = [torch.arange(head.shape[1])] + [torch.randperm(head.shape[1]) for _ in range(n_heads - 1)]
+    orders = [torch.arange(head.shape[1])] + [
+        torch.randperm(head.shape[1]) for _ in range(n_heads - 1)
+    ]
     return torch.stack([head[:, order] for order in orders])
 
 
@@ -121,7 +142,9 @@ def test_aligned_noisy_heads_agree():
         wrong = torch.rand(600) < 0.35
         seen = torch.where(wrong, torch.randint(6, (600,)), truth)
         heads.append(
-            (4 * torch.nn.functional.one_hot(seen, 6).float() + torch.randn(600, 6)).softmax(-1)[:, torch.randperm(6)]
+            (4 * torch.nn.functional.one_hot(seen, 6).float() + torch.randn(600, 6)).softmax(-1)[
+                :, torch.randperm(6)
+            ]
         )
     heads = torch.stack(heads)
     aligned = metrics.align_heads(heads)
@@ -190,15 +213,23 @@ def test_collapse_monitor():
 
 @pytest.mark.parametrize("n_clusters", [2, 3, 10])
 def test_a_healthy_run_has_not_collapsed(n_clusters):
-    signs = metrics.collapse_monitor(torch.randn(500, 16), torch.arange(500) % n_clusters, n_clusters)
+    signs = metrics.collapse_monitor(
+        torch.randn(500, 16), torch.arange(500) % n_clusters, n_clusters
+    )
     assert metrics.collapse_reason(signs, n_clusters) == ""
 
 
 @pytest.mark.parametrize(
     "change, why",
     [
-        ({"embedding_std": 0.1}, "all embeddings are nearly the same (standard deviation 0.100, spread out it is 1)"),
-        ({"embedding_std": float("nan")}, "all embeddings are nearly the same (standard deviation nan, spread out it is 1)"),
+        (
+            {"embedding_std": 0.1},
+            "all embeddings are nearly the same (standard deviation 0.100, spread out it is 1)",
+        ),
+        (
+            {"embedding_std": float("nan")},
+            "all embeddings are nearly the same (standard deviation nan, spread out it is 1)",
+        ),
         ({"nonempty_clusters": 5}, "only 5 of 10 clusters are in use"),
         ({"largest_cluster": 0.91}, "one cluster holds 91% of the images"),
     ],
@@ -216,7 +247,9 @@ def test_collapses_are_seen_from_embeddings_and_assignments():
         (spread, balanced % 5, "only 5 of 10"),
         (spread, torch.where(torch.arange(500) < 475, 0, balanced), "one cluster holds 95%"),
     ):
-        assert word in metrics.collapse_reason(metrics.collapse_monitor(embedding, assignments, 10), 10)
+        assert word in metrics.collapse_reason(
+            metrics.collapse_monitor(embedding, assignments, 10), 10
+        )
 
 
 def test_two_clusters_of_unequal_size_are_no_collapse():

@@ -19,7 +19,14 @@ PRESETS = sorted((ROOT / "notebooks" / "settings").glob("*.yaml"))
 
 
 def papermill(tmp_path, *words, notebook="train", cwd=None):
-    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{notebook}.ipynb"), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "notebooks" / f"{notebook}.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        "--no-progress-bar",
+    ]
     return subprocess.run([*command, *words], capture_output=True, text=True, cwd=cwd or tmp_path)
 
 
@@ -45,7 +52,11 @@ def test_a_notebook_is_kept_clean(path):
 
 
 def test_the_parameters_cell_is_the_dataclass():
-    cell = next(c for c in code_cells(ROOT / "notebooks" / "train.ipynb") if "parameters" in c.metadata.get("tags", []))
+    cell = next(
+        c
+        for c in code_cells(ROOT / "notebooks" / "train.ipynb")
+        if "parameters" in c.metadata.get("tags", [])
+    )
     assert cell.source == Config.parameter_cell()
     namespace = {}
     exec(cell.source, namespace)
@@ -53,15 +64,29 @@ def test_the_parameters_cell_is_the_dataclass():
 
 
 def test_papermill_explains_every_parameter(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "papermill", "--help-notebook", str(ROOT / "notebooks" / "train.ipynb")], capture_output=True, text=True)
-    explained = re.findall(r"^  (\w+): (?:int|float|str|bool) \(default (.*?)\)\s+\S", done.stdout, re.M)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "--help-notebook",
+            str(ROOT / "notebooks" / "train.ipynb"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    explained = re.findall(
+        r"^  (\w+): (?:int|float|str|bool) \(default (.*?)\)\s+\S", done.stdout, re.M
+    )
     assert {name for name, _ in explained} == set(Config.__dataclass_fields__), done.stdout
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
 def test_a_preset_is_valid(path):
     settings = read_settings(path)
-    Config.from_params({**settings, "folder": "images"} if settings.get("dataset") == "folder" else settings)
+    Config.from_params(
+        {**settings, "folder": "images"} if settings.get("dataset") == "folder" else settings
+    )
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"crlc"}))
@@ -71,65 +96,174 @@ def test_a_method_has_its_published_settings_each_with_its_source(method):
     assert (config.method, config.dataset) == (method, "cifar10")
     for line in path.read_text().splitlines():
         name = line.split(":")[0]
-        assert line.startswith("#") or name in ("dataset", "method") or re.search(r" # \S", line), line
-    own = {f.name for f in dataclasses.fields(Config) if f.metadata["only"] and method in f.metadata["only"]}
-    assert own <= set(read_settings(path)), "a setting that only some methods know is not left to the default for digits"
+        assert line.startswith("#") or name in ("dataset", "method") or re.search(r" # \S", line), (
+            line
+        )
+    own = {
+        f.name
+        for f in dataclasses.fields(Config)
+        if f.metadata["only"] and method in f.metadata["only"]
+    }
+    assert own <= set(read_settings(path)), (
+        "a setting that only some methods know is not left to the default for digits"
+    )
 
 
 def test_digits_quick_is_the_default():
-    assert Config.from_params(read_settings(ROOT / "notebooks" / "settings" / "digits-quick.yaml")) == Config()
+    assert (
+        Config.from_params(read_settings(ROOT / "notebooks" / "settings" / "digits-quick.yaml"))
+        == Config()
+    )
 
 
 def test_the_two_cifar_presets_differ_in_the_listed_points():
-    paper, course = (Config.from_params(read_settings(ROOT / "notebooks" / "settings" / f"cifar10-{n}.yaml")).identity() for n in ("paper", "course"))
+    paper, course = (
+        Config.from_params(
+            read_settings(ROOT / "notebooks" / "settings" / f"cifar10-{n}.yaml")
+        ).identity()
+        for n in ("paper", "course")
+    )
     assert {k for k in paper if paper[k] != course[k]} == {
-        "entropy", "entropy_smoothed", "stem", "lambda1", "crop_scale", "jitter", "normalize", "split", "head_bias", "head_init",
-        "decay", "logit_clamp", "batchnorm_split", "sampler"}
+        "entropy",
+        "entropy_smoothed",
+        "stem",
+        "lambda1",
+        "crop_scale",
+        "jitter",
+        "normalize",
+        "split",
+        "head_bias",
+        "head_init",
+        "decay",
+        "logit_clamp",
+        "batchnorm_split",
+        "sampler",
+    }
 
 
 def test_train_runs_from_elsewhere_and_says_what_came_out(tmp_path):
-    done = papermill(tmp_path, "-p", "lambda1", "0.3", "-p", "epochs", "2", "-p", "width", "4", "-p", "limit", "300",
-                     "-p", "results_dir", "runs", "-p", "data_dir", str(tmp_path))
+    done = papermill(
+        tmp_path,
+        "-p",
+        "lambda1",
+        "0.3",
+        "-p",
+        "epochs",
+        "2",
+        "-p",
+        "width",
+        "4",
+        "-p",
+        "limit",
+        "300",
+        "-p",
+        "results_dir",
+        "runs",
+        "-p",
+        "data_dir",
+        str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     runs = find(tmp_path / "runs")
     assert len(runs) == 1 and "lambda1-0.3" in runs[0].name
     notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    said = "\n".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") + o.get("data", {}).get("text/markdown", "")
-                     for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
-    for text in ("source ", "settings ", "epoch    2/2", "first head", "mean of heads", "lowest-loss head", "aligned average", "oracle", "k-means on raw pixels"):
+    said = "\n".join(
+        o.get("text", "")
+        + o.get("data", {}).get("text/plain", "")
+        + o.get("data", {}).get("text/markdown", "")
+        for c in notebook.cells
+        if c.cell_type == "code"
+        for o in c.outputs
+    )
+    for text in (
+        "source ",
+        "settings ",
+        "epoch    2/2",
+        "first head",
+        "mean of heads",
+        "lowest-loss head",
+        "aligned average",
+        "oracle",
+        "k-means on raw pixels",
+    ):
         assert text in said
-    assert sum(o.output_type == "display_data" for c in notebook.cells if c.cell_type == "code" for o in c.outputs) >= 5
+    assert (
+        sum(
+            o.output_type == "display_data"
+            for c in notebook.cells
+            if c.cell_type == "code"
+            for o in c.outputs
+        )
+        >= 5
+    )
 
 
 def said_in(path):
     """All text that an executed notebook shows."""
     outputs = [o for c in code_cells(path) for o in c.outputs]
-    return "\n".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") + o.get("data", {}).get("text/markdown", "") for o in outputs)
+    return "\n".join(
+        o.get("text", "")
+        + o.get("data", {}).get("text/plain", "")
+        + o.get("data", {}).get("text/markdown", "")
+        for o in outputs
+    )
 
 
 def test_features_without_heads_then_a_linear_classifier_on_every_layer(tmp_path):
-    tiny = ["-p", "method", "byol", "-p", "epochs", "2", "-p", "width", "4", "-p", "limit", "300", "-p", "results_dir", "runs", "-p", "data_dir", str(tmp_path)]
+    tiny = [
+        "-p",
+        "method",
+        "byol",
+        "-p",
+        "epochs",
+        "2",
+        "-p",
+        "width",
+        "4",
+        "-p",
+        "limit",
+        "300",
+        "-p",
+        "results_dir",
+        "runs",
+        "-p",
+        "data_dir",
+        str(tmp_path),
+    ]
     done = papermill(tmp_path, *tiny)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "k-means on the learned features reaches" in said_in(tmp_path / "out.ipynb").replace("**", "")
+    assert "k-means on the learned features reaches" in said_in(tmp_path / "out.ipynb").replace(
+        "**", ""
+    )
     run = find(tmp_path / "runs")[0]
-    done = papermill(tmp_path, "-p", "run_dir", str(run), "-p", "epochs", "3", notebook="linear_evaluation")
+    done = papermill(
+        tmp_path, "-p", "run_dir", str(run), "-p", "epochs", "3", notebook="linear_evaluation"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     said, probes = said_in(tmp_path / "out.ipynb"), json.loads((run / "probes.json").read_text())
     assert f"loaded {run.name}: byol on digits, epoch 2" in said and "Best after" in said
-    assert list(probes["layers"]) == ["conv1", "conv2", "conv3", "conv4", "features"] and probes["epochs"] == 3
+    assert (
+        list(probes["layers"]) == ["conv1", "conv2", "conv3", "conv4", "features"]
+        and probes["epochs"] == 3
+    )
     (run / "model.pt").write_bytes(b"")
     done = papermill(tmp_path, "-p", "run_dir", str(run), notebook="linear_evaluation")
     assert done.returncode != 0 and "model.pt" in done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["-p", "lamda1", "0.3"], "unknown parameter 'lamda1': did you mean 'lambda1'?"),
-    (["-p", "normalize", "false"], "normalize must be True or False"),
-    (["-p", "lambda1", "-1"], "lambda1 must be a number of at least 0, got -1"),
-    (["-p", "backbone", "resnet18", "-p", "stem", "imagenet"], "stem is 'imagenet', but the images of 'digits' are 8 x 8"),
-    (["-p", "dataset", "folder", "-p", "folder", "nowhere"], "'nowhere' does not exist"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["-p", "lamda1", "0.3"], "unknown parameter 'lamda1': did you mean 'lambda1'?"),
+        (["-p", "normalize", "false"], "normalize must be True or False"),
+        (["-p", "lambda1", "-1"], "lambda1 must be a number of at least 0, got -1"),
+        (
+            ["-p", "backbone", "resnet18", "-p", "stem", "imagenet"],
+            "stem is 'imagenet', but the images of 'digits' are 8 x 8",
+        ),
+        (["-p", "dataset", "folder", "-p", "folder", "nowhere"], "'nowhere' does not exist"),
+    ],
+)
 def test_a_wrong_parameter_ends_in_one_sentence(tmp_path, words, sentence):
     done = papermill(tmp_path, *words, "-p", "results_dir", str(tmp_path / "runs"))
     assert done.returncode != 0
@@ -146,9 +280,38 @@ def test_a_folder_without_labels_has_clusters_and_no_scores(tmp_path):
         colour = np.zeros((20, 20, 3), np.uint8)
         colour[..., i % 3] = 200
         Image.fromarray(colour).save(tmp_path / "images" / f"{i:02d}.png")
-    done = papermill(tmp_path, "-f", str(ROOT / "notebooks" / "settings" / "folder.yaml"), "-p", "folder", "images", "-p", "n_clusters", "3",
-                     "-p", "image_size", "16", "-p", "backbone", "small", "-p", "width", "4", "-p", "epochs", "6", "-p", "batch_size", "20",
-                     "-p", "results_dir", "runs", "-p", "data_dir", "cache")
+    done = papermill(
+        tmp_path,
+        "-f",
+        str(ROOT / "notebooks" / "settings" / "folder.yaml"),
+        "-p",
+        "folder",
+        "images",
+        "-p",
+        "n_clusters",
+        "3",
+        "-p",
+        "image_size",
+        "16",
+        "-p",
+        "backbone",
+        "small",
+        "-p",
+        "width",
+        "4",
+        "-p",
+        "epochs",
+        "6",
+        "-p",
+        "batch_size",
+        "20",
+        "-p",
+        "results_dir",
+        "runs",
+        "-p",
+        "data_dir",
+        "cache",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     run = find(tmp_path / "runs")[0]
     assert '"scores": {}' in (run / "metrics.json").read_text()

@@ -23,9 +23,17 @@ def folder(tmp_path_factory):
     turned = Image.Exif()
     turned[0x112] = 6
     for name, mode, size, options in [
-            ("grey.png", "L", (30, 40), {}), ("palette.gif", "P", (30, 40), {}), ("rgba.png", "RGBA", (30, 40), {}), ("cmyk.jpg", "CMYK", (30, 40), {}),
-            ("turned.jpg", "RGB", (30, 40), {"exif": turned}), ("one pixel.png", "RGB", (1, 1), {}), ("wide.png", "RGB", (20_000, 4), {}), ("日本 ü.png", "RGB", (30, 40), {}),
-            ("png inside.jpg", "RGB", (30, 40), {"format": "PNG"}), ("plain.jpg", "RGB", (30, 40), {})]:
+        ("grey.png", "L", (30, 40), {}),
+        ("palette.gif", "P", (30, 40), {}),
+        ("rgba.png", "RGBA", (30, 40), {}),
+        ("cmyk.jpg", "CMYK", (30, 40), {}),
+        ("turned.jpg", "RGB", (30, 40), {"exif": turned}),
+        ("one pixel.png", "RGB", (1, 1), {}),
+        ("wide.png", "RGB", (20_000, 4), {}),
+        ("日本 ü.png", "RGB", (30, 40), {}),
+        ("png inside.jpg", "RGB", (30, 40), {"format": "PNG"}),
+        ("plain.jpg", "RGB", (30, 40), {}),
+    ]:
         noise.convert(mode).resize(size).save(place / name, **options)
     (place / "link.png").symlink_to(place / "grey.png")
     whole = io.BytesIO()
@@ -40,8 +48,23 @@ def folder(tmp_path_factory):
 
 
 def settings(folder, results, **more):
-    return Config.from_params({"dataset": "folder", "folder": str(folder), "image_size": 8, "n_clusters": 2, "augmentation": "images", "epochs": 1, "width": 4, "n_heads": 2,
-                               "head_hidden": 8, "batch_size": 5, "data_dir": str(folder.parent / "data"), "results_dir": str(results / "results"), **more})
+    return Config.from_params(
+        {
+            "dataset": "folder",
+            "folder": str(folder),
+            "image_size": 8,
+            "n_clusters": 2,
+            "augmentation": "images",
+            "epochs": 1,
+            "width": 4,
+            "n_heads": 2,
+            "head_hidden": 8,
+            "batch_size": 5,
+            "data_dir": str(folder.parent / "data"),
+            "results_dir": str(results / "results"),
+            **more,
+        }
+    )
 
 
 def test_one_report_names_every_bad_file_and_nothing_is_begun(folder, tmp_path):
@@ -49,7 +72,9 @@ def test_one_report_names_every_bad_file_and_nothing_is_begun(folder, tmp_path):
         list(fit(settings(folder, tmp_path)))
     first, *lines = str(said.value).splitlines()
     assert "has 6 of 17 images that cannot be read (-p bad_images skip leaves them out):" in first
-    assert [line.split("'")[1] for line in lines] == BAD and all(line.split("': ")[1] for line in lines)
+    assert [line.split("'")[1] for line in lines] == BAD and all(
+        line.split("': ")[1] for line in lines
+    )
     assert not (tmp_path / "results").exists()
 
 
@@ -60,13 +85,31 @@ def test_bad_files_are_left_out_and_counted(folder, tmp_path, capsys):
     assert data["skipped"] == 6 and data["n_train"] == 11
     with open(run.path / "assignments.csv", newline="", encoding="utf-8") as file:
         assigned = [row["file"] for row in csv.DictReader(file)]
-    assert "日本 ü.png" in assigned and "link.png" in assigned and len(assigned) == 11 and not set(BAD) & set(assigned)
+    assert (
+        "日本 ü.png" in assigned
+        and "link.png" in assigned
+        and len(assigned) == 11
+        and not set(BAD) & set(assigned)
+    )
     notebook.conclude(run)
-    assert "note: 6 of the folder's files cannot be read and were left out" in capsys.readouterr().out
+    assert (
+        "note: 6 of the folder's files cannot be read and were left out" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("augmentation", ["digits", "images", "none"])
 @pytest.mark.parametrize("image_size", [2, 3, 7])
 def test_the_smallest_sides_work(folder, tmp_path, image_size, augmentation):
-    rows = list(fit(settings(folder, tmp_path, bad_images="skip", image_size=image_size, augmentation=augmentation, blur=0.5)))
+    rows = list(
+        fit(
+            settings(
+                folder,
+                tmp_path,
+                bad_images="skip",
+                image_size=image_size,
+                augmentation=augmentation,
+                blur=0.5,
+            )
+        )
+    )
     assert len(rows) == 1 and np.isfinite(rows[0]["loss"])

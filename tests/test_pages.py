@@ -39,7 +39,11 @@ def test_few_colors_keep_every_line_its_colour(drawn):
     small = pages.few_colors(drawn)
     before, after = rgb(drawn), rgb(small)
     assert len(small) < 0.5 * len(drawn) and len(np.unique(after.reshape(-1, 3), axis=0)) <= 64
-    assert before.shape == after.shape and np.abs(before - after).mean() < 1 and (after[0, 0] == 255).all()
+    assert (
+        before.shape == after.shape
+        and np.abs(before - after).mean() < 1
+        and (after[0, 0] == 255).all()
+    )
     for color in figures.COLORS[:10]:
         line = np.abs(before - (255 * np.array(color)).round()).max(-1) <= 1
         assert line.sum() > 50 and np.abs(after[line] - before[line]).max() < 16
@@ -57,23 +61,50 @@ def test_a_transparent_picture_is_put_on_white():
 
 
 def test_an_executed_notebook_forgets_where_and_when_and_keeps_what_was_said(tmp_path, drawn):
-    said = {"name": "stdout", "output_type": "stream", "text": [f"run directory: {ROOT}/results/x, 97 % ± 1\n"]}
-    shown = {"output_type": "display_data", "metadata": {}, "data": {"image/png": base64.b64encode(drawn).decode(), "text/plain": "<Figure>"}}
-    cell = {"cell_type": "code", "execution_count": 1, "id": "a", "source": "x", "outputs": [said, shown],
-            "metadata": {"execution": {"iopub.status.busy": "2026"}, "papermill": {"duration": 1.0}, "tags": ["parameters"]}}
+    said = {
+        "name": "stdout",
+        "output_type": "stream",
+        "text": [f"run directory: {ROOT}/results/x, 97 % ± 1\n"],
+    }
+    shown = {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"image/png": base64.b64encode(drawn).decode(), "text/plain": "<Figure>"},
+    }
+    cell = {
+        "cell_type": "code",
+        "execution_count": 1,
+        "id": "a",
+        "source": "x",
+        "outputs": [said, shown],
+        "metadata": {
+            "execution": {"iopub.status.busy": "2026"},
+            "papermill": {"duration": 1.0},
+            "tags": ["parameters"],
+        },
+    }
     path = tmp_path / "out.ipynb"
-    path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    path.write_text(
+        json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
     pages.forget_place(path)
     (kept,) = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    assert kept["outputs"][0]["text"] == ["run directory: results/x, 97 % ± 1\n"] and kept["metadata"] == {"tags": ["parameters"]}
-    assert len(kept["outputs"][1]["data"]["image/png"]) < 0.5 * len(shown["data"]["image/png"]) and kept["outputs"][1]["data"]["text/plain"] == "<Figure>"
+    assert kept["outputs"][0]["text"] == ["run directory: results/x, 97 % ± 1\n"] and kept[
+        "metadata"
+    ] == {"tags": ["parameters"]}
+    assert (
+        len(kept["outputs"][1]["data"]["image/png"]) < 0.5 * len(shown["data"]["image/png"])
+        and kept["outputs"][1]["data"]["text/plain"] == "<Figure>"
+    )
 
 
 def test_every_kept_run_is_small():
     runs = [p.parent for p in (ROOT / "results").rglob("train.ipynb") if "local" not in p.parts]
     assert runs
     for run in runs:
-        assert sum((run / f).stat().st_size for f in ("train.ipynb", "train.html")) < 320_000, run.name
+        assert sum((run / f).stat().st_size for f in ("train.ipynb", "train.html")) < 320_000, (
+            run.name
+        )
 
 
 def test_the_index_knows_every_figure_notebook():

@@ -26,8 +26,14 @@ def loop_knn(bank, bank_labels, queries, labels, k, temperature, itself):
     """One query at a time: the k most similar, each with the weight exp(cosine / temperature)."""
     right = 0
     for i, (query, label) in enumerate(zip(queries, labels)):
-        near = sorted(((float(F.cosine_similarity(query, x, dim=0)), int(y)) for j, (x, y) in enumerate(zip(bank, bank_labels)) if not (itself and i == j)),
-                      reverse=True)[:k]
+        near = sorted(
+            (
+                (float(F.cosine_similarity(query, x, dim=0)), int(y))
+                for j, (x, y) in enumerate(zip(bank, bank_labels))
+                if not (itself and i == j)
+            ),
+            reverse=True,
+        )[:k]
         votes = {}
         for similarity, y in near:
             votes[y] = votes.get(y, 0) + math.exp(similarity / temperature)
@@ -49,15 +55,23 @@ def test_knn_is_the_loop(blurred, k, temperature, itself):
     x, y = blurred
     bank, queries = (x, x) if itself else (x[:60], x[60:])
     bank_labels, labels = (y, y) if itself else (y[:60], y[60:])
-    expected = loop_knn(bank.double(), bank_labels, queries.double(), labels, k, temperature, itself)
-    assert probes.knn_accuracy(bank, bank_labels, queries, labels, k, temperature, itself) == pytest.approx(expected, abs=1e-6)
+    expected = loop_knn(
+        bank.double(), bank_labels, queries.double(), labels, k, temperature, itself
+    )
+    assert probes.knn_accuracy(
+        bank, bank_labels, queries, labels, k, temperature, itself
+    ) == pytest.approx(expected, abs=1e-6)
     # lengths, chunks and the names of the classes do not matter
     for chunk in (1, 7, 30):
-        assert probes.knn_accuracy(bank, bank_labels, queries, labels, k, temperature, itself, chunk) == pytest.approx(expected, abs=1e-6)
+        assert probes.knn_accuracy(
+            bank, bank_labels, queries, labels, k, temperature, itself, chunk
+        ) == pytest.approx(expected, abs=1e-6)
     lengths = torch.rand(len(x), 1) + 0.5
     longer = (lengths * x, lengths * x) if itself else (lengths[:60] * bank, queries)
     names = torch.randperm(5)
-    assert probes.knn_accuracy(longer[0], names[bank_labels], longer[1], names[labels], k, temperature, itself) == pytest.approx(expected, abs=1e-6)
+    assert probes.knn_accuracy(
+        longer[0], names[bank_labels], longer[1], names[labels], k, temperature, itself
+    ) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 5, 15])
@@ -69,7 +83,9 @@ def test_knn_with_equal_votes_is_scikit_learns(blurred, k):
     clear = torch.from_numpy(share[:, -1] > share[:, -2] + 1e-9)
     assert clear.sum() > 15
     queries, labels = x[60:][clear], y[60:][clear]
-    assert probes.knn_accuracy(x[:60], y[:60], queries, labels, k, 1e6) == pytest.approx(theirs.score(queries.numpy(), labels.numpy()))
+    assert probes.knn_accuracy(x[:60], y[:60], queries, labels, k, 1e6) == pytest.approx(
+        theirs.score(queries.numpy(), labels.numpy())
+    )
 
 
 def test_nobody_votes_for_itself():
@@ -93,7 +109,9 @@ def test_linear_separates_what_is_separable():
     assert probes.linear_accuracy(x[:n], y[:n], x[n:], y[n:], epochs=40) > 0.97
     scaled = x * torch.tensor([1e-3, 1.0, 1e3, 1.0]) + 100
     assert probes.linear_accuracy(scaled[:n], y[:n], scaled[n:], y[n:], epochs=40) > 0.97
-    between = (x[:, 0] > -0.5).long() + (x[:, 0] > 0.5).long()  # only a bias tells the middle from both sides
+    between = (x[:, 0] > -0.5).long() + (
+        x[:, 0] > 0.5
+    ).long()  # only a bias tells the middle from both sides
     assert probes.linear_accuracy(x[:n], between[:n], x[n:], between[n:], epochs=40) > 0.9
     odd = ((x[:, 0] > 0) ^ (x[:, 2] > 0)).long()
     assert probes.linear_accuracy(x[:n], odd[:n], x[n:], odd[n:], epochs=40) < 0.65
@@ -102,12 +120,18 @@ def test_linear_separates_what_is_separable():
 def test_linear_is_scikit_learns_on_digits():
     x, y = load_digits(return_X_y=True)
     scaler = StandardScaler().fit(x[:1000])
-    theirs = LogisticRegression(max_iter=1000).fit(scaler.transform(x[:1000]), y[:1000]).score(scaler.transform(x[1000:]), y[1000:])
+    theirs = (
+        LogisticRegression(max_iter=1000)
+        .fit(scaler.transform(x[:1000]), y[:1000])
+        .score(scaler.transform(x[1000:]), y[1000:])
+    )
     x, y = torch.from_numpy(x).float(), torch.from_numpy(y)
     ours = probes.linear_accuracy(x[:1000], y[:1000], x[1000:], y[1000:], epochs=30)
     assert ours == pytest.approx(theirs, abs=0.02) and ours > 0.85
     names = torch.randperm(10)
-    assert probes.linear_accuracy(x[:1000], names[y[:1000]], x[1000:], names[y[1000:]], epochs=30) == pytest.approx(ours, abs=0.002)
+    assert probes.linear_accuracy(
+        x[:1000], names[y[:1000]], x[1000:], names[y[1000:]], epochs=30
+    ) == pytest.approx(ours, abs=0.002)
 
 
 def test_linear_knows_nothing_of_the_test_part():
@@ -116,9 +140,14 @@ def test_linear_knows_nothing_of_the_test_part():
     x[:, 0] += y
     x[:, 4] = 2.0
     one = probes.linear_accuracy(x[:150], y[:150], x[150:], y[150:], epochs=5)
-    each = [probes.linear_accuracy(x[:150], y[:150], x[i : i + 1], y[i : i + 1], epochs=5) for i in range(150, 160)]
+    each = [
+        probes.linear_accuracy(x[:150], y[:150], x[i : i + 1], y[i : i + 1], epochs=5)
+        for i in range(150, 160)
+    ]
     assert 0.3 < one < 1 and set(each) <= {0.0, 1.0}
-    assert probes.linear_accuracy(x[:150], y[:150], x[150:160], y[150:160], epochs=5) == pytest.approx(np.mean(each))
+    assert probes.linear_accuracy(
+        x[:150], y[:150], x[150:160], y[150:160], epochs=5
+    ) == pytest.approx(np.mean(each))
 
 
 # ---- a finished run's network
@@ -127,7 +156,14 @@ QUICK = {"epochs": 1, "width": 4, "head_hidden": 16, "limit": 200, "method": "si
 
 
 def trained(folder, **settings):
-    config = Config.from_params({**QUICK, "results_dir": str(folder / "results"), "data_dir": str(folder / "data"), **settings})
+    config = Config.from_params(
+        {
+            **QUICK,
+            "results_dir": str(folder / "results"),
+            "data_dir": str(folder / "data"),
+            **settings,
+        }
+    )
     run = Run(config)
     list(fit(config, run))
     return run.path
@@ -157,7 +193,9 @@ def copied(finished, tmp_path):
 def refused(path, *words, data_dir=""):
     with pytest.raises(ConfigError) as caught:
         Trained(path, data_dir)
-    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in ("run_dir", *words)), str(caught.value)
+    assert "\n" not in str(caught.value) and all(
+        word in str(caught.value) for word in ("run_dir", *words)
+    ), str(caught.value)
 
 
 def change(path, file, **values):
@@ -167,7 +205,10 @@ def change(path, file, **values):
 def test_a_finished_run_says_what_was_loaded(finished, data_dir):
     run = Trained(finished, data_dir)
     acc = run.metrics["scores"]["kmeans_embedding"]["acc"]
-    assert run.said == f"loaded {finished.name}: simclr on digits, epoch 1, kmeans embedding ACC {acc:.1%}"
+    assert (
+        run.said
+        == f"loaded {finished.name}: simclr on digits, epoch 1, kmeans embedding ACC {acc:.1%}"
+    )
     assert not run.method.training and not any(p.requires_grad for p in run.method.parameters())
 
 
@@ -176,11 +217,14 @@ def test_a_run_may_be_named_with_a_tilde(finished, data_dir, monkeypatch):
     assert Trained(f"~/{finished.name}", data_dir).path == finished
 
 
-@pytest.mark.parametrize("file, words", [
-    ("metrics.json", ["not the directory of a finished run"]),
-    ("model.pt", ["no model.pt"]),
-    ("config.json", ["config.json", "FileNotFoundError"]),
-])
+@pytest.mark.parametrize(
+    "file, words",
+    [
+        ("metrics.json", ["not the directory of a finished run"]),
+        ("model.pt", ["no model.pt"]),
+        ("config.json", ["config.json", "FileNotFoundError"]),
+    ],
+)
 def test_a_missing_file(copied, file, words):
     (copied / file).unlink()
     refused(copied, *words)
@@ -211,7 +255,9 @@ def test_other_weights_than_were_measured(copied):
     refused(copied, "does not hold the weights that this run's metrics were measured on")
 
 
-@pytest.mark.parametrize("values", [{"width": 8}, {"method": "byol"}, {"n_heads": 3, "method": "crlc"}])
+@pytest.mark.parametrize(
+    "values", [{"width": 8}, {"method": "byol"}, {"n_heads": 3, "method": "crlc"}]
+)
 def test_weights_that_do_not_fit_the_method(copied, data_dir, values):
     change(copied, "config.json", **values)
     refused(copied, "model.pt", "do not fit method", data_dir=data_dir)
@@ -228,7 +274,10 @@ def test_a_run_that_was_not_finished(copied):
 
 
 def test_a_run_that_was_not_trained(tmp_path):
-    refused(trained(tmp_path, epochs=0), "trained for 0 of 0 epochs: an untrained model is not evaluated")
+    refused(
+        trained(tmp_path, epochs=0),
+        "trained for 0 of 0 epochs: an untrained model is not evaluated",
+    )
 
 
 def test_other_images_than_it_was_trained_on(finished, data_dir, tmp_path):
@@ -243,11 +292,19 @@ def test_layers_of_the_small_network(finished, data_dir):
     run = Trained(finished, data_dir)
     pixels = run.images.part("all", run.config.limit).pixels
     found = run.layers(pixels)
-    assert {name: x.shape[1] for name, x in found.items()} == {"conv1": 4 * 64, "conv2": 4 * 64, "conv3": 4 * 64, "conv4": 8 * 16, "features": 8}
+    assert {name: x.shape[1] for name, x in found.items()} == {
+        "conv1": 4 * 64,
+        "conv2": 4 * 64,
+        "conv3": 4 * 64,
+        "conv4": 8 * 16,
+        "features": 8,
+    }
     net, x = run.method.backbone, run.augment.clean(pixels)
     expected = {"conv1": net.stem(x), "conv2": net.inner[0](net.stem(x).relu())}
     expected |= {"conv3": net.inner[2](expected["conv2"].relu())}
-    expected |= {"conv4": net.last(F.max_pool2d((net.stem(x).relu() + expected["conv3"]).relu(), 2))}
+    expected |= {
+        "conv4": net.last(F.max_pool2d((net.stem(x).relu() + expected["conv3"]).relu(), 2))
+    }
     for name, y in expected.items():
         torch.testing.assert_close(found[name], y.relu().flatten(1), msg=name)
     torch.testing.assert_close(found["features"], net(x))
@@ -259,11 +316,17 @@ def test_layers_of_the_small_network(finished, data_dir):
     torch.testing.assert_close(small["conv1"], F.avg_pool2d(expected["conv1"].relu(), 2).flatten(1))
     assert small["conv4"].shape[1] == 8 * 4 and small["features"].shape[1] == 8
     # and they are the features that the run's own last evaluation had
-    np.testing.assert_allclose(F.normalize(found["features"], dim=-1).numpy(), np.load(finished / "embeddings.npz")["embedding"], atol=2e-3)
+    np.testing.assert_allclose(
+        F.normalize(found["features"], dim=-1).numpy(),
+        np.load(finished / "embeddings.npz")["embedding"],
+        atol=2e-3,
+    )
 
 
 @pytest.mark.parametrize("has_test_part, n_train, n_test", [(True, 200, 200), (False, 160, 40)])
-def test_a_probe_is_scored_on_images_that_it_did_not_learn(finished, data_dir, has_test_part, n_train, n_test):
+def test_a_probe_is_scored_on_images_that_it_did_not_learn(
+    finished, data_dir, has_test_part, n_train, n_test
+):
     """Digits have a test part, which is used though the run was made on all; without one a fifth is kept."""
     run = Trained(finished, data_dir)
     if not has_test_part:
@@ -271,7 +334,9 @@ def test_a_probe_is_scored_on_images_that_it_did_not_learn(finished, data_dir, h
     result = probe(run, epochs=5)
     assert (result["n_train"], result["n_test"], result["epochs"]) == (n_train, n_test, 5)
     assert list(result["layers"]) == ["conv1", "conv2", "conv3", "conv4", "features"]
-    assert result["layers"]["conv1"]["features"] == 256 and all(0.3 < layer["acc"] < 1 for layer in result["layers"].values())
+    assert result["layers"]["conv1"]["features"] == 256 and all(
+        0.3 < layer["acc"] < 1 for layer in result["layers"].values()
+    )
     assert 0.1 < result["knn_acc"] < 1
     train, test = run.parts()
     rows = [{bytes(x) for x in part.pixels.flatten(1).numpy()} for part in (train, test)]
@@ -281,6 +346,10 @@ def test_a_probe_is_scored_on_images_that_it_did_not_learn(finished, data_dir, h
 
 def test_a_probe_needs_labels(finished, data_dir, monkeypatch):
     run = Trained(finished, data_dir)
-    run.images = dataclasses.replace(run.images, labels=torch.full_like(run.images.labels, -1), classes=())
-    with pytest.raises(ConfigError, match="linear evaluation needs labels, and data set 'digits' has none"):
+    run.images = dataclasses.replace(
+        run.images, labels=torch.full_like(run.images.labels, -1), classes=()
+    )
+    with pytest.raises(
+        ConfigError, match="linear evaluation needs labels, and data set 'digits' has none"
+    ):
         probe(run)

@@ -20,42 +20,76 @@ def test_conda_and_pip_make_the_same_environment():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["channels"] == ["conda-forge"]
     assert isinstance(environment["dependencies"][-1], dict), "pip: comes last"
-    python = next(d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python="))
+    python = next(
+        d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python=")
+    )
     by_pip = environment["dependencies"][-1]["pip"]
     assert by_pip[-1] == "-e ."
     assert pins("\n".join(by_pip)) == direct
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [Requirement(r) for r in project["dependencies"] + project["optional-dependencies"]["test"]]
+    wanted = [
+        Requirement(r) for r in project["dependencies"] + project["optional-dependencies"]["test"]
+    ]
     assert {r.name.lower() for r in wanted} == {name.lower() for name in direct}
     lower = {name.lower(): version for name, version in constraints.items()}
     for requirement in wanted:
         assert requirement.specifier.contains(lower[requirement.name.lower()]), requirement
-    assert Requirement(f"python{project['requires-python']}").specifier.contains(python.removeprefix("python="))
+    assert Requirement(f"python{project['requires-python']}").specifier.contains(
+        python.removeprefix("python=")
+    )
 
 
 ABSOLUTE = r"""(?:[\"' >=(])(?:/(?!usr/bin/env|proc/cpuinfo|path/to)[A-Za-z]\w*/[\w.-]|[A-Z]:\\)"""  # a path that only one machine has
 
 
 def test_what_an_absolute_path_is():
-    for text in ('"/data/images"', "results_dir = '/srv/x/results'", ">/opt/a.b/c<", r"'C:\runs'", "data /mnt/disk/cifar10.npz"):
+    for text in (
+        '"/data/images"',
+        "results_dir = '/srv/x/results'",
+        ">/opt/a.b/c<",
+        r"'C:\runs'",
+        "data /mnt/disk/cifar10.npz",
+    ):
         assert re.search(ABSOLUTE, text, re.M), text
-    for text in ("images/s", "results/local", "</td>", "font: 16px/1.55 system-ui", "https://example.org/a/b", "a / b", "#!/usr/bin/env python3"):
+    for text in (
+        "images/s",
+        "results/local",
+        "</td>",
+        "font: 16px/1.55 system-ui",
+        "https://example.org/a/b",
+        "a / b",
+        "#!/usr/bin/env python3",
+    ):
         assert not re.search(ABSOLUTE, text, re.M), text
 
 
 def test_no_file_names_a_machine_or_a_registry():
-    for path in [*ROOT.glob("*.*"), *ROOT.glob("reproduce/**/*.py"), *ROOT.glob("notebooks/**/*.*"), ROOT / "Makefile"]:
+    for path in [
+        *ROOT.glob("*.*"),
+        *ROOT.glob("reproduce/**/*.py"),
+        *ROOT.glob("notebooks/**/*.*"),
+        ROOT / "Makefile",
+    ]:
         if path.is_file() and path.suffix not in (".png", ".pyc"):
-            assert not re.search(ABSOLUTE + r"|index-url|pypi\.org/simple", path.read_text(encoding="utf-8"), re.M), path
+            assert not re.search(
+                ABSOLUTE + r"|index-url|pypi\.org/simple", path.read_text(encoding="utf-8"), re.M
+            ), path
 
 
 def test_no_executed_notebook_tells_where_it_lay():
-    for path in (p for p in (ROOT / "results").rglob("*.*") if p.suffix in (".ipynb", ".html", ".json") and "local" not in p.parts):
+    for path in (
+        p
+        for p in (ROOT / "results").rglob("*.*")
+        if p.suffix in (".ipynb", ".html", ".json") and "local" not in p.parts
+    ):
         assert not re.search(ABSOLUTE, path.read_text(encoding="utf-8"), re.M), path
 
 
 def test_the_readme_names_files_that_exist():
-    for name in re.findall(r"`((?:notebooks|reproduce|results|figures|tests)/[\w./-]+)`", (ROOT / "README.md").read_text()):
+    for name in re.findall(
+        r"`((?:notebooks|reproduce|results|figures|tests)/[\w./-]+)`",
+        (ROOT / "README.md").read_text(),
+    ):
         assert (ROOT / name).exists() or "<" in name or name.startswith("results/local"), name
 
 

@@ -17,7 +17,11 @@ def falling(values):
 
 
 def test_blend():
-    assert blend(3.0, 1.0, 0.0) == 3 and blend(3.0, 1.0, 1.0) == 1 and blend(3.0, 1.0, 0.5) == pytest.approx(2)
+    assert (
+        blend(3.0, 1.0, 0.0) == 3
+        and blend(3.0, 1.0, 1.0) == 1
+        and blend(3.0, 1.0, 0.5) == pytest.approx(2)
+    )
     assert blend(3.0, 1.0, 1 / 3) == pytest.approx(1 + 2 * 0.75)
 
 
@@ -98,7 +102,9 @@ def test_ema_ramp_is_byols(steps):
     values = [ema("ramp", 0.996, step, steps) for step in range(steps)]
     assert values[0] == 0.996 and values[-1] == 1.0 and falling(values[::-1])
     for step, value in enumerate(values):
-        assert value == pytest.approx(1 - 0.004 * (math.cos(math.pi * step / (steps - 1)) + 1) / 2, abs=1e-15)
+        assert value == pytest.approx(
+            1 - 0.004 * (math.cos(math.pi * step / (steps - 1)) + 1) / 2, abs=1e-15
+        )
     if steps % 2:
         assert values[steps // 2] == pytest.approx(0.998)
 
@@ -111,6 +117,8 @@ def test_ema_ramp_of_one_step():
 def test_schedules_are_functions_of_the_step(schedule):
     """Asked in any order, twice, they say the same: a continued run asks from the middle on."""
     forwards = rates(schedule, 30, warmup=4)
-    assert [learning_rate(schedule, 0.4, step, 30, 4) for step in reversed(range(30))] == forwards[::-1]
+    assert [learning_rate(schedule, 0.4, step, 30, 4) for step in reversed(range(30))] == forwards[
+        ::-1
+    ]
     shares = [ema("ramp", 0.9, step, 30) for step in range(30)]
     assert [ema("ramp", 0.9, step, 30) for step in reversed(range(30))] == shares[::-1]

@@ -17,14 +17,27 @@ from reproduce.data import write_cached
 from reproduce.methods import METHODS
 from reproduce.runs import Run, find, source_tree, table
 
-QUICK = {"epochs": 3, "width": 4, "n_heads": 3, "head_hidden": 16, "limit": 300, "evaluate_every": 1, "trace_images": 5}
+QUICK = {
+    "epochs": 3,
+    "width": 4,
+    "n_heads": 3,
+    "head_hidden": 16,
+    "limit": 300,
+    "evaluate_every": 1,
+    "trace_images": 5,
+}
 
-PLAIN = {"n_heads": 10, "head_hidden": 128}  # as they are by default: methods other than CRLC do not know all of QUICK
+PLAIN = {
+    "n_heads": 10,
+    "head_hidden": 128,
+}  # as they are by default: methods other than CRLC do not know all of QUICK
 
 
 @pytest.fixture
 def config(tmp_path):
-    return Config.from_params({**QUICK, "results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")})
+    return Config.from_params(
+        {**QUICK, "results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")}
+    )
 
 
 def train(config):
@@ -35,19 +48,46 @@ def train(config):
 def test_a_run_leaves_everything_behind(config):
     run, rows = train(config)
     assert [r["epoch"] for r in rows] == [1, 2, 3]
-    assert {"loss", "feature_contrast", "probability_contrast", "entropy", "images_per_second", "aligned_average_acc"} <= rows[0].keys()
+    assert {
+        "loss",
+        "feature_contrast",
+        "probability_contrast",
+        "entropy",
+        "images_per_second",
+        "aligned_average_acc",
+    } <= rows[0].keys()
     assert sorted(p.name for p in run.path.iterdir()) == [
-        "config.json", "embeddings.npz", "history.csv", "metrics.json", "model.pt", "provenance.json", "traces.npz"]
+        "config.json",
+        "embeddings.npz",
+        "history.csv",
+        "metrics.json",
+        "model.pt",
+        "provenance.json",
+        "traces.npz",
+    ]
     assert not run.partial.exists()
     metrics = run.json("metrics.json")
     assert metrics["status"] == "finished" and len(metrics["heads"]) == 3
     assert metrics["data"]["n_train"] == 300 and len(metrics["data"]["sha256"]) == 64
-    assert set(metrics["scores"]) == {"first_head", "mean_of_heads", "lowest_loss_head", "aligned_average", "best_head_oracle",
-                                      "kmeans_embedding", "kmeans_pixels"}
+    assert set(metrics["scores"]) == {
+        "first_head",
+        "mean_of_heads",
+        "lowest_loss_head",
+        "aligned_average",
+        "best_head_oracle",
+        "kmeans_embedding",
+        "kmeans_pixels",
+    }
     traces = np.load(run.path / "traces.npz")
-    assert traces["probabilities"].shape == (4, 5, 3, 10) and traces["mass"].shape == (4, 3, 10)  # before training and 3 epochs
+    assert traces["probabilities"].shape == (4, 5, 3, 10) and traces["mass"].shape == (
+        4,
+        3,
+        10,
+    )  # before training and 3 epochs
     np.testing.assert_allclose(traces["probabilities"].astype(float).sum(-1), 1, atol=2e-3)
-    assert run.json("config.json")["lambda1"] == 1.0 and "results_dir" not in run.json("config.json")
+    assert run.json("config.json")["lambda1"] == 1.0 and "results_dir" not in run.json(
+        "config.json"
+    )
     assert run.json("provenance.json")["source"] == source_tree()
     assert [r["loss"] for r in run.history()] == pytest.approx([r["loss"] for r in rows], rel=1e-5)
 
@@ -81,10 +121,14 @@ def test_an_interrupted_run_continues_to_the_same_bits(config, tmp_path, stop_af
     run, continued = train(config)
     assert run.notes == [f"continued after epoch {stop_after} from checkpoint.pt"]
     timing = {"seconds", "images_per_second"}
-    assert [{k: v for k, v in r.items() if k not in timing} for r in continued] == [{k: v for k, v in r.items() if k not in timing} for r in rows]
+    assert [{k: v for k, v in r.items() if k not in timing} for r in continued] == [
+        {k: v for k, v in r.items() if k not in timing} for r in rows
+    ]
     for key in ("weights_sha256", "scores", "heads"):
         assert run.json("metrics.json")[key] == whole.json("metrics.json")[key]
-    for a, b in zip(np.load(run.path / "traces.npz").values(), np.load(whole.path / "traces.npz").values()):
+    for a, b in zip(
+        np.load(run.path / "traces.npz").values(), np.load(whole.path / "traces.npz").values()
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -97,7 +141,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(config):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     run, rows = train(config)
-    assert run.notes == ["checkpoint.pt is damaged and was passed over", "continued after epoch 1 from checkpoint.previous.pt"]
+    assert run.notes == [
+        "checkpoint.pt is damaged and was passed over",
+        "continued after epoch 1 from checkpoint.previous.pt",
+    ]
     assert len(rows) == 3
 
 
@@ -137,14 +184,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, monkeypatch):
     assert run.load_checkpoint()["epoch"] == 1  # the last good one is kept
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"batch_size": 301}, "batch_size is 301, more than the 300 images"),
-    ({"n_clusters": 301}, "n_clusters is 301, more than the 300 images"),
-    ({"device": "cuda"}, "device is 'cuda', but torch finds no CUDA"),
-    ({"method": "pcl", "prototypes": "20 301", **PLAIN}, "prototypes is '20 301': more than the 300 images"),
-    ({"method": "deepcluster", "pseudo_clusters": 301, **PLAIN}, "pseudo_clusters is 301, more than the 300 images"),
-    ({"method": "deepcluster", "n_clusters": 31, **PLAIN}, "pseudo_clusters is 310, more than the 300 images"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"batch_size": 301}, "batch_size is 301, more than the 300 images"),
+        ({"n_clusters": 301}, "n_clusters is 301, more than the 300 images"),
+        ({"device": "cuda"}, "device is 'cuda', but torch finds no CUDA"),
+        (
+            {"method": "pcl", "prototypes": "20 301", **PLAIN},
+            "prototypes is '20 301': more than the 300 images",
+        ),
+        (
+            {"method": "deepcluster", "pseudo_clusters": 301, **PLAIN},
+            "pseudo_clusters is 301, more than the 300 images",
+        ),
+        (
+            {"method": "deepcluster", "n_clusters": 31, **PLAIN},
+            "pseudo_clusters is 310, more than the 300 images",
+        ),
+    ],
+)
 def test_data_that_settings_do_not_fit(config, change, message):
     if torch.cuda.is_available() and "device" in change:
         pytest.skip("there is a CUDA device here")
@@ -163,8 +222,15 @@ def test_a_disk_that_fills_up_ends_in_a_sentence_and_loses_nothing(config, monke
     run = Run(config)
     training = fit(config, run)
     next(training)
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(ConfigError, match="cannot be written any more: No space left on device; the last whole checkpoint is kept"):
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+    )
+    with pytest.raises(
+        ConfigError,
+        match="cannot be written any more: No space left on device; the last whole checkpoint is kept",
+    ):
         list(training)
     monkeypatch.undo()
     assert [r["epoch"] for r in train(config)[1]] == [1, 2, 3]
@@ -184,13 +250,19 @@ def test_dying_at_any_rename_loses_nothing(config, tmp_path, monkeypatch, fatal)
     monkeypatch.setattr(Path, "replace", replace)
     try:
         list(fit(config, Run(config)))
-        assert fatal == 6, "three epochs rename six times: 1, 2 and 2 for checkpoints, 1 for the run"
+        assert fatal == 6, (
+            "three epochs rename six times: 1, 2 and 2 for checkpoints, 1 for the run"
+        )
     except KeyboardInterrupt:
         monkeypatch.undo()
     run, continued = train(config)
     assert len(continued) == len(rows) and bool(run.notes) == (fatal > 0)
-    assert run.json("metrics.json")["weights_sha256"] == whole.json("metrics.json")["weights_sha256"]
-    assert sorted(p.name for p in run.path.iterdir()) == sorted(p.name for p in whole.path.iterdir())
+    assert (
+        run.json("metrics.json")["weights_sha256"] == whole.json("metrics.json")["weights_sha256"]
+    )
+    assert sorted(p.name for p in run.path.iterdir()) == sorted(
+        p.name for p in whole.path.iterdir()
+    )
 
 
 def test_labels_do_not_reach_training(config, tmp_path):
@@ -199,7 +271,9 @@ def test_labels_do_not_reach_training(config, tmp_path):
     path = tmp_path / "data" / "digits.npz"
     content = dict(np.load(path))
     del content["sha256"]
-    write_cached(path, **{**content, "labels": np.random.default_rng(0).permutation(content["labels"])})
+    write_cached(
+        path, **{**content, "labels": np.random.default_rng(0).permutation(content["labels"])}
+    )
     shuffled = Run(config.replace(results_dir=str(tmp_path / "shuffled")))
     list(fit(shuffled.config, shuffled))
     a, b = (r.json("metrics.json") for r in (Run(config), shuffled))
@@ -207,7 +281,10 @@ def test_labels_do_not_reach_training(config, tmp_path):
 
 
 def test_prototypes_that_never_come_are_said(config):
-    for warmup, said in ((2, ["prototype_warmup is 2 and epochs 2: no prototype ever enters the loss"]), (1, [])):
+    for warmup, said in (
+        (2, ["prototype_warmup is 2 and epochs 2: no prototype ever enters the loss"]),
+        (1, []),
+    ):
         run = Run(config.replace(**PLAIN, method="propos", epochs=2, prototype_warmup=warmup))
         list(fit(run.config, run))
         assert run.notes == said
@@ -219,9 +296,19 @@ def test_the_monitor_of_collapse_sees_images_of_every_class():
     embedding[:600] = 1.0
     watch = SimpleNamespace(method=SimpleNamespace(space="backbone"), n_clusters=10)
     clusters = {"kmeans_embedding": np.arange(5000) % 10}
-    assert evaluation.Watch.collapse(watch, {"backbone": embedding}, clusters)["embedding_std"] > 0.8
-    assert evaluation.Watch.collapse(watch, {"backbone": torch.ones(300, 16)}, {"kmeans_embedding": np.arange(300) % 10})["embedding_std"] < 1e-5
-    assert evaluation.evenly(7, 512).tolist() == list(range(7)) and len(evaluation.evenly(5000, 512)) == 512
+    assert (
+        evaluation.Watch.collapse(watch, {"backbone": embedding}, clusters)["embedding_std"] > 0.8
+    )
+    assert (
+        evaluation.Watch.collapse(
+            watch, {"backbone": torch.ones(300, 16)}, {"kmeans_embedding": np.arange(300) % 10}
+        )["embedding_std"]
+        < 1e-5
+    )
+    assert (
+        evaluation.evenly(7, 512).tolist() == list(range(7))
+        and len(evaluation.evenly(5000, 512)) == 512
+    )
 
 
 def test_zero_epochs_evaluate_the_untrained_network(config):
@@ -229,11 +316,26 @@ def test_zero_epochs_evaluate_the_untrained_network(config):
     assert rows == [] and "lowest_loss_head" not in run.json("metrics.json")["scores"]
 
 
-@pytest.mark.parametrize("change", [
-    {"views": "apart"}, {"batchnorm_split": 2}, {"entropy": "sample", "entropy_smoothed": True}, {"critic": "neg_js"}, {"critic": "dot"},
-    {"optimizer": "adam", "learning_rate": 1e-3}, {"schedule": "cosine", "warmup_epochs": 1}, {"decay": "all"}, {"logit_clamp": 0.0},
-    {"normalize": False}, {"split": "test"}, {"n_clusters": 7}, {"precision": "bfloat16"}, {"n_heads": 1}, {"trace_images": 0},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"views": "apart"},
+        {"batchnorm_split": 2},
+        {"entropy": "sample", "entropy_smoothed": True},
+        {"critic": "neg_js"},
+        {"critic": "dot"},
+        {"optimizer": "adam", "learning_rate": 1e-3},
+        {"schedule": "cosine", "warmup_epochs": 1},
+        {"decay": "all"},
+        {"logit_clamp": 0.0},
+        {"normalize": False},
+        {"split": "test"},
+        {"n_clusters": 7},
+        {"precision": "bfloat16"},
+        {"n_heads": 1},
+        {"trace_images": 0},
+    ],
+)
 def test_every_setting_runs(config, change):
     run, rows = train(config.replace(epochs=1, **change))
     assert np.isfinite(rows[-1]["loss"])
@@ -251,7 +353,9 @@ def test_weight_decay_on_weights_only(config):
 
 def test_a_predictor_has_a_rate_of_its_own(config):
     """Its groups, and no others, are multiplied and stay at the peak; nothing of the target network is there."""
-    config = config.replace(method="byol", n_heads=10, predictor_rate=3.0, predictor_schedule="constant")
+    config = config.replace(
+        method="byol", n_heads=10, predictor_rate=3.0, predictor_schedule="constant"
+    )
     method = METHODS["byol"](config, backbones.build(config, 1), 10, 300)
     groups = loop.build_optimizer(config, method).param_groups
     predictor = {id(p) for p in method.predictor.parameters()}
@@ -261,7 +365,11 @@ def test_a_predictor_has_a_rate_of_its_own(config):
         assert (g["times"], g["constant"]) == ((3.0, True) if predicts else (1.0, False))
         assert all((p.dim() > 1) == (g["weight_decay"] > 0) for p in g["params"])
     held = [id(p) for g in groups for p in g["params"]]
-    trained = [*method.backbone.parameters(), *method.projector.parameters(), *method.predictor.parameters()]
+    trained = [
+        *method.backbone.parameters(),
+        *method.projector.parameters(),
+        *method.predictor.parameters(),
+    ]
     assert sorted(held) == sorted(map(id, trained)) and len(set(held)) == len(held)
     same = config.replace(predictor_schedule="same")
     assert not any(g["constant"] for g in loop.build_optimizer(same, method).param_groups)
@@ -272,19 +380,29 @@ def test_the_predictors_rate_through_a_run(config, monkeypatch, schedule):
     """SimSiam's stays at the peak to the last step, while the rest follows a cosine down to nothing."""
     optimizers, seen = [], []
     real_build, real_step = loop.build_optimizer, torch.optim.SGD.step
-    monkeypatch.setattr(loop, "build_optimizer", lambda *args: optimizers.append(real_build(*args)) or optimizers[0])
+    monkeypatch.setattr(
+        loop, "build_optimizer", lambda *args: optimizers.append(real_build(*args)) or optimizers[0]
+    )
 
     def step(self, *args, **kwargs):
         seen.append({(g["times"], g["constant"]): g["lr"] for g in self.param_groups})
         return real_step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.SGD, "step", step)
-    rate = {"predictor_rate": 2.0, "predictor_schedule": schedule, "schedule": "cosine", "learning_rate": 0.1, "epochs": 2}
+    rate = {
+        "predictor_rate": 2.0,
+        "predictor_schedule": schedule,
+        "schedule": "cosine",
+        "learning_rate": 0.1,
+        "epochs": 2,
+    }
     train(config.replace(method="simsiam", n_heads=10, **rate))
     predictor, rest = (2.0, schedule == "constant"), (1.0, False)
     assert len(seen) == 2 * (300 // 64) and set(seen[0]) == {predictor, rest}
     assert seen[0][rest] == pytest.approx(0.1) and seen[-1][rest] == pytest.approx(0)
-    assert seen[0][predictor] == pytest.approx(0.2) and seen[-1][predictor] == pytest.approx(0.2 if schedule == "constant" else 0)
+    assert seen[0][predictor] == pytest.approx(0.2) and seen[-1][predictor] == pytest.approx(
+        0.2 if schedule == "constant" else 0
+    )
 
 
 @pytest.mark.parametrize("optimizer", [{}, {"optimizer": "adam", "learning_rate": 1e-3}])
@@ -299,8 +417,14 @@ def test_a_renewed_top_layer_has_no_momentum(config, monkeypatch, optimizer):
         before_epoch, order = method.before_epoch, method.order
 
         def note(when):
-            state = {f"{name} {key}": kept.abs().sum().item() for name, p in method.named_parameters() for key, kept in optimizer.state.get(p, {}).items()}
-            found.append((when, state, method.top.weight.detach().clone(), list(method.parameters())))
+            state = {
+                f"{name} {key}": kept.abs().sum().item()
+                for name, p in method.named_parameters()
+                for key, kept in optimizer.state.get(p, {}).items()
+            }
+            found.append(
+                (when, state, method.top.weight.detach().clone(), list(method.parameters()))
+            )
 
         # the momentum is emptied after before_epoch and before the images are drawn
         method.before_epoch = lambda *args: note("before") or before_epoch(*args)
@@ -308,12 +432,26 @@ def test_a_renewed_top_layer_has_no_momentum(config, monkeypatch, optimizer):
         return optimizer
 
     monkeypatch.setattr(loop, "build_optimizer", build)
-    train(config.replace(method="deepcluster", **PLAIN, pseudo_clusters=20, epochs=2, **{"learning_rate": 0.05, **optimizer}))
+    train(
+        config.replace(
+            method="deepcluster",
+            **PLAIN,
+            pseudo_clusters=20,
+            epochs=2,
+            **{"learning_rate": 0.05, **optimizer},
+        )
+    )
     assert [when for when, *_ in found] == ["before", "after"] * 2
     before, after = found[2], found[3]
-    assert len(before[1]) == len(before[3]) * (3 if optimizer else 1) and min(before[1].values()) > 0
-    assert after[1] == {name: 0 if name.startswith("top.") else kept for name, kept in before[1].items()}
-    assert not torch.equal(before[2], after[2]) and after[2].std().item() == pytest.approx(0.01, rel=0.2)
+    assert (
+        len(before[1]) == len(before[3]) * (3 if optimizer else 1) and min(before[1].values()) > 0
+    )
+    assert after[1] == {
+        name: 0 if name.startswith("top.") else kept for name, kept in before[1].items()
+    }
+    assert not torch.equal(before[2], after[2]) and after[2].std().item() == pytest.approx(
+        0.01, rel=0.2
+    )
 
 
 def test_draw_order(config):
@@ -338,13 +476,18 @@ def test_table_reads_finished_runs_only(config):
     stopped.close()
     rows = table(config.results_dir)
     assert len(rows) == 1 and rows.loc[0, "seed"] == 0
-    assert rows.loc[0, "aligned_average_acc"] == run.json("metrics.json")["scores"]["aligned_average"]["acc"]
+    assert (
+        rows.loc[0, "aligned_average_acc"]
+        == run.json("metrics.json")["scores"]["aligned_average"]["acc"]
+    )
     json.dumps(run.json("provenance.json"))
 
 
 def test_digits_are_learnt(config):
     """In 8 epochs of the default settings, without labels, well beyond k-means on pixels in the features."""
-    run, rows = train(config.replace(limit=0, epochs=8, width=16, n_heads=5, head_hidden=64, evaluate_every=8))
+    run, rows = train(
+        config.replace(limit=0, epochs=8, width=16, n_heads=5, head_hidden=64, evaluate_every=8)
+    )
     scores = run.json("metrics.json")["scores"]
     assert scores["aligned_average"]["acc"] > 0.55 and scores["kmeans_pixels"]["acc"] > 0.7
     assert rows[-1]["loss"] < rows[0]["loss"] - 3

@@ -21,7 +21,9 @@ class Method(nn.Module):
     """
 
     space = "backbone"  # which of the ``outputs`` its own protocol clusters: most leave the projector behind
-    renewed: tuple[nn.Parameter, ...] = ()  # parameters that ``before_epoch`` starts anew: the optimiser forgets them
+    renewed: tuple[
+        nn.Parameter, ...
+    ] = ()  # parameters that ``before_epoch`` starts anew: the optimiser forgets them
 
     def __init__(self, config: Config, backbone: nn.Module):
         super().__init__()
@@ -95,7 +97,9 @@ class Momentum(Method):
         return {"backbone": self.backbone(images), "projection": self.target(images)}
 
 
-def mlp(n_in: int, hidden: int, n_out: int, norm: bool = True, last_norm: bool = False) -> nn.Sequential:
+def mlp(
+    n_in: int, hidden: int, n_out: int, norm: bool = True, last_norm: bool = False
+) -> nn.Sequential:
     """A perceptron of two layers ``[N, n_in]`` -> ``[N, n_out]``, with batch norm after the first, after the last, or none."""
     return nn.Sequential(
         nn.Linear(n_in, hidden, bias=not norm),
@@ -125,7 +129,9 @@ class HeadsLinear(nn.Module):
         return out if self.bias is None else out + self.bias.view(len(out), 1, -1)
 
 
-def heads_mlp(n_heads: int, n_in: int, hidden: int, n_out: int, bias: bool = True, init: str = "kaiming") -> nn.Module:
+def heads_mlp(
+    n_heads: int, n_in: int, hidden: int, n_out: int, bias: bool = True, init: str = "kaiming"
+) -> nn.Module:
     """H two-layer perceptrons, computed at once: features ``[N, n_in]`` -> ``[H, N, n_out]``."""
     return nn.Sequential(
         HeadsLinear(n_heads, n_in, hidden, bias, init),

@@ -30,14 +30,24 @@ class CC(Method):
         feature_contrast = losses.feature_contrast(z1, z2, self.config.temperature)
         cluster_contrast = losses.cluster_contrast(p1, p2, self.config.cluster_temperature)
         entropy = losses.batch_entropy(p1) + losses.batch_entropy(p2)
-        head_loss = cluster_contrast + 2 * math.log(p1.shape[-1]) - entropy  # log K - H for each view
-        return {"loss": feature_contrast + head_loss, "feature_contrast": feature_contrast, "cluster_contrast": cluster_contrast,
-                "entropy": entropy / 2, "head_losses": head_loss.view(1)}
+        head_loss = (
+            cluster_contrast + 2 * math.log(p1.shape[-1]) - entropy
+        )  # log K - H for each view
+        return {
+            "loss": feature_contrast + head_loss,
+            "feature_contrast": feature_contrast,
+            "cluster_contrast": cluster_contrast,
+            "entropy": entropy / 2,
+            "head_losses": head_loss.view(1),
+        }
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         features = self.backbone(images)
-        return {"backbone": features, "projection": self.projector(features),
-                "probabilities": losses.wide(self.head(features)).softmax(-1).unsqueeze(0)}
+        return {
+            "backbone": features,
+            "projection": self.projector(features),
+            "probabilities": losses.wide(self.head(features)).softmax(-1).unsqueeze(0),
+        }
 
     def prepare(self, features: Tensor) -> Tensor:
         return features

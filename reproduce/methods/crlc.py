@@ -20,8 +20,12 @@ class CRLC(Method):
     def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         hidden, width = config.head_hidden, backbone.n_features
-        self.projector = heads_mlp(1, width, hidden, config.projection_dim, config.head_bias, config.head_init)
-        self.heads = heads_mlp(config.n_heads, width, hidden, n_clusters, config.head_bias, config.head_init)
+        self.projector = heads_mlp(
+            1, width, hidden, config.projection_dim, config.head_bias, config.head_init
+        )
+        self.heads = heads_mlp(
+            config.n_heads, width, hidden, n_clusters, config.head_bias, config.head_init
+        )
 
     def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
         c = self.config
@@ -39,7 +43,9 @@ class CRLC(Method):
         head_losses = probability_contrast - c.lambda1 * entropy
         if c.logit_clamp:
             # the mean over both views' images is the mean over the views
-            head_losses = head_losses + c.logit_clamp_weight * losses.logit_clamp(logits, c.logit_clamp)
+            head_losses = head_losses + c.logit_clamp_weight * losses.logit_clamp(
+                logits, c.logit_clamp
+            )
         return {
             "loss": c.lambda2 * feature_contrast + head_losses.mean(),
             "feature_contrast": feature_contrast,
@@ -50,8 +56,11 @@ class CRLC(Method):
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         features = self.backbone(images)
-        return {"backbone": features, "projection": self.projector(features)[0],
-                "probabilities": losses.wide(self.heads(features)).softmax(-1)}
+        return {
+            "backbone": features,
+            "projection": self.projector(features)[0],
+            "probabilities": losses.wide(self.heads(features)).softmax(-1),
+        }
 
     def prepare(self, features: Tensor) -> Tensor:
         return features

@@ -31,17 +31,25 @@ class DeepCluster(Method):
     def before_epoch(self, epoch: int, extract) -> dict:
         """Cluster all training images, start the top layer anew."""
         before = self.pseudo_labels
-        self.pseudo_labels = KMeans(self.k, n_init=1, max_iter=20, seed=self.config.seed + epoch).fit_predict(whitened(extract(self.backbone), self.config.pca))
+        self.pseudo_labels = KMeans(
+            self.k, n_init=1, max_iter=20, seed=self.config.seed + epoch
+        ).fit_predict(whitened(extract(self.backbone), self.config.pca))
         nn.init.normal_(self.top.weight, std=0.01)
         nn.init.zeros_(self.top.bias)
-        again = None if (before < 0).any() else nmi(before.cpu().numpy(), self.pseudo_labels.cpu().numpy())
+        again = (
+            None
+            if (before < 0).any()
+            else nmi(before.cpu().numpy(), self.pseudo_labels.cpu().numpy())
+        )
         return {"reassigned_nmi": again, "pseudo_clusters": len(self.pseudo_labels.unique())}
 
     def order(self, n: int, generator: torch.Generator) -> Tensor:
         """n images, drawn uniformly over the clusters that are not empty and within each of them: a huge cluster,
         to which every image could be assigned without a loss, weighs no more than a small one."""
         by_cluster = self.pseudo_labels.argsort(stable=True)
-        size = self.pseudo_labels.unique(return_counts=True)[1]  # of the clusters that are not empty
+        size = self.pseudo_labels.unique(return_counts=True)[
+            1
+        ]  # of the clusters that are not empty
         first = size.cumsum(0) - size
         u = torch.rand(2, n, generator=generator, device=by_cluster.device)
         cluster = (u[0] * len(size)).long().clamp_(max=len(size) - 1)
@@ -60,7 +68,11 @@ def whitened(features: Tensor, axes: int) -> Tensor:
     """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one: ``[N, at most axes]``.
     Axes without variance are left out; features that are all one become a column of zeros."""
     centred = (features - features.mean(0)).double()
-    variance, directions = torch.linalg.eigh(centred.mT @ centred / len(centred))  # the largest last
+    variance, directions = torch.linalg.eigh(
+        centred.mT @ centred / len(centred)
+    )  # the largest last
     variance = variance.clamp_min(1e-30)
     kept = max(1, min(axes, int((variance > 1e-7 * variance[-1]).sum())))
-    return F.normalize(centred @ (directions[:, -kept:] / variance[-kept:].sqrt()), dim=-1).to(features.dtype)
+    return F.normalize(centred @ (directions[:, -kept:] / variance[-kept:].sqrt()), dim=-1).to(
+        features.dtype
+    )

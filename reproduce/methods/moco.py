@@ -17,8 +17,14 @@ from reproduce.methods.base import Momentum, mlp
 
 class MoCo(Momentum):
     def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
-        super().__init__(config, backbone, mlp(backbone.n_features, config.head_hidden, config.projection_dim, norm=False))
-        self.register_buffer("queue", F.normalize(torch.randn(config.queue_size, config.projection_dim), dim=-1))  # newest first
+        super().__init__(
+            config,
+            backbone,
+            mlp(backbone.n_features, config.head_hidden, config.projection_dim, norm=False),
+        )
+        self.register_buffer(
+            "queue", F.normalize(torch.randn(config.queue_size, config.projection_dim), dim=-1)
+        )  # newest first
 
     @torch.no_grad()
     def keys(self, view1: Tensor, view2: Tensor) -> Tensor:
@@ -38,7 +44,15 @@ class MoCo(Momentum):
         self.new_keys = self.keys(view1, view2)
         k1, k2 = self.new_keys.chunk(2)
         t = self.config.temperature
-        return (losses.queue_contrast(q1, k2, self.queue, t) + losses.queue_contrast(q2, k1, self.queue, t)) / 2, q1, q2
+        return (
+            (
+                losses.queue_contrast(q1, k2, self.queue, t)
+                + losses.queue_contrast(q2, k1, self.queue, t)
+            )
+            / 2,
+            q1,
+            q2,
+        )
 
     def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
         return {"loss": self.contrast(view1, view2)[0]}
@@ -46,4 +60,4 @@ class MoCo(Momentum):
     def after_step(self, step: int, steps: int) -> None:
         """First in, first out: the keys of this step enter, as many of the oldest leave."""
         super().after_step(step, steps)
-        self.queue = torch.cat([self.new_keys, self.queue[:-len(self.new_keys)]])
+        self.queue = torch.cat([self.new_keys, self.queue[: -len(self.new_keys)]])

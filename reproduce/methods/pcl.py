@@ -22,7 +22,9 @@ class PCL(MoCo):
     def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone, n_clusters, n_images)
         self.sizes = config.granularities
-        self.register_buffer("prototypes", torch.zeros(sum(self.sizes), config.projection_dim))  # one granularity after the other
+        self.register_buffer(
+            "prototypes", torch.zeros(sum(self.sizes), config.projection_dim)
+        )  # one granularity after the other
         self.register_buffer("phi", torch.ones(sum(self.sizes)))
         self.register_buffer("cluster", torch.zeros(len(self.sizes), n_images, dtype=torch.long))
         self.warm = False
@@ -35,7 +37,9 @@ class PCL(MoCo):
         z = F.normalize(extract(self.target), dim=-1)
         prototypes, phi = [], []
         for i, k in enumerate(self.sizes):
-            kmeans = KMeans(k, n_init=1, max_iter=20, metric="cosine", seed=self.config.seed + epoch).fit(z)
+            kmeans = KMeans(
+                k, n_init=1, max_iter=20, metric="cosine", seed=self.config.seed + epoch
+            ).fit(z)
             self.cluster[i] = kmeans.labels
             distance = (z - kmeans.centroids[kmeans.labels]).norm(dim=-1)
             prototypes.append(kmeans.centroids)
@@ -46,8 +50,19 @@ class PCL(MoCo):
     def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
         contrast, q1, q2 = self.contrast(view1, view2)
         if not self.warm:
-            return {"loss": contrast, "feature_contrast": contrast, "prototype_contrast": torch.zeros_like(contrast)}
-        each = zip(self.prototypes.split(self.sizes), self.phi.split(self.sizes), self.cluster[:, index])
-        prototype_contrast = torch.stack([losses.prototype_contrast(q, c, phi, own) for c, phi, own in each for q in (q1, q2)]).mean()
-        return {"loss": contrast + self.config.prototype_weight * prototype_contrast,
-                "feature_contrast": contrast, "prototype_contrast": prototype_contrast}
+            return {
+                "loss": contrast,
+                "feature_contrast": contrast,
+                "prototype_contrast": torch.zeros_like(contrast),
+            }
+        each = zip(
+            self.prototypes.split(self.sizes), self.phi.split(self.sizes), self.cluster[:, index]
+        )
+        prototype_contrast = torch.stack(
+            [losses.prototype_contrast(q, c, phi, own) for c, phi, own in each for q in (q1, q2)]
+        ).mean()
+        return {
+            "loss": contrast + self.config.prototype_weight * prototype_contrast,
+            "feature_contrast": contrast,
+            "prototype_contrast": prototype_contrast,
+        }

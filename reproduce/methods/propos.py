@@ -42,8 +42,18 @@ class ProPos(BYOL):
             z1, z2 = self.encode(images, self.target).chunk(2)
         alignment = losses.alignment(p1, z2) + losses.alignment(p2, z1)
         if not self.warm:
-            return {"loss": alignment, "alignment": alignment, "prototype_scattering": torch.zeros_like(alignment)}
+            return {
+                "loss": alignment,
+                "alignment": alignment,
+                "prototype_scattering": torch.zeros_like(alignment),
+            }
         cluster, t = self.cluster[index], c.cluster_temperature
-        scattering = (losses.prototype_scattering(f1, z2, cluster, self.n_clusters, t)
-                      + losses.prototype_scattering(f2, z1, cluster, self.n_clusters, t)) / 2
-        return {"loss": alignment + c.prototype_weight * scattering, "alignment": alignment, "prototype_scattering": scattering}
+        scattering = (
+            losses.prototype_scattering(f1, z2, cluster, self.n_clusters, t)
+            + losses.prototype_scattering(f2, z1, cluster, self.n_clusters, t)
+        ) / 2
+        return {
+            "loss": alignment + c.prototype_weight * scattering,
+            "alignment": alignment,
+            "prototype_scattering": scattering,
+        }

@@ -12,8 +12,12 @@ from reproduce.report.study import FIELDS, plain
 from reproduce.report.tables import SHORT, gap, labelled, points, spread
 from reproduce.runs import same_settings
 
-FACTORS = {"critic": "critic of the probability contrast", "n_heads": "clustering heads, H", "lambda2": "λ2, weight of the feature contrast",
-           "smoothing": "γ, smoothing of the probabilities"}
+FACTORS = {
+    "critic": "critic of the probability contrast",
+    "n_heads": "clustering heads, H",
+    "lambda2": "λ2, weight of the feature contrast",
+    "smoothing": "γ, smoothing of the probabilities",
+}
 RULES = ("lowest_loss_head", "aligned_average")
 
 
@@ -22,14 +26,22 @@ def runs_of(table: pd.DataFrame, factor: str, dataset: str = "digits") -> pd.Dat
     found = same_settings(labelled(table), free=("seed", factor), dataset=dataset, method="crlc")
     choices = FIELDS[factor].metadata["choices"]
     order = found[factor].map(choices.index) if choices else found[factor]
-    found = found.assign(value=found[factor].map(plain), default=found[factor] == getattr(Config(), factor), order=order)
+    found = found.assign(
+        value=found[factor].map(plain),
+        default=found[factor] == getattr(Config(), factor),
+        order=order,
+    )
     return found.sort_values(["order", "seed"]).drop(columns="order").reset_index(drop=True)
 
 
 def ablations(table: pd.DataFrame, dataset: str = "digits") -> dict[str, pd.DataFrame]:
     """``runs_of`` each factor that was varied."""
     found = {factor: runs_of(table, factor, dataset) for factor in FACTORS}
-    return {factor: part for factor, part in found.items() if part["value"].nunique() > 1 and part["default"].any()}
+    return {
+        factor: part
+        for factor, part in found.items()
+        if part["value"].nunique() > 1 and part["default"].any()
+    }
 
 
 def ablation_table(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -40,8 +52,13 @@ def ablation_table(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
         for value, part in found.groupby("value", sort=False):
             default = part["default"].iloc[0]
             rows[FACTORS[factor], value + " (default)" * bool(default)] = {"n": len(part)} | {
-                f"{SHORT[r]}: {what}": text for r in RULES for what, text in (
-                    ("ACC", spread(part[f"{r}_acc"])), ("difference", "" if default else points(part[f"{r}_acc"], base[f"{r}_acc"])))}
+                f"{SHORT[r]}: {what}": text
+                for r in RULES
+                for what, text in (
+                    ("ACC", spread(part[f"{r}_acc"])),
+                    ("difference", "" if default else points(part[f"{r}_acc"], base[f"{r}_acc"])),
+                )
+            }
     index = pd.MultiIndex.from_tuples(list(rows), names=["factor", "value"]) if rows else None
     return pd.DataFrame(list(rows.values()), index=index)
 
@@ -53,13 +70,20 @@ def read_ablations(parts: dict[str, pd.DataFrame], rule: str) -> Markdown:
         base, said = found.loc[found["default"], f"{rule}_acc"], []
         for value, part in found[~found["default"]].groupby("value", sort=False):
             mean, error = gap(part[f"{rule}_acc"], base)
-            told = ", a single run" if math.isnan(error) else ", not told apart" * bool(abs(mean) <= 2 * error)
+            told = (
+                ", a single run"
+                if math.isnan(error)
+                else ", not told apart" * bool(abs(mean) <= 2 * error)
+            )
             said.append(f"with {value}: {points(part[f'{rule}_acc'], base)} points{told}")
         name = found.loc[found["default"], "value"].iloc[0]
         lines.append(f"- **{FACTORS[factor]}**, {name} by default: {'; '.join(said)}.")
     if not lines:
         return Markdown("No run changes one of these factors alone yet: `make study` makes them.")
-    return Markdown(f"ACC by the {SHORT[rule]}, against the default's {spread(base)} % (n = {len(base)}):\n\n" + "\n".join(lines))
+    return Markdown(
+        f"ACC by the {SHORT[rule]}, against the default's {spread(base)} % (n = {len(base)}):\n\n"
+        + "\n".join(lines)
+    )
 
 
 def read_single_head(parts: dict[str, pd.DataFrame]) -> Markdown:
@@ -69,7 +93,9 @@ def read_single_head(parts: dict[str, pd.DataFrame]) -> Markdown:
         return Markdown("There is no run with a single head yet.")
     one, many = heads[heads["n_heads"] == 1], heads[heads["default"]]
     low, high = (100 * x["lowest_loss_head_acc"].min() for x in (one, many))
-    return Markdown(f"A single head leaves nothing to choose or to average, so that both rules are that head: {spread(one['lowest_loss_head_acc'])} % "
-                    f"(n = {len(one)}). With {many['n_heads'].iloc[0]} heads the lowest-loss head has {spread(many['lowest_loss_head_acc'])} % and the aligned average "
-                    f"{spread(many['aligned_average_acc'])} %. The worst single seed is at {low:.1f} % with one head, at {high:.1f} % with the lowest-loss head "
-                    f"of {many['n_heads'].iloc[0]}.")
+    return Markdown(
+        f"A single head leaves nothing to choose or to average, so that both rules are that head: {spread(one['lowest_loss_head_acc'])} % "
+        f"(n = {len(one)}). With {many['n_heads'].iloc[0]} heads the lowest-loss head has {spread(many['lowest_loss_head_acc'])} % and the aligned average "
+        f"{spread(many['aligned_average_acc'])} %. The worst single seed is at {low:.1f} % with one head, at {high:.1f} % with the lowest-loss head "
+        f"of {many['n_heads'].iloc[0]}."
+    )

@@ -27,7 +27,10 @@ def extremes(table: pd.DataFrame, rule: str, seed: int = 0) -> pd.DataFrame:
         kept = kept[(kept[["data", "method"]] == kept[["data", "method"]].iloc[0]).all(axis=1)]
     score = table[f"{rule}_acc"].fillna(table["kmeans_embedding_acc"])
     means = score.groupby([table["data"], table["method"], table["setting"]]).mean()
-    reached = np.array([means.get(k, np.nan) for k in zip(kept["data"], kept["method"], kept["setting"])], dtype=float)
+    reached = np.array(
+        [means.get(k, np.nan) for k in zip(kept["data"], kept["method"], kept["setting"])],
+        dtype=float,
+    )
     if len(kept) < 2 or np.isnan(reached).all():
         return kept.head(2)
     return kept.iloc[list(dict.fromkeys([int(np.nanargmax(reached)), int(np.nanargmin(reached))]))]
@@ -60,22 +63,39 @@ def embedded(run, rule: str, n: int, kept: dict[str, np.ndarray]) -> dict:
     mostly of another class."""
     stored = np.load(Path(run["path"]) / "embeddings.npz")
     used = rule if rule in stored else "kmeans_embedding"
-    every, clusters, labels = (stored[k].astype(t) for k, t in (("embedding", np.float32), (used, int), ("labels", int)))
+    every, clusters, labels = (
+        stored[k].astype(t) for k, t in (("embedding", np.float32), (used, int), ("labels", int))
+    )
     shown = np.unique(np.linspace(0, len(every) - 1, min(n, len(every))).astype(int))
     key = hashlib.sha256(every[shown].tobytes()).hexdigest()[:16]
-    found = {"title": f"{run['method']}, {label(run)}", "labels": None, "wrong": None, "wrong_mixed": 0.0, "clusters": clusters[shown],
-             "names": [str(k) for k in range(clusters.max() + 1)], "key": key,
-             "points": kept[key] if key in kept else coordinates(every[shown])}
+    found = {
+        "title": f"{run['method']}, {label(run)}",
+        "labels": None,
+        "wrong": None,
+        "wrong_mixed": 0.0,
+        "clusters": clusters[shown],
+        "names": [str(k) for k in range(clusters.max() + 1)],
+        "key": key,
+        "points": kept[key] if key in kept else coordinates(every[shown]),
+    }
     if labels.min() < 0:
         return found
     classes = labels.max() + 1
     matched = matching(labels, clusters)
-    unmatched = np.cumsum(matched < 0) - 1 + classes  # clusters beyond the classes keep colours of their own
+    unmatched = (
+        np.cumsum(matched < 0) - 1 + classes
+    )  # clusters beyond the classes keep colours of their own
     found["clusters"] = np.where(matched < 0, unmatched, matched)[clusters][shown]
-    found["names"] = list(CIFAR10) if run["dataset"] == "cifar10" else [str(c) for c in range(max(classes, found["clusters"].max() + 1))]
+    found["names"] = (
+        list(CIFAR10)
+        if run["dataset"] == "cifar10"
+        else [str(c) for c in range(max(classes, found["clusters"].max() + 1))]
+    )
     found["labels"], found["wrong"] = labels[shown], found["clusters"] != labels[shown]
     agree = label_agreement(every, labels)[shown]
-    found["wrong_mixed"] = float((agree[found["wrong"]] < 0.5).mean()) if found["wrong"].any() else 0.0
+    found["wrong_mixed"] = (
+        float((agree[found["wrong"]] < 0.5).mean()) if found["wrong"].any() else 0.0
+    )
     return found
 
 
@@ -83,7 +103,11 @@ def label_agreement(features: np.ndarray, labels: np.ndarray, k: int = 10) -> np
     """For each image ``[N]`` the share of its k nearest neighbours (Euclidean, itself left out) with its label."""
     from sklearn.neighbors import NearestNeighbors
 
-    near = NearestNeighbors(n_neighbors=min(k, len(features) - 1)).fit(features).kneighbors(return_distance=False)
+    near = (
+        NearestNeighbors(n_neighbors=min(k, len(features) - 1))
+        .fit(features)
+        .kneighbors(return_distance=False)
+    )
     return (labels[near] == labels[:, None]).mean(1)
 
 
@@ -94,8 +118,20 @@ def agreement_table(table: pd.DataFrame, rule: str, seed: int = 0) -> pd.DataFra
         stored = np.load(Path(run["path"]) / "embeddings.npz")
         features, labels = stored["embedding"].astype(np.float32), stored["labels"].astype(int)
         if labels.min() >= 0:
-            acc = run[f"{rule}_acc"] if run[f"{rule}_acc"] == run[f"{rule}_acc"] else run["kmeans_embedding_acc"]
+            acc = (
+                run[f"{rule}_acc"]
+                if run[f"{rule}_acc"] == run[f"{rule}_acc"]
+                else run["kmeans_embedding_acc"]
+            )
             rows[f"{run['data']}, {run['method']}: {label(run)}, seed {run['seed']}"] = {
-                "neighbours of one label, %": round(100 * label_agreement(features, labels).mean(), 1), "ACC, %": round(100 * acc, 1),
-                "k-means on the features, %": round(100 * run["kmeans_embedding_acc"], 1)}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["neighbours of one label, %", "ACC, %", "k-means on the features, %"])
+                "neighbours of one label, %": round(
+                    100 * label_agreement(features, labels).mean(), 1
+                ),
+                "ACC, %": round(100 * acc, 1),
+                "k-means on the features, %": round(100 * run["kmeans_embedding_acc"], 1),
+            }
+    return pd.DataFrame.from_dict(
+        rows,
+        orient="index",
+        columns=["neighbours of one label, %", "ACC, %", "k-means on the features, %"],
+    )

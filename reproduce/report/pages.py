@@ -34,8 +34,20 @@ NOTEBOOKS = {
 def execute(notebook: Path, executed: Path, **parameters) -> None:
     """papermill, in a process of its own; ConfigError with the last line of what it said if it fails."""
     words = [w for k, v in parameters.items() for w in ("-r", k, str(v))]
-    done = subprocess.run([sys.executable, "-m", "papermill", str(notebook), str(executed), "--no-progress-bar", *words],
-                          capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"})
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(notebook),
+            str(executed),
+            "--no-progress-bar",
+            *words,
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise ConfigError(f"{notebook.name}: {lines[-1]}")
@@ -51,7 +63,9 @@ def forget_place(executed: Path) -> None:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:
-                data["image/png"] = base64.b64encode(few_colors(base64.b64decode("".join(data["image/png"])))).decode()
+                data["image/png"] = base64.b64encode(
+                    few_colors(base64.b64decode("".join(data["image/png"])))
+                ).decode()
     executed.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -66,7 +80,9 @@ def few_colors(png: bytes, n: int = 64) -> bytes:
     white = Image.new("RGBA", picture.size, "white")
     flat = Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     smaller = io.BytesIO()
-    flat.quantize(n, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+    flat.quantize(n, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(
+        smaller, "PNG", optimize=True
+    )
     return min(png, smaller.getvalue(), key=len)
 
 
@@ -80,16 +96,23 @@ def build(results_dir: str = "") -> Path:
         forget_place(executed)
         to_html(executed, executed.with_suffix(".html"))
 
-    with ThreadPoolExecutor(2) as pool:  # each in a process of its own; the one that takes longest first
+    with ThreadPoolExecutor(
+        2
+    ) as pool:  # each in a process of its own; the one that takes longest first
         list(pool.map(render, sorted(NOTEBOOKS)))
     index = results / "index.html"
-    index.write_text(page("Deep image clustering, reproduced", index_body(results)), encoding="utf-8")
+    index.write_text(
+        page("Deep image clustering, reproduced", index_body(results)), encoding="utf-8"
+    )
     return index
 
 
 def index_body(results: Path) -> str:
     figure = os.path.relpath(ROOT / "figures" / "lambda1.png", results)
-    links = "".join(f'<li><a href="{name}.html">{name}</a>: {html.escape(text)}</li>' for name, text in NOTEBOOKS.items())
+    links = "".join(
+        f'<li><a href="{name}.html">{name}</a>: {html.escape(text)}</li>'
+        for name, text in NOTEBOOKS.items()
+    )
     parts = [
         "<h1>Deep image clustering, reproduced</h1>",
         "<p>Clustering accuracy against the weight of the entropy, for the two readings of that entropy. "
@@ -97,7 +120,10 @@ def index_body(results: Path) -> str:
         f'<p><a href="results.html"><img src="{figure}" alt="accuracy against lambda1 for two entropies" width="760"></a></p>',
         f"<ul>{links}</ul>",
     ]
-    for title, folder in (("Runs on this machine", results / "local"), ("The committed study", results)):
+    for title, folder in (
+        ("Runs on this machine", results / "local"),
+        ("The committed study", results),
+    ):
         if runs := find(folder):
             parts.append(f"<h2>{title} ({len(runs)})</h2>{runs_table(runs, results)}")
     return "\n".join(parts)
@@ -105,16 +131,29 @@ def index_body(results: Path) -> str:
 
 def runs_table(runs: list[Path], results: Path) -> str:
     """One line a run with its accuracies without labels; the name leads to its notebook or its metrics."""
-    rules = {"lowest_loss_head": "lowest-loss head", "aligned_average": "aligned average", "kmeans_embedding": "k-means, features"}
+    rules = {
+        "lowest_loss_head": "lowest-loss head",
+        "aligned_average": "aligned average",
+        "kmeans_embedding": "k-means, features",
+    }
     head = f"<tr><th>run</th>{''.join(f'<th>{text}<br>ACC, %</th>' for text in rules.values())}<th>seconds</th><th>device</th></tr>"
     lines = []
     for run in runs:
-        metrics, origin = (json.loads((run / f"{f}.json").read_text()) for f in ("metrics", "provenance"))
+        metrics, origin = (
+            json.loads((run / f"{f}.json").read_text()) for f in ("metrics", "provenance")
+        )
         target = next(f for f in ("train.html", "metrics.json") if (run / f).exists())
         link = html.escape(os.path.relpath(run / target, results))
-        acc = [f"{100 * metrics['scores'][r]['acc']:.1f}" if r in metrics["scores"] else "–" for r in rules]
-        cells = [f'<a href="{link}">{html.escape(str(run.relative_to(results)))}</a>', *acc,
-                 f"{metrics['seconds']:.0f}", html.escape(origin["device"])]
+        acc = [
+            f"{100 * metrics['scores'][r]['acc']:.1f}" if r in metrics["scores"] else "–"
+            for r in rules
+        ]
+        cells = [
+            f'<a href="{link}">{html.escape(str(run.relative_to(results)))}</a>',
+            *acc,
+            f"{metrics['seconds']:.0f}",
+            html.escape(origin["device"]),
+        ]
         lines.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
 
@@ -125,14 +164,29 @@ def to_html(executed: Path, page_path: Path) -> None:
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
 
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
     notebook = nbformat.read(executed, as_version=4)
-    title = next((line.lstrip("# ") for cell in notebook.cells if cell.cell_type == "markdown"
-                  for line in cell.source.splitlines() if line.startswith("# ")), executed.stem)
+    title = next(
+        (
+            line.lstrip("# ")
+            for cell in notebook.cells
+            if cell.cell_type == "markdown"
+            for line in cell.source.splitlines()
+            if line.startswith("# ")
+        ),
+        executed.stem,
+    )
     body, _ = exporter.from_notebook_node(notebook)
     body = body.replace("<title>Notebook</title>", "")
-    body = re.sub(r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body)  # names, brackets and spaces have no colour
-    page_path.write_text(page(title, body, HtmlFormatter(style="friendly").get_style_defs(".highlight")), encoding="utf-8")
+    body = re.sub(
+        r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body
+    )  # names, brackets and spaces have no colour
+    page_path.write_text(
+        page(title, body, HtmlFormatter(style="friendly").get_style_defs(".highlight")),
+        encoding="utf-8",
+    )
 
 
 def page(title: str, body: str, style: str = "") -> str:

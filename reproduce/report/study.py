@@ -30,10 +30,17 @@ RULES = {
     "kmeans_pixels": "k-means on raw pixels",
 }
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
-ASIDE = {"seed", "folder"} | {n for n, f in FIELDS.items() if not f.metadata["identity"]}  # no part of a setting
+ASIDE = {"seed", "folder"} | {
+    n for n, f in FIELDS.items() if not f.metadata["identity"]
+}  # no part of a setting
 DATA = {"cifar10": "CIFAR-10"}  # as the papers write it; also the order of the tables
 GRID = {"lambda1", "entropy"}  # what the story varies
-ABLATED = {"critic", "n_heads", "lambda2", "smoothing"}  # what the paper varies; on a page of its own
+ABLATED = {
+    "critic",
+    "n_heads",
+    "lambda2",
+    "smoothing",
+}  # what the paper varies; on a page of its own
 ENTROPY = {"batch": "the batch mean", "sample": "each sample"}
 Setting = tuple[tuple[str, Any], ...]
 
@@ -44,8 +51,17 @@ class Choice:
 
     results_dir: str = setting("", "folder of run directories; empty: results of the repository")
     dataset: str = setting("", "only this data set; empty: every one")
-    rule: str = setting("lowest_loss_head", "label-free way to one clustering",
-                        choices=("first_head", "mean_of_heads", "lowest_loss_head", "aligned_average", "kmeans_embedding"))
+    rule: str = setting(
+        "lowest_loss_head",
+        "label-free way to one clustering",
+        choices=(
+            "first_head",
+            "mean_of_heads",
+            "lowest_loss_head",
+            "aligned_average",
+            "kmeans_embedding",
+        ),
+    )
     seed: int = setting(0, "of the runs that are shown singly", low=0)
     images: int = setting(6, "images whose probabilities are drawn", low=1, high=32)
     points: int = setting(1800, "images in an embedding, evenly spread over the data set", low=20)
@@ -54,7 +70,11 @@ class Choice:
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Choice:
         """Check a notebook's parameters (pass ``globals()``); ConfigError on an unknown name or a wrong value."""
         fields = {f.name: f for f in dataclasses.fields(cls)}
-        given = {k: v for k, v in namespace.items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
+        given = {
+            k: v
+            for k, v in namespace.items()
+            if isinstance(v, (bool, int, float, str)) and not k.startswith("_")
+        }
         for name in given:
             if name not in fields:
                 raise ConfigError(unknown(name, fields))
@@ -71,7 +91,9 @@ def root(results_dir: str = "") -> Path:
     return folder
 
 
-def load(results_dir: str = "", dataset: str = "", part: str = "", limited: bool = False) -> pd.DataFrame:
+def load(
+    results_dir: str = "", dataset: str = "", part: str = "", limited: bool = False
+) -> pd.DataFrame:
     """One row a finished run below ``results_dir`` (``part`` 'local': those made on this machine), with "data",
     "setting", "hub", "changed" (names that differ from the hub's) and "grid" (only lambda1 and entropy do).
 
@@ -83,23 +105,54 @@ def load(results_dir: str = "", dataset: str = "", part: str = "", limited: bool
         here = {*table["dataset"], *table["data"]}
         table = table[(table["dataset"] == dataset) | (table["data"] == dataset)]
         if table.empty and not part:
-            raise ConfigError(f"dataset {dataset!r} has no run in {str(folder)!r}: there are {', '.join(sorted(here))}")
+            raise ConfigError(
+                f"dataset {dataset!r} has no run in {str(folder)!r}: there are {', '.join(sorted(here))}"
+            )
     if not limited and not part and (table["limit"] == 0).any():
         table = table[table["limit"] == 0]
     hubs = {}
     for _, same in table.groupby(["data", "method"]):
-        hubs |= {(*same[["data", "method"]].iloc[0], s): hub for s, hub in assign_hubs(list(same["setting"].unique())).items()}
-    table = table.assign(hub=[hubs[k] for k in zip(table["data"], table["method"], table["setting"])])
+        hubs |= {
+            (*same[["data", "method"]].iloc[0], s): hub
+            for s, hub in assign_hubs(list(same["setting"].unique())).items()
+        }
+    table = table.assign(
+        hub=[hubs[k] for k in zip(table["data"], table["method"], table["setting"])]
+    )
     table["changed"] = [difference(s, hub) for s, hub in zip(table["setting"], table["hub"])]
     first = {k[:2]: hub for k, hub in reversed(hubs.items())}
-    table["grid"] = [hub == first[d, m] and set(changed) <= GRID
-                     for d, m, hub, changed in zip(table["data"], table["method"], table["hub"], table["changed"])]
+    table["grid"] = [
+        hub == first[d, m] and set(changed) <= GRID
+        for d, m, hub, changed in zip(
+            table["data"], table["method"], table["hub"], table["changed"]
+        )
+    ]
     table["grid"] = table["grid"].astype(bool)  # also without a run
     inner = table["grid"]
-    rank = table.assign(by_data=table["data"] != DATA["cifar10"], by_method=table["method"] != "crlc", by_grid=~inner,
-                        by_hub=[hub != first[d, m] for d, m, hub in zip(table["data"], table["method"], table["hub"])],
-                        by_changes=table["changed"].map(len).where(~inner, 0), by_names=table["changed"].map(", ".join).where(~inner, ""))
-    order = ["by_data", "data", "by_method", "method", "by_grid", "by_hub", "by_changes", "by_names", "entropy", "lambda1", "seed", "path"]
+    rank = table.assign(
+        by_data=table["data"] != DATA["cifar10"],
+        by_method=table["method"] != "crlc",
+        by_grid=~inner,
+        by_hub=[
+            hub != first[d, m] for d, m, hub in zip(table["data"], table["method"], table["hub"])
+        ],
+        by_changes=table["changed"].map(len).where(~inner, 0),
+        by_names=table["changed"].map(", ".join).where(~inner, ""),
+    )
+    order = [
+        "by_data",
+        "data",
+        "by_method",
+        "method",
+        "by_grid",
+        "by_hub",
+        "by_changes",
+        "by_names",
+        "entropy",
+        "lambda1",
+        "seed",
+        "path",
+    ]
     return table.loc[rank.sort_values(order, kind="stable").index].reset_index(drop=True)
 
 
@@ -111,17 +164,31 @@ def stored(path, stem: str) -> dict:
 def row(found: dict) -> dict:
     """A run's row with every setting in its own type, the default where the run is older than the setting."""
     kinds = {"int": int, "float": float, "bool": bool, "str": str}
-    known = {n: f.default if pd.isna(found.get(n, np.nan)) else kinds[f.type](found[n]) for n, f in FIELDS.items()}
-    scores = {f"{rule}_{s}": found.get(f"{rule}_{s}", np.nan) for rule in RULES for s in runs.SCORES}
+    known = {
+        n: f.default if pd.isna(found.get(n, np.nan)) else kinds[f.type](found[n])
+        for n, f in FIELDS.items()
+    }
+    scores = {
+        f"{rule}_{s}": found.get(f"{rule}_{s}", np.nan) for rule in RULES for s in runs.SCORES
+    }
     rest = {n: found.get(n) for n in ("seconds", "device_name", "path")}
-    rest["knn_acc"] = stored(found["path"], "metrics").get("knn_acc", np.nan) if "path" in found else np.nan
-    data = Path(known["folder"]).name if known["folder"] else DATA.get(known["dataset"], known["dataset"])
+    rest["knn_acc"] = (
+        stored(found["path"], "metrics").get("knn_acc", np.nan) if "path" in found else np.nan
+    )
+    data = (
+        Path(known["folder"]).name
+        if known["folder"]
+        else DATA.get(known["dataset"], known["dataset"])
+    )
     data += f", {known['limit']:,} images" * (known["limit"] > 0)
-    key = tuple(sorted((n, v) for n, v in known.items() if n not in ASIDE and v != FIELDS[n].default))
+    key = tuple(
+        sorted((n, v) for n, v in known.items() if n not in ASIDE and v != FIELDS[n].default)
+    )
     return {**known, **scores, **rest, "data": data, "setting": key}
 
 
 # ---- which settings belong together
+
 
 def difference(a: Setting, b: Setting) -> tuple[str, ...]:
     """Names of the settings in which two runs differ, in alphabetical order."""
@@ -135,7 +202,9 @@ def assign_hubs(settings: list[Setting]) -> dict[Setting, Setting]:
     distance = {a: {b: len(difference(a, b)) for b in settings} for a in settings}
     rest, found = list(settings), {}
     while rest:
-        near = {a: [sum(distance[a][b] <= reach for b in rest) - 1 for reach in (1, 2)] for a in rest}
+        near = {
+            a: [sum(distance[a][b] <= reach for b in rest) - 1 for reach in (1, 2)] for a in rest
+        }
         hub = max(rest, key=lambda s: (*near[s], -len(s)))
         if found and near[hub][1] < 2:
             break
@@ -152,7 +221,10 @@ def presets() -> dict[str, tuple[Setting, dict]]:
     for file in sorted((runs.ROOT / "notebooks" / "settings").glob("*.yaml")):
         try:
             values = read_settings(file)
-            found[file.stem] = row(dataclasses.asdict(Config.from_params(values)))["setting"], values
+            found[file.stem] = (
+                row(dataclasses.asdict(Config.from_params(values)))["setting"],
+                values,
+            )
         except ConfigError:
             continue
     return found
@@ -174,20 +246,31 @@ def plain(value) -> str:
 
 def command(run) -> str:
     """What makes this run: papermill with the preset that leaves the least to say."""
+
     def words(preset: dict) -> list[str]:
         default = {n: preset.get(n, f.default) for n, f in FIELDS.items()}
-        return [f"-p {n} {plain(run[n])}" for n in FIELDS if n not in ASIDE - {"seed", "folder"} and run[n] != default[n]]
+        return [
+            f"-p {n} {plain(run[n])}"
+            for n in FIELDS
+            if n not in ASIDE - {"seed", "folder"} and run[n] != default[n]
+        ]
 
-    choices = [words({})] + [[f"-f notebooks/settings/{name}.yaml", *words(values)] for name, (_, values) in presets().items()]
+    choices = [words({})] + [
+        [f"-f notebooks/settings/{name}.yaml", *words(values)]
+        for name, (_, values) in presets().items()
+    ]
     return " ".join(["papermill notebooks/train.ipynb out.ipynb", *min(choices, key=len)])
 
 
 # ---- single runs
 
+
 def picked(table: pd.DataFrame, file: str, seed: int = 0) -> pd.DataFrame:
     """One run a setting that has the file: that of the seed, or else of the lowest seed."""
     there = table[table["path"].map(lambda p: (Path(p) / file).exists()).astype(bool)]
-    nearest = there.assign(other=there["seed"] != seed).sort_values(["other", "seed"], kind="stable")
+    nearest = there.assign(other=there["seed"] != seed).sort_values(
+        ["other", "seed"], kind="stable"
+    )
     return there.loc[sorted(nearest.drop_duplicates(["data", "method", "setting"]).index)]
 
 
@@ -217,11 +300,22 @@ def traces(table: pd.DataFrame, seed: int = 0) -> list[dict]:
     "mass" ``[E, K]``."""
     found = []
     first = first_grid(table)
-    for _, run in picked(first[first["lambda1"].isin(weights(table))], "traces.npz", seed).iterrows():
+    for _, run in picked(
+        first[first["lambda1"].isin(weights(table))], "traces.npz", seed
+    ).iterrows():
         stored, head = dict(np.load(Path(run["path"]) / "traces.npz")), chosen_head(run["path"])
-        found.append({**stored, "title": f"λ1 = {run['lambda1']:g}\n{ENTROPY[run['entropy']].removeprefix('the ')}", "entropy": run["entropy"],
-                      "lambda1": run["lambda1"], "seed": run["seed"], "data": run["data"],
-                      "probabilities": stored["probabilities"][:, :, head].astype(float), "mass": stored["mass"][:, head].astype(float)})
+        found.append(
+            {
+                **stored,
+                "title": f"λ1 = {run['lambda1']:g}\n{ENTROPY[run['entropy']].removeprefix('the ')}",
+                "entropy": run["entropy"],
+                "lambda1": run["lambda1"],
+                "seed": run["seed"],
+                "data": run["data"],
+                "probabilities": stored["probabilities"][:, :, head].astype(float),
+                "mass": stored["mass"][:, head].astype(float),
+            }
+        )
     return found
 
 
