@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 
-from reproduce.config import Config, ConfigError, read_settings, read_yaml, shown
+from reproduce.config import Config, ConfigError, read_settings, read_yaml, short_repr
 
 
 def main(words: list[str] | None = None) -> int:
@@ -122,7 +122,7 @@ def given(args) -> dict:
     return {
         **settings,
         **{
-            name: read_yaml(value, f"{shown(name)}: {shown(value)}")
+            name: read_yaml(value, f"{short_repr(name)}: {short_repr(value)}")
             for name, value in args.parameter
         },
     }
@@ -161,7 +161,7 @@ def sweep(args) -> int:
     options = {k: v for word in args.slurm for k, v in driver.parse_one(word, "slurm").items()}
     if options and args.launcher != "slurm":
         raise ConfigError(
-            f"slurm is {shown(options)}, but launcher is 'local': add --launcher slurm"
+            f"slurm is {short_repr(options)}, but launcher is 'local': add --launcher slurm"
         )
     return told(driver.sweep(configs, args.jobs, args.keep, args.launcher, options, args.minutes))
 

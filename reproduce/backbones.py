@@ -18,7 +18,7 @@ def build(config: Config, channels: int) -> nn.Module:
     if config.backbone == "small":
         net = Small(seen, config.width)
     elif config.backbone in LAYERS:
-        net = Plain(config.backbone, config.stem, seen, config.side)
+        net = ConvNet(config.backbone, config.stem, seen, config.side)
     else:
         net = resnet(config.backbone, config.stem, seen, config.width)
     return Filtered(Sobel(channels), net) if config.sobel else net
@@ -115,7 +115,7 @@ LAYERS = {
 }
 
 
-class Plain(nn.Module):
+class ConvNet(nn.Module):
     """AlexNet or VGG-16 with batch norm, as DeepCluster trains them: convolutions, then two wide layers with dropout.
 
     The output is taken *before* the last ReLU: half of what k-means could tell apart would else be zero. side: of

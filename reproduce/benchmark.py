@@ -27,7 +27,7 @@ KMEANS = ((60_000, 10, 10), (20_000, 1000, 1))  # samples, clusters, restarts
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
-def in_turns(
+def time_interleaved(
     work: dict[str, Callable[[], object]], device: torch.device, seconds: float, rounds: int = 3
 ) -> dict[str, float]:
     """Seconds that each piece of work takes: it is repeated for a share of ``seconds`` in each of some rounds, all in
@@ -111,7 +111,7 @@ def step(config: Config, seconds: float = 2.0, plain: bool = True) -> dict:
                 method.loss(*fixed, index)["loss"].backward()
             peak_side = 8192 if device.type == "cuda" else 1536
             a = torch.randn(peak_side, peak_side, device=device, dtype=getattr(torch, precision))
-            took = in_turns(
+            took = time_interleaved(
                 {
                     "augmentation": views,
                     "network": lambda: learn(*fixed),
@@ -170,7 +170,7 @@ def step(config: Config, seconds: float = 2.0, plain: bool = True) -> dict:
 # ---- the usual pipeline, written plainly: the baseline
 
 
-class Plain(torch.utils.data.Dataset):
+class TorchvisionViews(torch.utils.data.Dataset):
     """Images as PIL, each view through torchvision's transforms by itself."""
 
     def __init__(self, config: Config, pixels: Tensor):
@@ -203,7 +203,7 @@ def plain_pipeline(config: Config, pixels: Tensor, device: torch.device, seconds
     """Images/s of CRLC as it is usually written: transforms in a DataLoader on every core, float32, a forward pass a view,
     a loop over the heads, all pairs compared in the loss, a loss read back at each step."""
     loader = torch.utils.data.DataLoader(
-        Plain(config, pixels),
+        TorchvisionViews(config, pixels),
         config.batch_size,
         shuffle=True,
         num_workers=os.cpu_count() or 1,
@@ -257,7 +257,10 @@ def plain_pipeline(config: Config, pixels: Tensor, device: torch.device, seconds
         return loss.item()
 
     # at least two rounds of the loader, so that what its workers have made beforehand does not count
-    return config.batch_size / in_turns({"step": learn}, device, max(seconds, 1), rounds=3)["step"]
+    return (
+        config.batch_size
+        / time_interleaved({"step": learn}, device, max(seconds, 1), rounds=3)["step"]
+    )
 
 
 # ---- k-means

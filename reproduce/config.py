@@ -358,7 +358,7 @@ class Config:
         for name, value in params.items():
             if name not in fields:
                 raise ConfigError(unknown(name, fields))
-            values[name] = checked(fields[name], value)
+            values[name] = validate(fields[name], value)
         config = cls(**values)
         for broken in config.contradictions():
             raise ConfigError(broken)
@@ -402,7 +402,7 @@ class Config:
                 and getattr(self, f.name) != f.default
             ):
                 yield (
-                    f"{f.name} is {shown(getattr(self, f.name))}, but method is {self.method!r}, which does not know it; "
+                    f"{f.name} is {short_repr(getattr(self, f.name))}, but method is {self.method!r}, which does not know it; "
                     f"it is for {', '.join(f.metadata['only'])}"
                 )
         side = self.side
@@ -482,12 +482,12 @@ class Config:
 
 
 def unknown(name: str, known) -> str:
-    near = difflib.get_close_matches(shown(name).strip("'"), known, n=1)
+    near = difflib.get_close_matches(short_repr(name).strip("'"), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(known))}"
-    return f"unknown parameter {shown(name)}: {hint}"
+    return f"unknown parameter {short_repr(name)}: {hint}"
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value in one line of bearable length; of a list in a list in a list, only so much."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 500  # cut below, at the end
@@ -498,10 +498,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def checked(field: dataclasses.Field, value: Any) -> Any:
+def validate(field: dataclasses.Field, value: Any) -> Any:
     """The value in the field's own type, or ConfigError."""
     name, m, kind = field.name, field.metadata, field.type
-    got = f"got {shown(value)} ({type(value).__name__})"
+    got = f"got {short_repr(value)} ({type(value).__name__})"
     if kind == "bool":
         if not isinstance(value, bool):
             raise ConfigError(
@@ -566,7 +566,7 @@ def read_yaml(text: str, where: str) -> Any:
 
 def read_settings(path: str | Path) -> dict:
     """The parameters in a YAML file of settings (a preset)."""
-    where = f"settings file {shown(str(path))}"
+    where = f"settings file {short_repr(str(path))}"
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:

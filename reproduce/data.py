@@ -102,7 +102,7 @@ def load(config: Config) -> Images:
     else:
         name, path = config.dataset, root / f"{config.dataset}.npz"
     if not os.path.exists(path):
-        with alone(path):
+        with file_lock(path):
             if not path.exists():  # still: another process may have made it meanwhile
                 write_cached(
                     path,
@@ -201,7 +201,7 @@ def joined(images: list, labels: list, classes: list) -> dict:
 
 
 @contextlib.contextmanager
-def alone(path: Path):
+def file_lock(path: Path):
     """Of several processes that want to make a file one does, and the others wait for it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from reproduce.data import Images
 from reproduce.methods import Method
 
 
-class Watch:
+class Evaluator:
     """Evaluates a method on the evaluation part, and keeps the traces of what it saw."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Watch:
             return {name: torch.cat([p[name].float() for p in parts], -2) for name in parts[0]}
         return torch.cat([p.float() for p in parts], -2)
 
-    def look(self, epoch: int, head_losses: Tensor | None) -> dict:
+    def evaluate(self, epoch: int, head_losses: Tensor | None) -> dict:
         """Evaluate; returns the columns for history, none before any training (epoch 0)."""
         out = self.last = self.extract(self.method.outputs, self.pixels)
         self.head_losses = None if head_losses is None else [float(x) for x in head_losses]
@@ -155,7 +155,7 @@ class Watch:
             metric |= {
                 "scores": self.scores(rules),
                 "knn_acc": self.knn(out) if self.nearest is None else self.nearest,
-                "switches": self.switches(out),
+                "kmeans_protocols": self.kmeans_protocols(out),
             }
         if self.head_losses is not None:
             each = (
@@ -189,7 +189,7 @@ class Watch:
         ]
         return metric, arrays, rows
 
-    def switches(self, out: dict[str, Tensor]) -> list[dict]:
+    def kmeans_protocols(self, out: dict[str, Tensor]) -> list[dict]:
         """What the protocol of evaluation is worth: k-means on either space, as it is or with length one, with one
         start or the best of 20 by inertia."""
         found = []

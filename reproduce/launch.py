@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Callable, Iterator
 
-from reproduce.config import ConfigError, shown
+from reproduce.config import ConfigError, short_repr
 
 LAUNCHERS = ("local", "slurm")
 CLUSTER = "slurm"  # submitit's name of it; "local" makes its jobs here, as the tests do
@@ -16,7 +16,7 @@ LATE = "left for the next call"
 Done = tuple[int, object]  # which call, and what it returned or the exception that it raised
 
 
-def guarded(function: Callable, *arguments):
+def catch(function: Callable, *arguments):
     """What the function returns, or the exception that it raises."""
     try:
         return function(*arguments)
@@ -24,7 +24,7 @@ def guarded(function: Callable, *arguments):
         return error
 
 
-def within(seconds: float, function: Callable) -> Callable:
+def with_deadline(seconds: float, function: Callable) -> Callable:
     """The function, unless by the longest of its calls so far one would end later than in so many seconds: ``LATE`` then."""
     end, longest = time.monotonic() + seconds, 0.0
 
@@ -43,9 +43,7 @@ def within(seconds: float, function: Callable) -> Callable:
 def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:
     """The calls in threads, ``jobs`` at a time, each yielded when it is done."""
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        futures = {
-            pool.submit(guarded, function, *arguments): i for i, arguments in enumerate(calls)
-        }
+        futures = {pool.submit(catch, function, *arguments): i for i, arguments in enumerate(calls)}
         for future in as_completed(futures):
             yield futures[future], future.result()
 
@@ -73,7 +71,9 @@ def slurm_executor(folder: Path, jobs: int, options: dict):
             **{"name": "reproduce", "slurm_array_parallelism": max(1, jobs), **named}
         )
     except (NameError, AssertionError, TypeError) as error:
-        raise ConfigError(f"slurm: {str(error).splitlines()[0]}; got {shown(options)}") from None
+        raise ConfigError(
+            f"slurm: {str(error).splitlines()[0]}; got {short_repr(options)}"
+        ) from None
     return executor
 
 
@@ -81,7 +81,7 @@ def slurm(function: Callable, calls: list[tuple], executor, every: float = 1.0) 
     """The calls as one array of jobs, each yielded when it is done; a job that died is an exception."""
     with executor.batch():
         waiting = {
-            i: executor.submit(guarded, function, *arguments) for i, arguments in enumerate(calls)
+            i: executor.submit(catch, function, *arguments) for i, arguments in enumerate(calls)
         }
     while waiting:
         for i in [i for i, job in waiting.items() if job.done()]:

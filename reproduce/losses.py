@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """float64 as it is, anything narrower as float32."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -32,7 +32,7 @@ def info_nce(similarity: Tensor) -> Tensor:
 
     The positive i' stays in the sum; a view is never its own negative (self-pairs are masked).
     """
-    similarity, n = wide(similarity), similarity.shape[-1]
+    similarity, n = at_least_float32(similarity), similarity.shape[-1]
     itself = torch.eye(n, dtype=torch.bool, device=similarity.device)
     positive = torch.cat(
         [similarity.diagonal(n // 2, -2, -1), similarity.diagonal(-n // 2, -2, -1)], -1
@@ -46,7 +46,7 @@ def feature_contrast(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor
     f(i, j) = cos(z_i, z_j) / temperature, then ``info_nce``
     """
     same_shape("feature_contrast", z1, z2)
-    z = F.normalize(wide(torch.cat([z1, z2], -2)), dim=-1)
+    z = F.normalize(at_least_float32(torch.cat([z1, z2], -2)), dim=-1)
     return info_nce(gram(z) / temperature)
 
 
@@ -59,7 +59,7 @@ def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float
     """
     same_shape("queue_contrast", query, key)
     query, key, queue = (
-        F.normalize(wide(x), dim=-1) for x in (query, key.detach(), queue.detach())
+        F.normalize(at_least_float32(x), dim=-1) for x in (query, key.detach(), queue.detach())
     )
     positive = (query * key).sum(-1, keepdim=True)
     with torch.autocast(query.device.type, enabled=False):
@@ -73,7 +73,13 @@ def alignment(prediction: Tensor, target: Tensor) -> Tensor:
     mean_i |p_i - z_i|^2 = mean_i 2 - 2 cos(p_i, z_i)
     """
     same_shape("alignment", prediction, target)
-    return (2 - 2 * F.cosine_similarity(wide(prediction), wide(target.detach()), dim=-1)).mean(-1)
+    return (
+        2
+        - 2
+        * F.cosine_similarity(
+            at_least_float32(prediction), at_least_float32(target.detach()), dim=-1
+        )
+    ).mean(-1)
 
 
 def cluster_contrast(p1: Tensor, p2: Tensor, temperature: float = 1.0) -> Tensor:
@@ -96,7 +102,7 @@ def concentration(
     A cluster of one sample or none says nothing of its width and gets the largest phi; extremes are cut at the
     10th and 90th percentile, as the authors' code does.
     """
-    distance = wide(distance)
+    distance = at_least_float32(distance)
     size = torch.bincount(cluster, minlength=n_clusters).to(distance)
     phi = distance.new_zeros(n_clusters).index_add_(0, cluster, distance) / (
         size * (size + alpha).log()
@@ -114,9 +120,12 @@ def prototype_contrast(z: Tensor, prototypes: Tensor, phi: Tensor, cluster: Tens
 
     mean_i -log softmax_k(z_i . c_k / phi_k) at k = cluster_i
     """
-    z, prototypes = F.normalize(wide(z), dim=-1), F.normalize(wide(prototypes), dim=-1)
+    z, prototypes = (
+        F.normalize(at_least_float32(z), dim=-1),
+        F.normalize(at_least_float32(prototypes), dim=-1),
+    )
     with torch.autocast(z.device.type, enabled=False):
-        return F.cross_entropy(z @ prototypes.mT / wide(phi), cluster)
+        return F.cross_entropy(z @ prototypes.mT / at_least_float32(phi), cluster)
 
 
 def prototype_scattering(
@@ -133,10 +142,11 @@ def prototype_scattering(
     same_shape("prototype_scattering", z1, z2)
     with torch.autocast(z1.device.type, enabled=False):
         member = (cluster == torch.arange(n_clusters, device=cluster.device)[:, None]).to(
-            wide(z1).dtype
+            at_least_float32(z1).dtype
         )  # [K, B]
         mu1, mu2 = (
-            F.normalize(member @ F.normalize(wide(z), dim=-1), dim=-1) for z in (z1, z2.detach())
+            F.normalize(member @ F.normalize(at_least_float32(z), dim=-1), dim=-1)
+            for z in (z1, z2.detach())
         )
         between = mu1 @ mu1.mT
     present = member.sum(-1) > 0
@@ -164,7 +174,7 @@ def probability_contrast(p1: Tensor, p2: Tensor, critic: str = "log_dot") -> Ten
     nearly all the mass of a cluster. The other critics (``CRITICS``) compare all pairs.
     """
     same_shape("probability_contrast", p1, p2)
-    p1, p2 = wide(p1), wide(p2)
+    p1, p2 = at_least_float32(p1), at_least_float32(p2)
     if critic != "log_dot":
         return info_nce(CRITICS[critic](torch.cat([p1, p2], -2)))
     total = p1.sum(-2, keepdim=True) + p2.sum(-2, keepdim=True)
@@ -209,7 +219,7 @@ CRITICS = {
 
 def entropy(p: Tensor) -> Tensor:
     """H(p) = -sum_k p_k log p_k in nats, ``[..., K]`` -> ``[...]``; 0 log 0 is 0, its gradient finite."""
-    p = wide(p)
+    p = at_least_float32(p)
     return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(-1)
 
 
@@ -218,7 +228,7 @@ def batch_entropy(p: Tensor) -> Tensor:
 
     H(1/B sum_i p_i), ``[..., B, K]`` -> ``[...]`` in nats. What CRLC's authors maximise.
     """
-    return entropy(wide(p).mean(-2))
+    return entropy(at_least_float32(p).mean(-2))
 
 
 def sample_entropy(p: Tensor) -> Tensor:
@@ -239,7 +249,7 @@ def logit_clamp(logits: Tensor, limit: float) -> Tensor:
 
     mean_i sum_k excess(l_ik) l_ik, excess(l) = l - clip(l, -limit, limit) taken as a constant
     """
-    logits = wide(logits)
+    logits = at_least_float32(logits)
     excess = (logits - logits.clamp(-limit, limit)).detach()
     return (excess * logits).sum(-1).mean(-1)
 

@@ -15,7 +15,7 @@ from reproduce.config import Config
 from reproduce.runs import Run, provenance
 
 
-def introduce(config: Config) -> Run:
+def print_provenance(config: Config) -> Run:
     """Print a run's provenance in two lines; returns the run."""
     origin, run = provenance(config), Run(config)
     git, packages = origin["git"], origin["packages"]
@@ -71,7 +71,7 @@ def lines(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
         yield row
 
 
-def conclude(run: Run) -> Markdown | None:
+def print_summary(run: Run) -> Markdown | None:
     """Where the run lies, what it took, and what happened on the way; a collapse is said in so many words."""
     metrics = run.json("metrics.json")
     for note in run.notes:

@@ -82,7 +82,7 @@ class Run:
             ]
 
     @contextlib.contextmanager
-    def hold(self):
+    def lock(self):
         """Own the directory while training; a second process is refused, and a killed one lets go."""
         try:
             self.partial.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import yaml
 from tqdm import tqdm
 
 from reproduce import launch
-from reproduce.config import Config, ConfigError, read_yaml, shown
+from reproduce.config import Config, ConfigError, read_yaml, short_repr
 from reproduce.runs import ROOT, Run
 
 BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
@@ -28,13 +28,14 @@ def parse_grid(words: list[str]) -> dict[str, list]:
     for word in words:
         name, equals, values = word.partition("=")
         if not equals or not values:
-            raise ConfigError(f"grid must be written name=value,value, got {shown(word)}")
+            raise ConfigError(f"grid must be written name=value,value, got {short_repr(word)}")
         if name in grid:
             raise ConfigError(
-                f"grid names {shown(name)} twice: write its values in one, separated by commas"
+                f"grid names {short_repr(name)} twice: write its values in one, separated by commas"
             )
         grid[name] = [
-            read_yaml(v, f"grid: {shown(v)}, a value of {shown(name)},") for v in values.split(",")
+            read_yaml(v, f"grid: {short_repr(v)}, a value of {short_repr(name)},")
+            for v in values.split(",")
         ]
     return grid
 
@@ -46,13 +47,15 @@ def parse_one(word: str, option: str = "one") -> dict:
         name, equals, value = pair.partition("=")
         if not equals or not value:
             raise ConfigError(
-                f"{option} must be written name=value or name=value,name=value, got {shown(word)}"
+                f"{option} must be written name=value or name=value,name=value, got {short_repr(word)}"
             )
         if name in factor:
             raise ConfigError(
-                f"{option} names {shown(name)} twice in {shown(word)}: repeat --{option} for each of its values"
+                f"{option} names {short_repr(name)} twice in {short_repr(word)}: repeat --{option} for each of its values"
             )
-        factor[name] = read_yaml(value, f"{option}: {shown(value)}, the value of {shown(name)},")
+        factor[name] = read_yaml(
+            value, f"{option}: {short_repr(value)}, the value of {short_repr(name)},"
+        )
     return factor
 
 
@@ -63,7 +66,7 @@ def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Con
     """
     for name in (name for factor in ones for name in factor if name in grid):
         raise ConfigError(
-            f"one names {shown(name)}, and so does grid, which would override it: name it in one of the two"
+            f"one names {short_repr(name)}, and so does grid, which would override it: name it in one of the two"
         )
     factors = [{}, *ones]
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
@@ -116,7 +119,7 @@ def sweep(
         executor = launch.slurm_executor(rows[0]["path"].parents[2] / ".jobs", jobs, options or {})
         done = launch.slurm(run_notebook, calls, executor)
     else:
-        done = launch.local(launch.within(60 * minutes, run_notebook), calls, jobs)
+        done = launch.local(launch.with_deadline(60 * minutes, run_notebook), calls, jobs)
     waiting = [row for row in rows if row["status"] != "skipped"]
     with tqdm(total=len(rows), initial=len(rows) - len(waiting), unit="run", disable=None) as bar:
         for i, outcome in done:
@@ -201,9 +204,9 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
         ]
         return lines[-1]
     if bulky:
-        from reproduce.report.pages import forget_place, to_html
+        from reproduce.report.pages import strip_paths_and_times, to_html
 
-        forget_place(executed)
+        strip_paths_and_times(executed)
         executed.replace(run.path / "train.ipynb")
         to_html(run.path / "train.ipynb", run.path / "train.html")
     else:

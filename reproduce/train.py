@@ -10,7 +10,7 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from reproduce import backbones, data, evaluation, follow
+from reproduce import backbones, data, evaluation, loggers
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError
 from reproduce.methods import METHODS
@@ -35,13 +35,13 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     Raises ConfigError before any work if the data cannot be trained on, Diverged if a loss is not finite.
     """
     run = run or Run(config)
-    follow.check(config)
+    loggers.check(config)
     if run.finished and config.resume:
         run.tidy()
         run.notes.append(
             "was finished before and is shown, not trained again (-p resume False trains)"
         )
-        yield from follow.followed(config, run, run.history())
+        yield from loggers.log_epochs(config, run, run.history())
         return
     images = data.load(config)
     n_clusters = check(config, images)
@@ -49,10 +49,10 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
         run.notes.append(
             f"prototype_warmup is {config.prototype_warmup} and epochs {config.epochs}: no prototype ever enters the loss"
         )
-    with run.hold():
+    with run.lock():
         if not config.resume:
             run.discard()
-        yield from follow.followed(config, run, train(config, run, images, n_clusters))
+        yield from loggers.log_epochs(config, run, train(config, run, images, n_clusters))
 
 
 def check(config: Config, images: data.Images) -> int:
@@ -114,15 +114,15 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     method = METHODS[config.method](config, backbones.build(config, channels), n_clusters, n)
     method = method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(config, method)
-    watch = evaluation.Watch(
+    evaluator = evaluation.Evaluator(
         config, method, augment, train_part, eval_part, n_clusters, device, low_precision
     )
     loss_of = torch.compile(method.loss) if config.compile else method.loss
 
-    pixels = watch.train_pixels
+    pixels = evaluator.train_pixels
 
     def extract(network):
-        return watch.extract(network, pixels)
+        return evaluator.extract(network, pixels)
 
     start, history, left_over, seconds = 0, [], torch.empty(0, dtype=torch.long, device=device), 0.0
     state = run.load_checkpoint()
@@ -133,7 +133,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         torch.set_rng_state(state["torch_rng"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])
-        watch.load_state_dict(state["watch"])
+        evaluator.load_state_dict(state["evaluator"])
         start, history, left_over, seconds = (
             state["epoch"],
             state["history"],
@@ -143,11 +143,11 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         yield from history
 
     if not history:
-        watch.look(0, None)  # the probabilities before training
+        evaluator.evaluate(0, None)  # the probabilities before training
     for epoch in range(start + 1, config.epochs + 1):
         began = time.perf_counter()
         method.train()
-        row = {"epoch": epoch, **method.before_epoch(epoch, extract), **watch.pseudo_labels()}
+        row = {"epoch": epoch, **method.before_epoch(epoch, extract), **evaluator.pseudo_labels()}
         for parameter in method.renewed:
             for kept in optimizer.state.get(
                 parameter, {}
@@ -194,7 +194,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             "images_per_second": steps * config.batch_size / took,
         }
         if epoch % config.evaluate_every == 0 or epoch == config.epochs:
-            row |= watch.look(epoch, head_losses)
+            row |= evaluator.evaluate(epoch, head_losses)
         history.append(row)
         run.save_checkpoint(
             {
@@ -203,7 +203,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
                 "optimizer": optimizer.state_dict(),
                 "generator": generator.get_state(),
                 "torch_rng": torch.get_rng_state(),
-                "watch": watch.state_dict(),
+                "evaluator": evaluator.state_dict(),
                 "left_over": left_over,
                 "history": history,
                 "seconds": seconds,
@@ -218,7 +218,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             f"compiling took about {first - statistics.median(rest):.0f} s of the first epoch"
         )
     weights = {k: v.cpu() for k, v in method.state_dict().items()}
-    metrics, arrays, assignments = watch.finish()
+    metrics, arrays, assignments = evaluator.finish()
     metrics = {
         "status": "finished",
         "epochs": config.epochs,

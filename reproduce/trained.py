@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reproduce import backbones, data, probes
 from reproduce.augment import Augment
-from reproduce.config import Config, ConfigError, shown, unknown
+from reproduce.config import Config, ConfigError, short_repr, unknown
 from reproduce.methods import METHODS, Method
 from reproduce.runs import ROOT, atomic, weights_digest
 
@@ -81,7 +81,7 @@ class Trained:
         self.augment = Augment(self.config, *data.moments(part))
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         scores = self.metrics["scores"]
         rule = next((r for r in ("aligned_average", "kmeans_embedding") if r in scores), None)
         acc = f", {rule.replace('_', ' ')} ACC {scores[rule]['acc']:.1%}" if rule else ""
@@ -185,10 +185,10 @@ def chosen(namespace: Mapping[str, Any]) -> Trained:
         or given["epochs"] < 1
     ):
         raise ConfigError(
-            f"epochs must be a whole number of at least 1, got {shown(given['epochs'])}"
+            f"epochs must be a whole number of at least 1, got {short_repr(given['epochs'])}"
         )
     if not isinstance(given["run_dir"], str):
-        raise ConfigError(f"run_dir must be a text, got {shown(given['run_dir'])}")
+        raise ConfigError(f"run_dir must be a text, got {short_repr(given['run_dir'])}")
     return Trained(given["run_dir"] or newest(ROOT / "results" / "local"))
 
 

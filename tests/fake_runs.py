@@ -78,7 +78,7 @@ def write_method(
     floor=0.79,
     knn=0.9,
     curve=(),
-    switches=(),
+    kmeans_protocols=(),
     collapsed=False,
     probes=None,
     **settings,
@@ -108,7 +108,7 @@ def write_method(
         "images_per_second": 1.0,
         "data": {"name": "digits", "n_clusters": 10},
         "knn_acc": knn,
-        "switches": list(switches),
+        "kmeans_protocols": list(kmeans_protocols),
         "collapse": {
             "collapsed": collapsed,
             "why": "the features of all images are alike" if collapsed else "",
@@ -151,7 +151,7 @@ def write_method(
     return path
 
 
-def switches(acc, projection=0.0, normalized=0.0, restarts=0.0):
+def kmeans_protocols(acc, projection=0.0, normalized=0.0, restarts=0.0):
     """The eight evaluations by k-means, each switch worth the share given."""
     return [
         {

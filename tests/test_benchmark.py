@@ -22,7 +22,7 @@ TINY = {
 
 
 def test_in_turns_gives_the_time_of_each():
-    took = benchmark.in_turns(
+    took = benchmark.time_interleaved(
         {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)},
         torch.device("cpu"),
         0.1,

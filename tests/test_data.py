@@ -887,14 +887,16 @@ def test_of_two_processes_one_makes_the_file(home, monkeypatch):
     pictures(home / "images", "a/1.png", "b/1.png")
     context = multiprocessing.get_context("fork")
     both_miss, made = context.Barrier(2), context.Value("i", 0)
-    alone, read = data.alone, data.read_folder
+    file_lock, read = data.file_lock, data.read_folder
 
     def counted(*args):
         with made:
             made.value += 1
         return read(*args)
 
-    monkeypatch.setattr(data, "alone", lambda path: both_miss.wait(60) is not None and alone(path))
+    monkeypatch.setattr(
+        data, "file_lock", lambda path: both_miss.wait(60) is not None and file_lock(path)
+    )
     monkeypatch.setattr(data, "read_folder", counted)
     answers = context.Queue()
     processes = [context.Process(target=lambda: answers.put(load(home).sha256)) for _ in range(2)]

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import switches, write_method, write_run
+from fake_runs import kmeans_protocols, write_method, write_run
 
 from reproduce import notebook
 from reproduce.report import ablations, deepcluster, field, findings, panels, reading, study, tables
@@ -28,7 +28,7 @@ def results(tmp_path_factory):
             "simclr",
             0.88 + 0.04 * seed,
             seed,
-            switches=switches(0.8, -0.05, 0.03, 0.01),
+            kmeans_protocols=kmeans_protocols(0.8, -0.05, 0.03, 0.01),
             probes=LAYERS,
         )
         write_method(
@@ -46,9 +46,9 @@ def results(tmp_path_factory):
             0.85,
             seed,
             probes=dict(reversed(LAYERS.items())) if seed else None,
-            switches=[
+            kmeans_protocols=[
                 s
-                for s in switches(0.6 + 0.1 * seed, normalized=0.2 * seed)
+                for s in kmeans_protocols(0.6 + 0.1 * seed, normalized=0.2 * seed)
                 if s["space"] == "backbone"
             ],
         )
@@ -412,15 +412,15 @@ class Stub:
 
 
 def test_a_collapse_is_said_in_bold():
-    said = notebook.conclude(
+    said = notebook.print_summary(
         Stub(collapse={"collapsed": True, "why": "99 % of the images are in one cluster"})
     ).data
     assert re.match(
         r"\*\*This run has collapsed: 99 % of the images are in one cluster\..*\*\*$", said
     )
     assert (
-        notebook.conclude(Stub()) is None
-        and notebook.conclude(Stub(collapse={"collapsed": False, "why": ""})) is None
+        notebook.print_summary(Stub()) is None
+        and notebook.print_summary(Stub(collapse={"collapsed": False, "why": ""})) is None
     )
 
 

@@ -262,7 +262,7 @@ def test_a_truncated_checkpoint_is_passed_over_and_the_notebook_says_so(tmp_path
         before.write_bytes(whole)
     run = Run(config)
     assert len(list(fit(config, run))) == TINY["epochs"]
-    notebook.conclude(run)
+    notebook.print_summary(run)
     said = capsys.readouterr().out
     assert (
         "note: checkpoint.pt is damaged and was passed over" in said

@@ -91,7 +91,7 @@ def test_bad_files_are_left_out_and_counted(folder, tmp_path, capsys):
         and len(assigned) == 11
         and not set(BAD) & set(assigned)
     )
-    notebook.conclude(run)
+    notebook.print_summary(run)
     assert (
         "note: 6 of the folder's files cannot be read and were left out" in capsys.readouterr().out
     )

@@ -36,7 +36,7 @@ def rgb(png):
 
 
 def test_few_colors_keep_every_line_its_colour(drawn):
-    small = pages.few_colors(drawn)
+    small = pages.quantize_png(drawn)
     before, after = rgb(drawn), rgb(small)
     assert len(small) < 0.5 * len(drawn) and len(np.unique(after.reshape(-1, 3), axis=0)) <= 64
     assert (
@@ -50,14 +50,14 @@ def test_few_colors_keep_every_line_its_colour(drawn):
 
 
 def test_what_has_few_colors_stays_as_it_is(drawn):
-    small = pages.few_colors(drawn)
-    assert pages.few_colors(small) == small
+    small = pages.quantize_png(drawn)
+    assert pages.quantize_png(small) == small
 
 
 def test_a_transparent_picture_is_put_on_white():
     content = io.BytesIO()
     Image.new("RGBA", (400, 400), (0, 0, 0, 0)).save(content, "PNG", compress_level=0)
-    assert (rgb(pages.few_colors(content.getvalue())) == 255).all()
+    assert (rgb(pages.quantize_png(content.getvalue())) == 255).all()
 
 
 def test_an_executed_notebook_forgets_where_and_when_and_keeps_what_was_said(tmp_path, drawn):
@@ -87,7 +87,7 @@ def test_an_executed_notebook_forgets_where_and_when_and_keeps_what_was_said(tmp
     path.write_text(
         json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
     )
-    pages.forget_place(path)
+    pages.strip_paths_and_times(path)
     (kept,) = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert kept["outputs"][0]["text"] == ["run directory: results/x, 97 % ± 1\n"] and kept[
         "metadata"

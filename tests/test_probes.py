@@ -206,7 +206,7 @@ def test_a_finished_run_says_what_was_loaded(finished, data_dir):
     run = Trained(finished, data_dir)
     acc = run.metrics["scores"]["kmeans_embedding"]["acc"]
     assert (
-        run.said
+        run.description
         == f"loaded {finished.name}: simclr on digits, epoch 1, kmeans embedding ACC {acc:.1%}"
     )
     assert not run.method.training and not any(p.requires_grad for p in run.method.parameters())

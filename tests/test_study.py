@@ -54,7 +54,7 @@ def table(results):
 
 def test_the_baseline_and_the_course_are_found_without_being_named(table):
     hubs = table[table["changed"].map(len) == 0]
-    assert sorted({study.called(r) for _, r in hubs.iterrows()}) == [
+    assert sorted({study.setting_name(r) for _, r in hubs.iterrows()}) == [
         "digits-course, as it is",
         "digits-quick, as it is",
     ]

@@ -167,7 +167,7 @@ def test_a_finished_run_is_shown_not_trained(config, monkeypatch):
 
 
 def test_two_processes_on_one_run_are_refused(config):
-    with Run(config).hold(), pytest.raises(ConfigError, match="being written by process"):
+    with Run(config).lock(), pytest.raises(ConfigError, match="being written by process"):
         next(fit(config, Run(config)))
 
 
@@ -294,14 +294,15 @@ def test_the_monitor_of_collapse_sees_images_of_every_class():
     """Sorted by class, 512 from the front would be of one: 5,000 images whose first class has one embedding are no collapse."""
     embedding = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
     embedding[:600] = 1.0
-    watch = SimpleNamespace(method=SimpleNamespace(space="backbone"), n_clusters=10)
+    evaluator = SimpleNamespace(method=SimpleNamespace(space="backbone"), n_clusters=10)
     clusters = {"kmeans_embedding": np.arange(5000) % 10}
     assert (
-        evaluation.Watch.collapse(watch, {"backbone": embedding}, clusters)["embedding_std"] > 0.8
+        evaluation.Evaluator.collapse(evaluator, {"backbone": embedding}, clusters)["embedding_std"]
+        > 0.8
     )
     assert (
-        evaluation.Watch.collapse(
-            watch, {"backbone": torch.ones(300, 16)}, {"kmeans_embedding": np.arange(300) % 10}
+        evaluation.Evaluator.collapse(
+            evaluator, {"backbone": torch.ones(300, 16)}, {"kmeans_embedding": np.arange(300) % 10}
         )["embedding_std"]
         < 1e-5
     )

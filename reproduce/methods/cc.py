@@ -26,7 +26,7 @@ class CC(Method):
     def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
         features = self.encode(torch.cat([view1, view2]))
         z1, z2 = self.projector(features).chunk(2)  # [B, D]
-        p1, p2 = losses.wide(self.head(features)).softmax(-1).chunk(2)  # [B, K]
+        p1, p2 = losses.at_least_float32(self.head(features)).softmax(-1).chunk(2)  # [B, K]
         feature_contrast = losses.feature_contrast(z1, z2, self.config.temperature)
         cluster_contrast = losses.cluster_contrast(p1, p2, self.config.cluster_temperature)
         entropy = losses.batch_entropy(p1) + losses.batch_entropy(p2)
@@ -46,7 +46,7 @@ class CC(Method):
         return {
             "backbone": features,
             "projection": self.projector(features),
-            "probabilities": losses.wide(self.head(features)).softmax(-1).unsqueeze(0),
+            "probabilities": losses.at_least_float32(self.head(features)).softmax(-1).unsqueeze(0),
         }
 
     def prepare(self, features: Tensor) -> Tensor:

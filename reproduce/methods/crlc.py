@@ -31,7 +31,7 @@ class CRLC(Method):
         c = self.config
         features = self.encode(torch.cat([view1, view2]))
         z1, z2 = self.projector(features)[0].chunk(2)  # [B, D]
-        logits = losses.wide(self.heads(features))  # [H, 2B, K]
+        logits = losses.at_least_float32(self.heads(features))  # [H, 2B, K]
         p1, p2 = p = logits.softmax(-1).chunk(2, -2)
 
         feature_contrast = losses.feature_contrast(z1, z2, c.temperature)
@@ -59,7 +59,7 @@ class CRLC(Method):
         return {
             "backbone": features,
             "projection": self.projector(features)[0],
-            "probabilities": losses.wide(self.heads(features)).softmax(-1),
+            "probabilities": losses.at_least_float32(self.heads(features)).softmax(-1),
         }
 
     def prepare(self, features: Tensor) -> Tensor:

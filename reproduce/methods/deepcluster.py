@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reproduce.clustering import KMeans
 from reproduce.config import Config
-from reproduce.losses import wide
+from reproduce.losses import at_least_float32
 from reproduce.methods.base import Method
 from reproduce.metrics import nmi
 
@@ -58,7 +58,9 @@ class DeepCluster(Method):
 
     def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
         logits = self.top(F.relu(self.encode(torch.cat([view1, view2]))))
-        return {"loss": F.cross_entropy(wide(logits), self.pseudo_labels[index].repeat(2))}
+        return {
+            "loss": F.cross_entropy(at_least_float32(logits), self.pseudo_labels[index].repeat(2))
+        }
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         return {"backbone": self.backbone(images)}

@@ -36,7 +36,9 @@ class MoCo(Momentum):
         shuffled = torch.randperm(len(view1)).to(view1.device)
         k = self.encode(torch.cat([view1[shuffled], view2[shuffled]]), self.target)
         back = shuffled.argsort()
-        return F.normalize(losses.wide(k).unflatten(0, (2, -1))[:, back].flatten(0, 1), dim=-1)
+        return F.normalize(
+            losses.at_least_float32(k).unflatten(0, (2, -1))[:, back].flatten(0, 1), dim=-1
+        )
 
     def contrast(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss over both directions, and the queries of either view ``[B, D]``."""

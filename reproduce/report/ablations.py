@@ -8,7 +8,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from reproduce.config import Config
-from reproduce.report.study import FIELDS, plain
+from reproduce.report.study import FIELDS, format_value
 from reproduce.report.tables import SHORT, gap, labelled, points, spread
 from reproduce.runs import same_settings
 
@@ -27,7 +27,7 @@ def runs_of(table: pd.DataFrame, factor: str, dataset: str = "digits") -> pd.Dat
     choices = FIELDS[factor].metadata["choices"]
     order = found[factor].map(choices.index) if choices else found[factor]
     found = found.assign(
-        value=found[factor].map(plain),
+        value=found[factor].map(format_value),
         default=found[factor] == getattr(Config(), factor),
         order=order,
     )

@@ -244,7 +244,7 @@ def switched(rows: pd.DataFrame) -> pd.DataFrame:
     found = [
         {"method": run["method"], "path": run["path"], **one}
         for _, run in rows.iterrows()
-        for one in stored(run["path"], "metrics").get("switches", [])
+        for one in stored(run["path"], "metrics").get("kmeans_protocols", [])
     ]
     return pd.DataFrame(found, columns=["method", "path", *SWITCHES, *SCORES])
 

@@ -53,7 +53,7 @@ def execute(notebook: Path, executed: Path, **parameters) -> None:
         raise ConfigError(f"{notebook.name}: {lines[-1]}")
 
 
-def forget_place(executed: Path) -> None:
+def strip_paths_and_times(executed: Path) -> None:
     """Leave in an executed notebook what is worth keeping: paths relative to the repository (where it lay is nobody's
     concern), pictures of few colours, no clock times of single cells."""
     content = json.loads(executed.read_text(encoding="utf-8").replace(f"{ROOT}/", ""))
@@ -64,12 +64,12 @@ def forget_place(executed: Path) -> None:
             data = output.get("data", {})
             if "image/png" in data:
                 data["image/png"] = base64.b64encode(
-                    few_colors(base64.b64decode("".join(data["image/png"])))
+                    quantize_png(base64.b64decode("".join(data["image/png"])))
                 ).decode()
     executed.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def few_colors(png: bytes, n: int = 64) -> bytes:
+def quantize_png(png: bytes, n: int = 64) -> bytes:
     """The picture with at most n colours, about a third of its size; one that has a palette already stays as it is.
 
     Maximum coverage and k-means: a median cut gives thin lines the colour of their neighbours.
@@ -93,7 +93,7 @@ def build(results_dir: str = "") -> Path:
     def render(name: str) -> None:
         executed = results / f"{name}.ipynb"
         execute(ROOT / "notebooks" / f"{name}.ipynb", executed, results_dir=results_dir)
-        forget_place(executed)
+        strip_paths_and_times(executed)
         to_html(executed, executed.with_suffix(".html"))
 
     with ThreadPoolExecutor(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from reproduce import runs
-from reproduce.config import Config, ConfigError, checked, read_settings, setting, unknown
+from reproduce.config import Config, ConfigError, read_settings, setting, unknown, validate
 from reproduce.metrics import lowest_loss_head
 
 RULES = {
@@ -78,7 +78,7 @@ class Choice:
         for name in given:
             if name not in fields:
                 raise ConfigError(unknown(name, fields))
-        return cls(**{name: checked(fields[name], value) for name, value in given.items()})
+        return cls(**{name: validate(fields[name], value) for name, value in given.items()})
 
 
 def root(results_dir: str = "") -> Path:
@@ -230,17 +230,17 @@ def presets() -> dict[str, tuple[Setting, dict]]:
     return found
 
 
-def called(run) -> str:
+def setting_name(run) -> str:
     """A setting by its changes from its hub; the hub itself by its preset, if it is one."""
     names = [name for name, (preset, _) in presets().items() if preset == run["setting"]]
     if not run["changed"]:
         return f"{names[0] if names else 'baseline'}, as it is"
     if len(run["changed"]) > 3:
         return names[0] if names else f"{len(run['changed'])} settings changed"
-    return ", ".join(f"{n} {plain(run[n])}" for n in run["changed"])
+    return ", ".join(f"{n} {format_value(run[n])}" for n in run["changed"])
 
 
-def plain(value) -> str:
+def format_value(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -250,7 +250,7 @@ def command(run) -> str:
     def words(preset: dict) -> list[str]:
         default = {n: preset.get(n, f.default) for n, f in FIELDS.items()}
         return [
-            f"-p {n} {plain(run[n])}"
+            f"-p {n} {format_value(run[n])}"
             for n in FIELDS
             if n not in ASIDE - {"seed", "folder"} and run[n] != default[n]
         ]

@@ -18,13 +18,13 @@ from reproduce.report.study import (
     ABLATED,
     ENTROPY,
     RULES,
-    called,
     command,
     first_grid,
+    format_value,
     load,
-    plain,
     root,
     row,
+    setting_name,
     stored,
 )
 
@@ -75,7 +75,7 @@ def scores(table: pd.DataFrame, score: str = "acc") -> pd.DataFrame:
         levels, sort=False
     ):
         key = (
-            (data, method, ENTROPY[entropy].removeprefix("the "), plain(lambda1))
+            (data, method, ENTROPY[entropy].removeprefix("the "), format_value(lambda1))
             if method == "crlc"
             else (data, method, "–", "–")
         )
@@ -115,9 +115,9 @@ def label(run) -> str:
         return (
             f"λ1 = {run['lambda1']:g}, entropy of {ENTROPY[run['entropy']]}"
             if run["method"] == "crlc"
-            else called(run)
+            else setting_name(run)
         )
-    return called(run)
+    return setting_name(run)
 
 
 def link(run, results_dir: str = "") -> str:
@@ -154,12 +154,12 @@ def factors(table: pd.DataFrame, rule: str = "lowest_loss_head") -> pd.DataFrame
         | found["setting"].isin(halfway())
     )
     found = found[spoke].assign(
-        factor=[called(r) for _, r in found[spoke].iterrows()],
+        factor=[setting_name(r) for _, r in found[spoke].iterrows()],
         acc=found[f"{rule}_acc"],
         first=found["changed"].map(len) > 0,
     )
     stars = {
-        (d, m, h): called({"setting": h, "changed": ()}).split(",")[0]
+        (d, m, h): setting_name({"setting": h, "changed": ()}).split(",")[0]
         for d, m, h in zip(found["data"], found["method"], found["hub"])
     }
     found["star"] = [

@@ -11,7 +11,7 @@ from IPython.display import Markdown
 
 from reproduce import campaign
 from reproduce.figures import COLORS
-from reproduce.report.study import ENTROPY, picked, plain
+from reproduce.report.study import ENTROPY, format_value, picked
 from reproduce.report.tables import SHORT, gap, labelled, points, spread
 from reproduce.runs import same_settings
 
@@ -140,7 +140,9 @@ def accuracies(table: pd.DataFrame, star: dict, rule: str) -> list[pd.DataFrame]
 
 
 def named(factor: dict) -> str:
-    return GROUPS.get(next(iter(factor)), ", ".join(f"{k} {plain(v)}" for k, v in factor.items()))
+    return GROUPS.get(
+        next(iter(factor)), ", ".join(f"{k} {format_value(v)}" for k, v in factor.items())
+    )
 
 
 def draw(path: pd.DataFrame, ax) -> None:

@@ -24,7 +24,7 @@ def check(config: Config) -> None:
             )
 
 
-def followed(config: Config, run: Run, rows: Iterable[dict]) -> Iterator[dict]:
+def log_epochs(config: Config, run: Run, rows: Iterable[dict]) -> Iterator[dict]:
     """Pass the rows of ``fit`` on, and tell each to whoever follows the run.
 
     A continued run yields its earlier rows again, so everything is told anew and no step twice.
@@ -48,7 +48,7 @@ def told(rows: Iterable[dict], followers: list) -> Iterator[dict]:
     try:
         for row in rows:
             for follower in followers:
-                follower.tell(
+                follower.log(
                     {label(k): v for k, v in row.items() if k != "epoch" and v is not None},
                     row["epoch"],
                 )
@@ -82,7 +82,7 @@ class TensorBoard:
             self.writer = SummaryWriter(str(place / "tensorboard"))
         return self.writer
 
-    def tell(self, scalars: dict, epoch: int) -> None:
+    def log(self, scalars: dict, epoch: int) -> None:
         for name, value in scalars.items():
             self.writing().add_scalar(name, value, epoch)
         self.writing().flush()
@@ -135,7 +135,7 @@ class WeightsAndBiases:
                 f"or set WANDB_MODE=offline"
             ) from None
 
-    def tell(self, scalars: dict, epoch: int) -> None:
+    def log(self, scalars: dict, epoch: int) -> None:
         self.session.log(scalars, step=epoch)
 
     def finish(self) -> None:
