@@ -1,0 +1,296 @@
+"""Finished runs as tables: load them, select settings, compare two of them with an interval.
+
+``load`` gives one row per finished run. ``history``, ``heads``, ``protocols``, ``probes``, ``traces``
+and ``mass`` give what a run recorded in more than one number, as one tidy table over several runs.
+Labels enter here only as the scores that runs wrote down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from reproduce import campaign, runs
+from reproduce.config import Config, ConfigError, read_settings, unknown
+from reproduce.metrics import lowest_loss_head
+from reproduce.statistics import compare, family, holm
+
+__all__ = ["compare", "family", "holm", "load", "select"]
+RULES = {
+    "first_head": "first head",
+    "mean_of_heads": "mean of heads",
+    "lowest_loss_head": "lowest-loss head",
+    "aligned_average": "aligned average",
+    "best_head_oracle": "best head (oracle)",
+    "kmeans_embedding": "k-means on features",
+    "kmeans_pixels": "k-means on pixels",
+}
+DATA = {"cifar10": "CIFAR-10", "cifar20": "CIFAR-20", "stl10": "STL-10"}
+FIELDS = {f.name: f for f in dataclasses.fields(Config) if f.metadata["identity"]}
+SETTINGS = [name for name in FIELDS if name != "seed"]
+PRESETS = runs.ROOT / "notebooks" / "settings"
+SIDES = ("ours", "against")
+CLAIMS = runs.ROOT / "notebooks" / "claims.yaml"
+
+
+# ---- one row per run
+
+
+def root(results_dir: str | Path = "") -> Path:
+    """The folder of run directories; ConfigError if it was named and does not exist."""
+    folder = Path(results_dir).expanduser().resolve() if results_dir else runs.ROOT / "results"
+    if results_dir and not folder.is_dir():
+        raise ConfigError(f"results_dir: {str(results_dir)!r} is not a folder")
+    return folder
+
+
+def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
+    """One row per finished run below ``results_dir``, CIFAR-10 and CRLC first, seeds together.
+
+    Columns: every setting that changes what a run computes; "data", the data set's name with the
+    limit on its images; "setting", a hash of all settings but the seed; ``<rule>_acc``, ``_nmi``
+    and ``_ari`` and "knn_acc" in 0..1, nan where not measured; "seconds", "images_per_second",
+    "device" (its name), "collapsed", "weights_sha256", "path".
+    ``local``: the runs that this machine made, in the folder ``local``, instead of the committed.
+    """
+    folder = root(results_dir) / ("local" if local else "")
+    rows = [_row(path) for path in runs.find(folder)] if folder.is_dir() else []
+    scores = [f"{rule}_{score}" for rule in RULES for score in runs.SCORES]
+    measured = ["knn_acc", "seconds", "images_per_second", "device", "collapsed", "weights_sha256"]
+    columns = ["data", *FIELDS, *scores, *measured, "setting", "path"]
+    table = pd.DataFrame(rows, columns=columns)
+    order = [table["data"] != "CIFAR-10", table["data"], table["method"] != "crlc"]
+    order += [table[name] for name in ("method", "entropy", "lambda1", "setting", "seed")]
+    ranks = pd.concat(order, axis=1, keys=range(len(order)))
+    return table.loc[ranks.sort_values([*ranks], kind="stable").index].reset_index(drop=True)
+
+
+def _row(path: Path) -> dict:
+    """One run's row; a setting that is newer than the run has its default."""
+    config, metrics, origin = (
+        json.loads((path / f"{stem}.json").read_text(encoding="utf-8"))
+        for stem in ("config", "metrics", "provenance")
+    )
+    known = {name: config.get(name, f.default) for name, f in FIELDS.items()}
+    changed = {n: v for n, v in known.items() if n != "seed" and v != FIELDS[n].default}
+    data = Path(known["folder"]).name or DATA.get(known["dataset"], known["dataset"])
+    return {
+        **known,
+        **{f"{r}_{k}": s.get(k) for r, s in metrics["scores"].items() for k in runs.SCORES},
+        **{k: metrics.get(k) for k in ("knn_acc", "seconds", "images_per_second")},
+        "data": data + (f", {known['limit']:,} images" if known["limit"] else ""),
+        "device": origin["device"],
+        "collapsed": bool(metrics.get("collapse", {}).get("collapsed", False)),
+        "weights_sha256": metrics.get("weights_sha256"),
+        "setting": hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8],
+        "path": str(path),
+    }
+
+
+@functools.cache
+def presets() -> dict[str, dict]:
+    """The files in notebooks/settings, each as a full set of settings: name -> setting -> value."""
+    given = {file.stem: read_settings(file) for file in sorted(PRESETS.glob("*.yaml"))}
+    default = {name: FIELDS[name].default for name in SETTINGS}
+    return {name: {**default, **values} for name, values in given.items()}
+
+
+def select(table: pd.DataFrame, *free: str, preset: str = "digits-quick", **settings):
+    """The runs, of any seed, whose settings are the preset's but for ``settings``.
+
+    Settings named in ``free`` may have any value: ``select(runs, "lambda1", "entropy")`` is a grid.
+    ConfigError if a setting or the preset is unknown.
+    """
+    if preset not in presets():
+        raise ConfigError(f"preset is {preset!r}: it must be one of {', '.join(presets())}")
+    for name in [*free, *settings]:
+        if name not in FIELDS:
+            raise ConfigError(unknown(name, FIELDS))
+    wanted = {**presets()[preset], **settings}
+    fixed = [name for name in wanted if name in FIELDS and name not in {"seed", *free}]
+    return table[(table[fixed] == pd.Series(wanted)[fixed]).all(axis=1)]
+
+
+def changes(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's setting changes from its preset, the one that leaves the fewest changes.
+
+    The method is not among them: it has a column of its own.
+    """
+    names = [name for name in SETTINGS if name != "method"]
+    value = {n: run[n].item() if hasattr(run[n], "item") else run[n] for n in names}
+    each = [{n: v for n, v in value.items() if v != preset[n]} for preset in presets().values()]
+    return min(each, key=len)
+
+
+def format_settings(settings: Mapping[str, Any]) -> str:
+    """``lambda1 0.3, entropy sample``."""
+    return ", ".join(
+        f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in settings.items()
+    )
+
+
+def variants(table: pd.DataFrame, star: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """The runs of one entry of notebooks/campaign.yaml: its baseline, then each step or change."""
+    alone = {k: v for k, v in star.items() if k != "grid"}
+    configs = campaign.star_of(alone, {})
+    names = ["baseline", *map(format_settings, star.get("path", star.get("one", [])))]
+    return {name: select(table, **c.identity()) for name, c in zip(names, configs)}
+
+
+# ---- claims
+
+
+def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
+    """Every claim of notebooks/claims.yaml, measured: one row per claim, in the file's order.
+
+    A claim names two settings, each by what it changes from a preset, or one setting and a threshold
+    in percent; a rule; and a direction (above, below, or same: the same computation). Claims with
+    one "family" are corrected together. "verdict" is *holds* where the corrected interval excludes 0
+    in that direction, *not shown* where it does not, *not run* where runs are missing; "recorded" is
+    the verdict that the prose was written for. table: ``load()``.
+    """
+    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    pairs = {claim["id"]: _sides(table, claim) for claim in written}
+    found = [
+        family({c["id"]: pairs[c["id"]] for c in written if c["family"] == name}, "score")
+        for name in dict.fromkeys(claim["family"] for claim in written)
+    ]
+    told = pd.DataFrame(written).set_index("id").rename(columns={"verdict": "recorded"})
+    told = told[["sentence", "data", "family", "rule", "direction", "where", "recorded"]]
+    told = told.join(pd.concat(found)).reset_index()
+    ours = told["a"].map("{:.1f}".format) + told["a_std"].map(" ± {:.1f}".format)
+    verdict = told.apply(_verdict, axis=1)
+    return told.assign(verdict=verdict, ours=ours.where(verdict != "not run", ""))
+
+
+def _sides(table: pd.DataFrame, claim: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of a claim's two settings, with the compared score as "score"."""
+    ours, against = ({**claim[k]} if isinstance(claim[k], dict) else {} for k in SIDES)
+    rules = [side.pop("rule", claim["rule"]) for side in (ours, against)]
+    a = select(table, **ours)
+    if not isinstance(claim["against"], dict):  # a threshold in percent, beside each of our runs
+        b = a.assign(score=claim["against"] / 100, weights_sha256=None)
+    else:
+        b = select(table, **against)
+        b = b.assign(score=b[f"{rules[1]}_acc"])
+    if rules[0] != rules[1]:  # two readings of the same weights do differ
+        b = b.assign(weights_sha256=None)
+    return a.assign(score=a[f"{rules[0]}_acc"]), b
+
+
+def _verdict(claim: pd.Series) -> str:
+    if claim["test"] == "none":
+        return "not run"
+    if claim["direction"] == "same":
+        return "holds" if claim["test"] == "same computation" else "not shown"
+    sign = {"above": 1, "below": -1}[claim["direction"]]
+    return "holds" if claim["clear"] and sign * claim["difference"] > 0 else "not shown"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table as GitHub and Jupyter read it."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+# ---- more than one number per run
+
+
+def _each(table: pd.DataFrame, keep: tuple[str, ...], read: Callable[[Path], Any]) -> pd.DataFrame:
+    """The tables that ``read`` makes of each run directory, below each other, with "seed" and the
+    columns of ``table`` named in ``keep``; runs that lack the file are left out."""
+    parts = []
+    for run in table.to_dict("records"):
+        try:
+            part = pd.DataFrame(read(Path(run["path"])))
+        except FileNotFoundError:
+            continue
+        parts.append(part.assign(**{name: run[name] for name in ["seed", *keep]}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _metrics(path: Path) -> dict:
+    return json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+
+
+def history(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
+    """One row per run and epoch, with the columns of history.csv."""
+    return _each(table, keep, lambda path: pd.read_csv(path / "history.csv"))
+
+
+def heads(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
+    """One row per run and clustering head: "head", "loss", "acc", and "rank" of its loss, 1 lowest."""
+
+    def read(path: Path) -> pd.DataFrame:
+        found = pd.DataFrame(_metrics(path).get("heads", []), columns=["loss", "acc"])
+        return found.assign(head=found.index, rank=found["loss"].rank(method="first").astype(int))
+
+    return _each(table, keep, read)
+
+
+def protocols(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
+    """One row per run and way to run k-means on its features: "space", "normalized", "restarts", "acc"."""
+    return _each(table, keep, lambda path: _metrics(path).get("kmeans_protocols", []))
+
+
+def probes(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
+    """One row per run and layer with a linear classifier on it: "layer", "acc", "features"."""
+
+    def read(path: Path) -> pd.DataFrame:
+        layers = json.loads((path / "probes.json").read_text(encoding="utf-8"))["layers"]
+        return pd.DataFrame(layers).T.rename_axis("layer").reset_index()
+
+    return _each(table, keep, read)
+
+
+def chosen_head(metrics: Mapping[str, Any]) -> int:
+    """The head with the lowest loss, which needs no label; 0 before any training."""
+    losses = [head["loss"] for head in metrics.get("heads", [])]
+    return lowest_loss_head(losses) if losses else 0
+
+
+def traces(table: pd.DataFrame, *keep: str, last: bool = False, every_head: bool = False):
+    """The probabilities of the traced images, one row per run, epoch, image, head and cluster:
+    "epoch", "image" (its number), "label" (-1 without), "head", "cluster", "probability".
+
+    Of the lowest-loss head, or of ``every_head``; at each evaluation, or the ``last`` alone.
+    """
+
+    def read(path: Path) -> pd.DataFrame:
+        with np.load(path / "traces.npz") as stored:
+            p = stored["probabilities"].astype(float)  # [E, I, H, K]
+            epochs, images, labels = (stored[k] for k in ("epochs", "images", "labels"))
+        which = range(p.shape[2]) if every_head else [chosen_head(_metrics(path))]
+        p, epochs = (p[-1:], epochs[-1:]) if last else (p, epochs)
+        p = p[:, :, list(which)]
+        axes = [epochs, images, list(which), range(p.shape[3])]
+        index = pd.MultiIndex.from_product(axes, names=["epoch", "image", "head", "cluster"])
+        rows = pd.Series(p.ravel(), index, name="probability").reset_index()
+        return rows.assign(label=rows["image"].map(dict(zip(images, labels))))
+
+    return _each(table, keep, read)
+
+
+def mass(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
+    """The mean prediction over all images, lowest-loss head: "epoch", "cluster", "share"."""
+
+    def read(path: Path) -> pd.DataFrame:
+        with np.load(path / "traces.npz") as stored:
+            share = stored["mass"][:, chosen_head(_metrics(path))].astype(float)  # [E, K]
+            return (
+                pd.DataFrame(share, stored["epochs"])
+                .rename_axis("epoch")
+                .melt(var_name="cluster", value_name="share", ignore_index=False)
+                .reset_index()
+            )
+
+    return _each(table, keep, read)
