@@ -115,7 +115,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     method = method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(config, method)
     evaluator = evaluation.Evaluator(
-        config, method, augment, train_part, eval_part, n_clusters, device, low_precision
+        config, method, augment, train_part, eval_part, n_clusters, device
     )
     loss_of = torch.compile(method.loss) if config.compile else method.loss
 

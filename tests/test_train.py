@@ -75,6 +75,7 @@ def test_a_run_leaves_everything_behind(config):
         "lowest_loss_head",
         "aligned_average",
         "best_head_oracle",
+        "best_epoch_and_head_oracle",
         "kmeans_embedding",
         "kmeans_pixels",
     }
@@ -99,6 +100,55 @@ def test_the_lowest_loss_head_and_the_oracle_are_what_they_say(config):
     assert metrics["scores"]["best_head_oracle"]["acc"] == max(accuracies)
     assert metrics["scores"]["first_head"]["acc"] == accuracies[0]
     assert metrics["scores"]["mean_of_heads"]["acc"] == pytest.approx(np.mean(accuracies))
+
+
+def test_the_authors_rule_is_the_best_head_of_the_best_epoch(config, monkeypatch):
+    """By label, over all evaluations, also across an interruption; the last epoch's rules stay."""
+    seen = []
+    keep_best = evaluation.Evaluator.keep_best
+
+    def noted(self, epoch, accuracies, heads):
+        seen.append((epoch, accuracies))
+        keep_best(self, epoch, accuracies, heads)
+
+    monkeypatch.setattr(evaluation.Evaluator, "keep_best", noted)
+    config = config.replace(epochs=6, evaluate_every=1, learning_rate=1.0, schedule="constant")
+    stopped = fit(config, Run(config))
+    list(itertools.islice(stopped, 4))
+    stopped.close()
+    run, _ = train(config)
+    acc = np.array([accuracies for _, accuracies in seen])
+    assert [epoch for epoch, _ in seen] == [1, 2, 3, 4, 5, 6]
+    epoch, head = np.unravel_index(acc.argmax(), acc.shape)
+    found = run.json("metrics.json")["scores"]
+    oracle = found["best_epoch_and_head_oracle"]
+    assert oracle["acc"] == acc.max() >= found["best_head_oracle"]["acc"] == acc[-1].max()
+    assert (oracle["epoch"], oracle["head"]) == (epoch + 1, head) and {"nmi", "ari"} <= set(oracle)
+
+
+def test_features_are_extracted_in_float32(config, monkeypatch):
+    """Training runs in bfloat16 here; what is clustered, scored and kept never does."""
+    method, kinds = METHODS["propos"], {"loss": set(), "project": set(), "outputs": set()}
+
+    def spied(name):
+        original = getattr(method, name)
+
+        def spy(self, *args):
+            found = original(self, *args)
+            first = found["backbone"] if name == "outputs" else found
+            kinds[name].add(
+                (self.training, torch.is_autocast_enabled("cpu"), getattr(first, "dtype", None))
+            )
+            return found
+
+        monkeypatch.setattr(method, name, spy)
+
+    for name in kinds:
+        spied(name)
+    train(config.replace(**PLAIN, method="propos", precision="bfloat16", prototype_warmup=0))
+    assert kinds["outputs"] == {(False, False, torch.float32)}
+    assert kinds["loss"] == {(True, True, None)}
+    assert kinds["project"] == {(True, True, torch.bfloat16)}
 
 
 def test_same_seed_same_bits_other_seed_other_bits(config):

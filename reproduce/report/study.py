@@ -26,6 +26,7 @@ RULES = {
     "lowest_loss_head": "lowest-loss head",
     "aligned_average": "aligned average of heads",
     "best_head_oracle": "best head (oracle: picked by label)",
+    "best_epoch_and_head_oracle": "best epoch and head (oracle: both picked by label)",
     "kmeans_embedding": "k-means on the features",
     "kmeans_pixels": "k-means on raw pixels",
 }

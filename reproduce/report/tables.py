@@ -34,6 +34,7 @@ SHORT = {
     "lowest_loss_head": "lowest-loss head",
     "aligned_average": "aligned average",
     "best_head_oracle": "best head (oracle)",
+    "best_epoch_and_head_oracle": "best epoch and head (oracle)",
     "kmeans_embedding": "k-means, features",
     "kmeans_pixels": "k-means, pixels",
 }
