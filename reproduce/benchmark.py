@@ -278,7 +278,7 @@ def kmeans(repeats: int = 2) -> list[dict]:
         times: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
         for seed in range(repeats):
             models = {
-                "ours": KMeans(k, seed=seed, **settings),
+                "ours": KMeans(k, random_state=seed, **settings),
                 "theirs": Theirs(k, random_state=seed, **settings),
             }
             for name, model in models.items():
@@ -299,7 +299,7 @@ def kmeans(repeats: int = 2) -> list[dict]:
                 "theirs": theirs,
                 "ratio": ours / theirs,
                 "cpu_ratio": ours_cpu / theirs_cpu,
-                "inertia_ratio": models["ours"].inertia / models["theirs"].inertia_,
+                "inertia_ratio": models["ours"].inertia_ / models["theirs"].inertia_,
             }
         )
     return rows

@@ -42,7 +42,8 @@ class KMeans:
     the mean variance of the features, or when no sample changed its cluster. metric: "cosine" gives
     samples and centroids length one, so that |x - c|^2 = 2 (1 - cos). batch_size: samples in a chunk.
 
-    After ``fit``: ``centroids [K, D]``, ``labels [N]``, ``inertia`` (sum of squared distances), ``n_iter``.
+    After ``fit``: ``cluster_centers_ [K, D]``, ``labels_ [N]``, ``inertia_`` (sum of squared
+    distances) and ``n_iter_``.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class KMeans:
         max_iter: int = 100,
         tol: float = 1e-4,
         metric: str = "euclidean",
-        seed: int = 0,
+        random_state: int = 0,
         batch_size: int | None = None,
     ):
         at_least_one(
@@ -64,7 +65,7 @@ class KMeans:
         if metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric must be euclidean or cosine, got {metric!r}")
         self.n_clusters, self.n_init, self.max_iter, self.tol = n_clusters, n_init, max_iter, tol
-        self.metric, self.seed, self.batch_size = metric, seed, batch_size
+        self.metric, self.random_state, self.batch_size = metric, random_state, batch_size
 
     @plainly()
     def fit(self, x) -> KMeans:
@@ -73,28 +74,28 @@ class KMeans:
         cosine = self.metric == "cosine"
         self.origin = torch.zeros_like(x[0]) if cosine else x.mean(0)
         x = self._prepare(x)
-        start = plus_plus(x, self.n_clusters, self.n_init, self.seed, self.batch_size)
+        start = plus_plus(x, self.n_clusters, self.n_init, self.random_state, self.batch_size)
         centroids, n_iter = lloyd(x, start, self.max_iter, self.tol, cosine, self.batch_size)
         # sum_i |x_i - c|^2 = sum_i |x_i|^2 - 2 score_i, whose first term is common to all restarts
         best = int(nearest(x, centroids, self.batch_size)[1].sum(-1, dtype=torch.float64).argmax())
-        self.centroids, self.n_iter = centroids[best] + self.origin, n_iter[best]
-        centroids = (self.centroids - self.origin)[None]  # rounded as predict sees them
+        self.cluster_centers_, self.n_iter_ = centroids[best] + self.origin, n_iter[best]
+        centroids = (self.cluster_centers_ - self.origin)[None]  # rounded as predict sees them
         labels, _ = nearest(x, centroids, self.batch_size)
-        self.inertia = float(
+        self.inertia_ = float(
             deviations(x, centroids, labels, self.batch_size).sum(dtype=torch.float64)
         )
-        self.labels = labels[0]
+        self.labels_ = labels[0]
         return self
 
     @plainly()
     def predict(self, x) -> Tensor:
         """The cluster of each sample, int64 ``[N]``."""
         x = self._prepare(samples(x, n_features=len(self.origin)))
-        return nearest(x, (self.centroids - self.origin)[None], self.batch_size)[0][0]
+        return nearest(x, (self.cluster_centers_ - self.origin)[None], self.batch_size)[0][0]
 
     def fit_predict(self, x) -> Tensor:
         """``fit``, then the cluster of each sample, int64 ``[N]``."""
-        return self.fit(x).labels
+        return self.fit(x).labels_
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Normalised or centred, with ones; far from the origin |x - c|^2 would lose its digits in float32."""
@@ -108,50 +109,49 @@ class KMeans:
 class GaussianMixture:
     """EM from ``n_init`` k-means solutions, in float64; the likeliest result is kept.
 
-    covariance: "diagonal", a variance for each cluster and feature, or "spherical", one for each
+    covariance_type: "diag", a variance for each cluster and feature, or "spherical", one for each
     cluster. No variance falls below reg_covar: a floor, where scikit-learn adds it, so that the
     likelihood never decreases. tol: a restart has converged when its log-likelihood gained less.
 
-    After ``fit``: ``weights [K]``, ``means [K, D]``, ``variances [K, D]`` or ``[K]``, ``labels [N]``,
-    ``log_likelihood`` (mean over the samples, in nats), ``n_iter``.
+    After ``fit``: ``weights_ [K]``, ``means_ [K, D]``, ``covariances_ [K, D]`` or ``[K]``,
+    ``lower_bound_`` (the mean log-likelihood of a sample, in nats) and ``n_iter_``.
     """
 
     def __init__(
         self,
-        n_clusters: int,
-        covariance: str = "diagonal",
+        n_components: int,
+        covariance_type: str = "diag",
         n_init: int = 1,
         max_iter: int = 100,
         tol: float = 1e-3,
         reg_covar: float = 1e-6,
-        seed: int = 0,
+        random_state: int = 0,
     ):
-        at_least_one(n_clusters=n_clusters, n_init=n_init, max_iter=max_iter)
-        if covariance not in ("diagonal", "spherical"):
-            raise ValueError(f"covariance must be diagonal or spherical, got {covariance!r}")
+        at_least_one(n_components=n_components, n_init=n_init, max_iter=max_iter)
+        if covariance_type not in ("diag", "spherical"):
+            raise ValueError(f"covariance_type must be diag or spherical, got {covariance_type!r}")
         if not reg_covar > 0:
             raise ValueError(f"reg_covar must be above 0, got {reg_covar!r}")
-        self.n_clusters, self.covariance, self.n_init, self.max_iter = (
-            n_clusters,
-            covariance,
-            n_init,
-            max_iter,
-        )
-        self.tol, self.reg_covar, self.seed = tol, reg_covar, seed
+        self.n_components, self.covariance_type = n_components, covariance_type
+        self.n_init, self.max_iter, self.tol = n_init, max_iter, tol
+        self.reg_covar, self.random_state = reg_covar, random_state
 
     @plainly()
     def fit(self, x) -> GaussianMixture:
         """x: float ``[N, D]``, a tensor on any device or an array."""
-        given = samples(x, n_clusters=self.n_clusters).double()
-        self.origin = given.mean(0)
-        x = F.pad(given - self.origin, (0, 1), value=1.0)
+        x = samples(x, n_components=self.n_components).double()
+        self.origin = x.mean(0)
+        x = F.pad(x - self.origin, (0, 1), value=1.0)
         centroids, _ = lloyd(
-            x, plus_plus(x, self.n_clusters, self.n_init, self.seed), max_iter=100, tol=1e-4
+            x,
+            plus_plus(x, self.n_components, self.n_init, self.random_state),
+            max_iter=100,
+            tol=1e-4,
         )
         # EM starts from k-means as a mixture: equal weights, one variance
         variance = deviations(x, centroids, nearest(x, centroids)[0]).mean(-1) / len(self.origin)
         variance = variance.clamp_min(self.reg_covar)[:, None, None].expand_as(centroids)
-        weights = torch.full_like(centroids[..., 0], 1 / self.n_clusters)
+        weights = torch.full_like(centroids[..., 0], 1 / self.n_components)
 
         def step(weights, means, variances, before):
             moments, likelihood = expect(x, weights, means, variances)
@@ -161,11 +161,10 @@ class GaussianMixture:
         (*mixtures, _), n_iter = until_converged(step, start, self.max_iter)
         _, likelihood = expect(x, *mixtures)
         best = int(likelihood.argmax())
-        self.log_likelihood, self.n_iter = float(likelihood[best]), n_iter[best]
-        self.weights, means, variances = (m[best] for m in mixtures)
-        self.means = means + self.origin
-        self.variances = variances if self.covariance == "diagonal" else variances[:, 0]
-        self.labels = self.predict(given)
+        self.lower_bound_, self.n_iter_ = float(likelihood[best]), n_iter[best]
+        self.weights_, means, variances = (m[best] for m in mixtures)
+        self.means_ = means + self.origin
+        self.covariances_ = variances if self.covariance_type == "diag" else variances[:, 0]
         return self
 
     def _maximise(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,25 +174,25 @@ class GaussianMixture:
             2, -1
         )
         variance = square - mean.square()
-        if self.covariance == "spherical":
+        if self.covariance_type == "spherical":
             variance = variance.mean(-1, keepdim=True).expand_as(mean)
         return (mass / mass.sum(1, keepdim=True))[..., 0], mean, variance.clamp_min(self.reg_covar)
 
     @plainly()
-    def responsibilities(self, x) -> Tensor:
+    def predict_proba(self, x) -> Tensor:
         """The probability of each cluster for each sample, float64 ``[N, K]``."""
         x = F.pad(samples(x, n_features=len(self.origin)).double() - self.origin, (0, 1), value=1.0)
-        variances = self.variances.view(self.n_clusters, -1).expand_as(self.means)
-        mixture = self.weights[None], (self.means - self.origin)[None], variances[None]
+        variances = self.covariances_.view(self.n_components, -1).expand_as(self.means_)
+        mixture = self.weights_[None], (self.means_ - self.origin)[None], variances[None]
         return torch.cat([joint[0].T.softmax(-1) for _, joint in joints(x, *mixture)])
 
     def predict(self, x) -> Tensor:
         """The likeliest cluster of each sample, int64 ``[N]``."""
-        return self.responsibilities(x).argmax(-1)
+        return self.predict_proba(x).argmax(-1)
 
     def fit_predict(self, x) -> Tensor:
         """``fit``, then the likeliest cluster of each sample, int64 ``[N]``."""
-        return self.fit(x).labels
+        return self.fit(x).predict(x)
 
 
 def until_converged(step, state, max_iter: int):
@@ -398,8 +397,8 @@ def chunks(batch_size: int | None, rows: int, x: Tensor, *others: Tensor):
     return zip(x.split(size), *(other.split(size, -1) for other in others))
 
 
-def samples(x, n_clusters: int = 1, n_features: int | None = None) -> Tensor:
-    """x as a tensor ``[N, D]`` of float32 or float64, or ValueError."""
+def samples(x, n_features: int | None = None, **at_most: int) -> Tensor:
+    """x as a tensor ``[N, D]`` of float32 or float64, or ValueError. at_most: numbers up to N."""
     x = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
     if x.dim() != 2 or not x.numel() or n_features not in (None, x.shape[1]):
         wanted = f"[N, {n_features}], as in fit" if n_features else "[N, D], N and D at least 1"
@@ -407,10 +406,11 @@ def samples(x, n_clusters: int = 1, n_features: int | None = None) -> Tensor:
     x = x if x.dtype == torch.float64 else x.float()
     if not x.isfinite().all():
         raise ValueError("x must be finite, got NaN or infinity among its values")
-    if n_clusters > len(x):
-        raise ValueError(
-            f"n_clusters must be between 1 and the number of samples, {len(x)}, got {n_clusters}"
-        )
+    for name, value in at_most.items():
+        if value > len(x):
+            raise ValueError(
+                f"{name} must be between 1 and the number of samples, {len(x)}, got {value}"
+            )
     return x
 
 

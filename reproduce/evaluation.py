@@ -117,7 +117,12 @@ class Evaluator:
     def kmeans(self, out: dict[str, Tensor]) -> np.ndarray:
         """k-means by the method's own protocol."""
         features = self.method.prepare(out[self.method.space])
-        return KMeans(self.n_clusters, seed=self.config.seed).fit_predict(features).cpu().numpy()
+        return (
+            KMeans(self.n_clusters, random_state=self.config.seed)
+            .fit_predict(features)
+            .cpu()
+            .numpy()
+        )
 
     def knn(self, out: dict[str, Tensor]) -> float:
         """Accuracy of k nearest training images in the backbone's features."""
@@ -203,7 +208,7 @@ class Evaluator:
             if space in out:
                 features = F.normalize(out[space], dim=-1) if normalized else out[space]
                 clusters = KMeans(
-                    self.n_clusters, n_init=restarts, seed=self.config.seed
+                    self.n_clusters, n_init=restarts, random_state=self.config.seed
                 ).fit_predict(features)
                 found.append(
                     {

@@ -32,7 +32,7 @@ class DeepCluster(Method):
         """Cluster all training images, start the top layer anew."""
         before = self.pseudo_labels
         self.pseudo_labels = KMeans(
-            self.k, n_init=1, max_iter=20, seed=self.config.seed + epoch
+            self.k, n_init=1, max_iter=20, random_state=self.config.seed + epoch
         ).fit_predict(whitened(extract(self.backbone), self.config.pca))
         nn.init.normal_(self.top.weight, std=0.01)
         nn.init.zeros_(self.top.bias)

@@ -38,12 +38,12 @@ class PCL(MoCo):
         prototypes, phi = [], []
         for i, k in enumerate(self.sizes):
             kmeans = KMeans(
-                k, n_init=1, max_iter=20, metric="cosine", seed=self.config.seed + epoch
+                k, n_init=1, max_iter=20, metric="cosine", random_state=self.config.seed + epoch
             ).fit(z)
-            self.cluster[i] = kmeans.labels
-            distance = (z - kmeans.centroids[kmeans.labels]).norm(dim=-1)
-            prototypes.append(kmeans.centroids)
-            phi.append(losses.concentration(distance, kmeans.labels, k, self.config.temperature))
+            self.cluster[i] = kmeans.labels_
+            distance = (z - kmeans.cluster_centers_[kmeans.labels_]).norm(dim=-1)
+            prototypes.append(kmeans.cluster_centers_)
+            phi.append(losses.concentration(distance, kmeans.labels_, k, self.config.temperature))
         self.prototypes, self.phi = torch.cat(prototypes), torch.cat(phi)
         return {}
 

@@ -30,7 +30,9 @@ class ProPos(BYOL):
         self.warm = epoch > self.config.prototype_warmup
         if self.warm:
             z = F.normalize(extract(self.target), dim=-1)
-            self.cluster = KMeans(self.n_clusters, seed=self.config.seed + epoch).fit_predict(z)
+            self.cluster = KMeans(
+                self.n_clusters, random_state=self.config.seed + epoch
+            ).fit_predict(z)
         return {}
 
     def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
