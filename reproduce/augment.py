@@ -18,7 +18,7 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision
 
 
 class Augment:
-    """Two random views of a batch of uint8 images.
+    """Random views of a batch of uint8 images.
 
     mean, std: ``[C]``, of the training images in 0..1; used where ``config.normalize`` is set.
     """
@@ -30,18 +30,20 @@ class Augment:
             config.augmentation
         ]
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """uint8 ``[B, C, H, W]`` -> two views, float32 of the same shape. Both are drawn in one pass."""
-        x = images.float().div_(255)
-        views = self.normalize(self.draw(torch.cat([x, x]), generator))
-        view1, view2 = views.contiguous(memory_format=torch.channels_last).chunk(2)
-        return view1, view2
+    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """uint8 ``[B, C, H, W]`` -> ``n_views`` views, float32 ``[B, C, S, S]`` with sides of
+        ``view_size`` (0: H, W as they are). All are drawn in one pass."""
+        x = images.float().div_(255).repeat(self.config.n_views, 1, 1, 1)
+        views = self.normalize(self.draw(x, generator))
+        return views.contiguous(memory_format=torch.channels_last).chunk(self.config.n_views)
 
     def clean(self, images: Tensor) -> Tensor:
-        """The images as they are, scaled and normalised as the views are: for evaluation."""
-        return self.normalize(images.float().div_(255)).contiguous(
-            memory_format=torch.channels_last
-        )
+        """Whole images, scaled, resized and normalised as the views are: for evaluation."""
+        x = images.float().div_(255)
+        if self.config.view_size:
+            # torchvision's resize of tensors
+            x = F.interpolate(x, (self.config.view_size,) * 2, mode="bilinear", antialias=True)
+        return self.normalize(x).contiguous(memory_format=torch.channels_last)
 
     def normalize(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std if self.config.normalize else x
@@ -70,7 +72,7 @@ class Augment:
         c, n = self.config, len(x)
         u = uniform(5, n, generator, x.device)
         box = random_boxes(x.shape[-2:], n, c.crop_scale, generator, x.device)
-        x = resized_crop(x, box, flip=u[0] < c.flip)
+        x = resized_crop(x, box, u[0] < c.flip, c.view_size)
         if x.shape[1] == 3 and c.jitter > 0 and c.jitter_p > 0:
             *blends, turns = uniform(4, n, generator, x.device)
             low, high = max(0.0, 1 - c.jitter), 1 + c.jitter
@@ -133,16 +135,17 @@ def random_boxes(
     return torch.stack([torch.where(fits, drawn, fixed) for drawn, fixed in zip(box, central)])
 
 
-def resized_crop(x: Tensor, box: Tensor, flip: Tensor) -> Tensor:
-    """Cut out a box a sample, resize it to the images' own size, flip where asked. box: ``[4, N]``.
+def resized_crop(x: Tensor, box: Tensor, flip: Tensor, side: int = 0) -> Tensor:
+    """Cut a box out of each sample, resize it to ``side`` x ``side`` (0: the images' own size), flip
+    where asked. box: ``[4, N]``.
 
     A bilinear resize is linear and separable: two small matrix products a channel,
     ``rows @ image @ columns^T``, do crop, resize (antialiased when it shrinks) and flip together.
     """
     height, width = x.shape[-2:]
     top, left, h, w = box
-    rows = resize_matrix(top, h, height, height)
-    columns = resize_matrix(left, w, width, width)
+    rows = resize_matrix(top, h, height, side or height)
+    columns = resize_matrix(left, w, width, side or width)
     columns = torch.where(flip.view(-1, 1, 1), columns.flip(1), columns)
     return (rows.unsqueeze(1) @ x @ columns.mT.unsqueeze(1)).clamp_(0, 1)
 

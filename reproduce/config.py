@@ -19,15 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
-LEAST_SIDE = {
-    "narrow": 16,
-    "resnet18": 16,
-    "resnet34": 16,
-    "resnet50": 16,
-    "alexnet": 16,
-    "vgg16": 32,  # pixels, by backbone and by (backbone, stem)
-    **{(name, "imagenet"): 32 for name in ("narrow", "resnet18", "resnet34", "resnet50")},
+LEAST_SIDE = {  # pixels that a backbone needs, by its name and by (name, stem)
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "alexnet"), 16),
+    "vgg16": 32,
+    **{(name, "imagenet"): 32 for name in ("resnet18", "resnet34", "resnet50")},
     ("alexnet", "imagenet"): 64,
+    "compact": 8,
+    ("compact", "imagenet"): 16,
 }
 
 
@@ -191,19 +189,20 @@ class Config:
     # ---- network
     backbone: str = setting(
         "small",
-        "small is a residual net of four convolutions, for digits; narrow a ResNet-18 of few channels, for a CPU",
-        choices=("small", "narrow", "resnet18", "resnet34", "resnet50", "alexnet", "vgg16"),
+        "small: four convolutions, for digits; compact: nine, for photographs on a CPU",
+        choices=("small", "compact", "resnet18", "resnet34", "resnet50", "alexnet", "vgg16"),
         group="network",
     )
     width: int = setting(
         32,
-        "channels of the small backbone, or of the narrow one's first layers (a ResNet-18 has 64)",
+        "channels of the first layers of the small and the compact backbone",
         low=1,
         high=1024,
     )
     stem: str = setting(
         "cifar",
-        "first layer: 3x3 stride 1, or that for ImageNet (a ResNet's 7x7 stride 2 with max-pool, AlexNet's 11x11 stride 4)",
+        "first layer: for small images (3x3 stride 1; compact: 4x4 stride 2), or that for ImageNet "
+        "(7x7 stride 2 with max-pool; AlexNet: 11x11 stride 4)",
         choices=("cifar", "imagenet"),
     )
     sobel: bool = setting(
@@ -236,7 +235,7 @@ class Config:
     )
     views: str = setting(
         "together",
-        "both views through the network in one pass, or apart: one batch norm for each",
+        "all views through the network in one pass, or apart: one batch norm for each",
         choices=("together", "apart"),
     )
     batchnorm_split: int = setting(
@@ -248,6 +247,16 @@ class Config:
         "digits: affine, gamma, contrast, noise; images: crop, flip, jitter, grayscale, blur",
         choices=("digits", "images", "none"),
         group="augmentation",
+    )
+    n_views: int = setting(
+        2,
+        "views of each image; more: the contrasts are averaged over their pairs",
+        low=2,
+        high=16,
+        only="crlc",
+    )
+    view_size: int = setting(
+        0, "images: side of the views, also in evaluation; 0: the images' own", low=0, high=8192
     )
     rotation: float = setting(15.0, "digits: up to so many degrees either way", low=0, high=180)
     zoom: float = setting(0.1, "digits: scale within 1 +- this", low=0, high=0.9)
@@ -324,7 +333,9 @@ class Config:
         0, "of initialisation, sampling and augmentation", low=0, high=2**31 - 1, group="the run"
     )
     precision: str = setting(
-        "auto", "auto: bfloat16 on CUDA, float32 elsewhere", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "auto: bfloat16 on CUDA and, but for the small backbone, on CPUs that compute in it; else float32",
+        choices=("auto", "float32", "bfloat16"),
     )
     compile: bool = setting(False, "torch.compile the network")
     device: str = setting(
@@ -405,14 +416,29 @@ class Config:
                     f"{f.name} is {short_repr(getattr(self, f.name))}, but method is {self.method!r}, which does not know it; "
                     f"it is for {', '.join(f.metadata['only'])}"
                 )
-        side = self.side
+        side = self.view_side
+        if self.view_size and self.augmentation != "images":
+            yield (
+                f"view_size is {self.view_size}, but augmentation is {self.augmentation!r}: "
+                "only the random crop of 'images' makes views of another size"
+            )
+        if side > 8 * self.side:
+            yield (
+                f"view_size is {self.view_size}, more than 8 times the side of the images "
+                f"of {self.dataset!r}, {self.side}"
+            )
         if self.stem == "imagenet" and self.backbone in ("small", "vgg16"):
             yield f"stem is 'imagenet', but backbone is {self.backbone!r}, which has no such stem: choose a resnet, alexnet or stem 'cifar'"
         least = LEAST_SIDE.get((self.backbone, self.stem), LEAST_SIDE.get(self.backbone, 1))
         if side < least:
             yield (
-                f"backbone is {self.backbone!r} and stem is {self.stem!r}, but the images of {self.dataset!r} are {side} x {side}: "
-                f"it needs {least} pixels, 'small' does not"
+                f"backbone is {self.backbone!r} and stem is {self.stem!r}, but "
+                + (
+                    f"view_size is {side}"
+                    if self.view_size
+                    else f"the images of {self.dataset!r} are {side} x {side}"
+                )
+                + f": it needs {least} pixels, 'small' does not"
             )
         if self.method in ("moco", "pcl") and self.queue_size % (2 * self.batch_size):
             yield (
@@ -448,6 +474,11 @@ class Config:
             or self.image_size
             or 64
         )
+
+    @property
+    def view_side(self) -> int:
+        """Side of the views in pixels: what the network sees."""
+        return self.view_size or self.side
 
     def identity(self) -> dict:
         """The settings that change what a run computes, in alphabetical order."""

@@ -98,9 +98,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         raise ConfigError(
             "device is 'cuda', but torch finds no CUDA device here: use 'auto' or 'cpu'"
         )
-    low_precision = config.precision == "bfloat16" or (
-        config.precision == "auto" and device.type == "cuda"
-    )
+    low_precision = uses_bfloat16(config, device)
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
 
@@ -169,9 +167,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             )
             for group in optimizer.param_groups:
                 group["lr"] = group["times"] * (config.learning_rate if group["constant"] else rate)
-            view1, view2 = augment(pixels[index], generator)
+            views = augment(pixels[index], generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
-                named = loss_of(view1, view2, index)
+                named = loss_of(views, index)
             optimizer.zero_grad(set_to_none=True)
             named["loss"].backward()
             optimizer.step()
@@ -243,6 +241,16 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         "weights_sha256": weights_digest(weights),
     }
     run.finish(metrics, history, weights, assignments, **arrays)
+
+
+def uses_bfloat16(config: Config, device: torch.device) -> bool:
+    """Whether the network computes in bfloat16: 'auto' takes it where it is known to be faster. The
+    small backbone's layers are too small to gain on a CPU."""
+    if config.precision == "auto" and device.type == "cpu":
+        native = torch.cpu.get_capabilities()
+        has = native.get("avx512_bf16", False) or native.get("amx_bf16", False)
+        return has and config.backbone != "small"
+    return config.precision in ("auto", "bfloat16")
 
 
 def build_optimizer(config: Config, method: torch.nn.Module) -> torch.optim.Optimizer:

@@ -506,7 +506,7 @@ def test_decisions_are_drawn_apart(monkeypatch):
     )  # each leaves a mark of its own
     monkeypatch.setattr(augment, "to_gray", lambda x: x + 10)
     monkeypatch.setattr(augment, "gaussian_blur", lambda x, sigma: sigmas.append(sigma) or x + 100)
-    monkeypatch.setattr(augment, "resized_crop", lambda x, box, flip: flips.append(flip) or x)
+    monkeypatch.setattr(augment, "resized_crop", lambda x, box, flip, side: flips.append(flip) or x)
     half = dict(flip=0.5, jitter_p=0.5, grayscale=0.5, blur=0.5)
     black = torch.zeros(n, 3, 2, 2, dtype=torch.uint8)
     marks = torch.cat(augmenter(3, 2, **half)(black, generator()))[:, 0, 0, 0]

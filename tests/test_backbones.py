@@ -48,21 +48,18 @@ def test_resnet_stems(name, width):
     }
 
 
-@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-@pytest.mark.parametrize("width", [3, 16, 64])
-def test_narrow_is_resnet18_with_every_layer_narrowed(stem, width):
-    with torch.device("meta"):
-        net, full = (
-            built(backbone="narrow", width=width, stem=stem),
-            built(backbone="resnet18", stem=stem),
-        )
-        assert map_size(net, 32) == map_size(full, 32) and net.n_features == 8 * width
-    scaled = {
-        k: tuple(n if n in (1, 3, 7) and i > 0 else n * width // 64 for i, n in enumerate(v.shape))
-        for k, v in full.state_dict().items()
-    }
-    assert {k: tuple(v.shape) for k, v in net.state_dict().items()} == scaled
-    assert net.probed == full.probed
+@pytest.mark.parametrize(
+    "stem, side, maps", [("cifar", 24, (12, 6, 3)), ("cifar", 16, (8, 4, 2)), ("imagenet", 24, (6, 3, 2))]
+)
+def test_compact_has_three_stages_and_two_stems(stem, side, maps):
+    net, found = built(backbone="compact", width=8, stem=stem, view_size=side, augmentation="images"), []
+    for stage in (net.stage1, net.stage2, net.stage3):
+        stage.register_forward_hook(lambda module, inputs, output: found.append(output.shape[1:]))
+    assert net(torch.rand(2, 3, side, side)).shape == (2, net.n_features) == (2, 32)
+    assert [tuple(shape) for shape in found] == [(8 * 2**i, n, n) for i, n in enumerate(maps)]
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in net.modules()) == 9
+    kernel = net.stem[0][0].weight
+    assert kernel.shape == (8, 3, *((4, 4) if stem == "cifar" else (7, 7)))
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def ready(name, seed=0, **settings):
 
 
 def loss_of(method, views):
-    return method.loss(*views, INDEX)["loss"]
+    return method.loss([*views], INDEX)["loss"]
 
 
 def by_hand(method, views):
@@ -99,7 +99,7 @@ def close(a, b, atol=1e-10):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_weight_learns_and_the_loss_is_finite(name):
     method, views = ready(name)
-    named = method.loss(*views, INDEX)
+    named = method.loss([*views], INDEX)
     assert all(term.isfinite().all() for term in named.values()) and named["loss"].shape == ()
     named["loss"].backward()
     for place, p in method.named_parameters():
@@ -119,9 +119,9 @@ def test_neither_the_order_of_images_nor_that_of_views_matters(name):
     """But which image it is does, where there are prototypes or pseudo-labels."""
     method, views = ready(name)
     loss, order = loss_of(method, views), torch.randperm(B)
-    close(method.loss(*views[:, order], INDEX[order])["loss"], loss)
+    close(method.loss([*views[:, order]], INDEX[order])["loss"], loss)
     close(loss_of(method, views.flip(0)), loss)
-    others = [method.loss(*views, (INDEX + i) % N)["loss"] for i in range(1, 5)]
+    others = [method.loss([*views], (INDEX + i) % N)["loss"] for i in range(1, 5)]
     assert any(abs(other - loss) > 1e-6 for other in others) == (
         name in ("pcl", "propos", "deepcluster")
     )
@@ -291,7 +291,7 @@ def test_simsiam_stops_the_gradient():
 
 def test_simsiams_projection_ends_in_a_batch_norm():
     method, views = made("simsiam")
-    z = method.encode(torch.cat([*views]), method.project)
+    z = method.encode([*views], method.project)
     close(z.mean(0), torch.zeros(D, dtype=torch.float64))
     close(z.var(0, correction=0), torch.ones(D, dtype=torch.float64), atol=0.05)
 
@@ -307,7 +307,7 @@ def test_cc_is_the_loop():
         loop_feature_contrast([*p1.T], [*p2.T], 0.6),
     )
     entropies = [loop_entropy(sum(p) / B) for p in (p1, p2)]
-    found = method.loss(*views, INDEX)
+    found = method.loss([*views], INDEX)
     close(found["loss"], instances + clusters + sum(math.log(K) - h for h in entropies))
     close(found["feature_contrast"], instances)
     close(found["cluster_contrast"], clusters)
@@ -363,7 +363,7 @@ def test_a_queue_of_one_batch():
 def test_no_gradient_reaches_a_key():
     method, views = made("moco")
     views.requires_grad_()
-    assert not method.keys(*views).requires_grad
+    assert not method.keys([*views]).requires_grad
     loss_of(method, views).backward()
     assert method.queue.grad is None and all(p.grad is None for p in method.target.parameters())
 
@@ -374,7 +374,7 @@ def test_keys_come_back_in_order():
     method.eval()
     expected = F.normalize(torch.cat([method.target(view) for view in views]), dim=-1)
     for _ in range(3):
-        close(method.keys(*views), expected)
+        close(method.keys([*views]), expected)
 
 
 def test_keys_meet_other_images_than_their_queries(monkeypatch):
@@ -382,16 +382,16 @@ def test_keys_meet_other_images_than_their_queries(monkeypatch):
     method, views = made("moco", batchnorm_split=2)
     order = torch.tensor([4, 0, 3, 2, 5, 1])
     monkeypatch.setattr(torch, "randperm", lambda n, **_: order if n == B else None)
-    keys, expected = method.keys(*views).view(2, B, D), torch.empty(2, B, D, dtype=torch.float64)
+    keys, expected = method.keys([*views]).view(2, B, D), torch.empty(2, B, D, dtype=torch.float64)
     for device in order.chunk(2):
         expected[:, device] = method.target(torch.cat([views[0, device], views[1, device]])).view(
             2, 3, D
         )
     close(keys, F.normalize(expected, dim=-1))
     monkeypatch.undo()
-    queries = F.normalize(method.encode(torch.cat([*views]), method.project), dim=-1).view(2, B, D)
+    queries = F.normalize(method.encode([*views], method.project), dim=-1).view(2, B, D)
     assert (keys - queries).abs().max() > 1e-2  # the same weights, other batch statistics
-    drawn = {round(float(method.keys(*views).sum()), 6) for _ in range(12)}
+    drawn = {round(float(method.keys([*views]).sum()), 6) for _ in range(12)}
     assert len(drawn) > 3  # a shuffle at each step
 
 
@@ -402,7 +402,7 @@ def test_pcl_is_moco_until_the_warmup_is_over():
     method, views = made("pcl", prototype_warmup=3)
     for epoch in (1, 2, 3):
         assert method.before_epoch(epoch, None) == {}  # nothing is extracted, nothing clustered
-    found = method.loss(*views, INDEX)
+    found = method.loss([*views], INDEX)
     close(found["loss"], loop_moco(method, views))
     assert found["prototype_contrast"] == 0
     with pytest.raises(TypeError):
@@ -418,7 +418,7 @@ def test_pcl_is_the_loop():
         (method.prototypes[2:], method.phi[2:], method.cluster[1, INDEX]),
     ]
     contrast = sum(loop_prototype_contrast(q, *part) for q in (q1, q2) for part in parts) / 4
-    found = method.loss(*views, INDEX)
+    found = method.loss([*views], INDEX)
     close(found["prototype_contrast"], contrast)
     close(found["loss"], loop_moco(method, views) + 0.7 * contrast)
     assert not any(b.requires_grad for b in method.buffers())
@@ -462,7 +462,7 @@ def test_propos_is_byol_until_the_warmup_is_over():
     method, views = made("propos", prototype_warmup=2)
     for epoch in (1, 2):
         assert method.before_epoch(epoch, None) == {}
-    found = method.loss(*views, INDEX)
+    found = method.loss([*views], INDEX)
     byol, _ = made("byol")
     byol.load_state_dict({k: v for k, v in method.state_dict().items() if k != "cluster"})
     close(found["loss"], loss_of(byol, views))
@@ -486,7 +486,7 @@ def test_propos_is_the_loop(monkeypatch):
     scattering = (
         loop_prototype_scattering(z1, k2, own, 0.6) + loop_prototype_scattering(z2, k1, own, 0.6)
     ) / 2
-    found = method.loss(*views, INDEX)
+    found = method.loss([*views], INDEX)
     close(found["alignment"], alignment)
     close(found["prototype_scattering"], scattering)
     close(found["loss"], alignment + 0.7 * scattering)
@@ -497,8 +497,8 @@ def test_positive_sampling_is_as_wide_as_sigma():
     change = {}
     for sigma in (0.0, 0.01, 0.1):
         method, views = ready("propos", sigma=sigma)
-        still = ready("propos")[0].loss(*views, INDEX)
-        drawn = [method.loss(*views, INDEX) for _ in range(20)]
+        still = ready("propos")[0].loss([*views], INDEX)
+        drawn = [method.loss([*views], INDEX) for _ in range(20)]
         change[sigma] = np.std(
             [float((d["alignment"] - still["alignment"]).detach()) for d in drawn]
         )
@@ -519,7 +519,7 @@ def test_propos_clusters_the_targets_projections():
 def test_one_cluster_in_the_batch_is_no_trouble():
     method, views = ready("propos")
     method.cluster[:] = 1
-    found = method.loss(*views, INDEX)
+    found = method.loss([*views], INDEX)
     assert found["prototype_scattering"].item() == pytest.approx(0, abs=1e-12)
     found["loss"].backward()
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
@@ -725,8 +725,8 @@ def test_a_collapse_is_said(tmp_path, monkeypatch, collapses):
     """Views drawn together with neither a stop-gradient nor a predictor: in a few steps all images have one feature."""
     if collapses:
 
-        def loss(self, view1, view2, index):
-            z1, z2 = self.encode(torch.cat([view1, view2])).chunk(2)
+        def loss(self, views, index):
+            z1, z2 = self.encode(views).chunk(2)
             return {"loss": -F.cosine_similarity(z1, z2, dim=-1).mean()}
 
         monkeypatch.setattr(METHODS["simsiam"], "loss", loss)
@@ -778,7 +778,7 @@ def test_a_step_reads_nothing_back_from_the_device(name, optimizer):
     update = build_optimizer(method.config, method)
 
     def step(i):
-        loss = method.loss(*views.float(), INDEX)["loss"]
+        loss = method.loss([*views.float()], INDEX)["loss"]
         update.zero_grad(set_to_none=True)
         loss.backward()
         update.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -34,23 +34,26 @@ class Method(nn.Module):
         """Through the backbone and the projector: ``[N, C, H, W]`` -> ``[N, D]``."""
         return self.projector(self.backbone(images))
 
-    def encode(self, images: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Both views' images ``[2B, C, H, W]``, view by view, through the backbone (or another network) -> ``[2B, ...]``.
+    def encode(
+        self, views: Sequence[Tensor], network: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """V views ``[B, C, H, W]`` through the backbone (or another network), view by view
+        -> ``[V B, ...]``.
 
-        What batch norm sees at once is one pass. ``views`` 'together': both views, 'apart': each by
+        What batch norm sees at once is one pass. ``views`` 'together': all views, 'apart': each by
         itself. ``batchnorm_split``: only the images that one of n devices would hold.
         """
         network, n = network or self.backbone, self.config.batchnorm_split
         if self.config.views == "apart":
-            return torch.cat([network(part) for part in images.chunk(2 * n)])
+            return torch.cat([network(part) for view in views for part in view.chunk(n)])
         if n == 1:
-            return network(images)
-        devices = zip(*(view.chunk(n) for view in images.chunk(2)))
-        features = [network(torch.cat(both)).chunk(2) for both in devices]
+            return network(torch.cat(views))
+        devices = zip(*(view.chunk(n) for view in views))
+        features = [network(torch.cat(parts)).chunk(len(views)) for parts in devices]
         return torch.cat([part for view in zip(*features) for part in view])
 
-    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """Two views ``[B, C, H, W]`` of the images ``index`` ``[B]`` -> {"loss": scalar, its named terms},
+    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+        """Views ``[B, C, H, W]`` of the images ``index`` ``[B]`` -> {"loss": scalar, its named terms},
         and, where there are clustering heads, "head_losses" ``[H]``, by which a head is chosen without labels."""
         raise NotImplementedError
 

@@ -5,6 +5,8 @@ The online network predicts what a slow copy of it, the target, makes of the oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -19,14 +21,13 @@ class BYOL(Momentum):
         super().__init__(config, backbone, mlp(backbone.n_features, config.head_hidden, dim))
         self.predictor = mlp(dim, config.predictor_hidden, dim)
 
-    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        images = torch.cat([view1, view2])
-        p1, p2 = self.predict(self.encode(images, self.project)).chunk(2)  # [B, D]
+    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+        p1, p2 = self.predict(self.encode(views, self.project)).chunk(2)  # [B, D]
         with torch.no_grad():
-            z1, z2 = self.encode(images, self.target).chunk(2)
+            z1, z2 = self.encode(views, self.target).chunk(2)
         # the sum over the views, as in the paper: their mean would halve the gradient
         return {"loss": losses.alignment(p1, z2) + losses.alignment(p2, z1)}
 
     def predict(self, z: Tensor) -> Tensor:
         """Both views' projections ``[2B, D]`` through the predictor."""
-        return self.encode(z, self.predictor)
+        return self.encode(z.chunk(2), self.predictor)

@@ -7,8 +7,8 @@ the batch. The entropy of the mean prediction keeps the clusters from falling in
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from reproduce import losses
@@ -23,8 +23,8 @@ class CC(Method):
         self.projector = mlp(width, hidden, config.projection_dim, norm=False)
         self.head = mlp(width, hidden, n_clusters, norm=False)
 
-    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        features = self.encode(torch.cat([view1, view2]))
+    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+        features = self.encode(views)
         z1, z2 = self.projector(features).chunk(2)  # [B, D]
         p1, p2 = losses.at_least_float32(self.head(features)).softmax(-1).chunk(2)  # [B, K]
         feature_contrast = losses.feature_contrast(z1, z2, self.config.temperature)

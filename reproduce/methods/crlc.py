@@ -8,6 +8,8 @@ the authors' released code, all heads at once:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -27,22 +29,24 @@ class CRLC(Method):
             config.n_heads, width, hidden, n_clusters, config.head_bias, config.head_init
         )
 
-    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        c = self.config
-        features = self.encode(torch.cat([view1, view2]))
-        z1, z2 = self.projector(features)[0].chunk(2)  # [B, D]
-        logits = losses.at_least_float32(self.heads(features))  # [H, 2B, K]
-        p1, p2 = p = logits.softmax(-1).chunk(2, -2)
+    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+        """With more than two views the contrasts are averaged over their pairs."""
+        c, n = self.config, len(views)
+        features = self.encode(views)  # [V B, F]
+        i, j = torch.triu_indices(n, n, 1, device=features.device)  # the pairs of views
+        z = self.projector(features)[0].unflatten(0, (n, -1))  # [V, B, D]
+        logits = losses.at_least_float32(self.heads(features))  # [H, V B, K]
+        p = logits.softmax(-1).unflatten(1, (n, -1))  # [H, V, B, K]
 
-        feature_contrast = losses.feature_contrast(z1, z2, c.temperature)
-        smooth1, smooth2 = smoothed = [losses.smooth(q, c.smoothing) for q in p]
-        probability_contrast = losses.probability_contrast(smooth1, smooth2, c.critic)  # [H]
+        feature_contrast = losses.feature_contrast(z[i], z[j], c.temperature).mean()
+        smoothed = losses.smooth(p, c.smoothing)
+        pairs = losses.probability_contrast(smoothed[:, i], smoothed[:, j], c.critic)
+        probability_contrast = pairs.mean(-1)  # [H]
         measure = losses.batch_entropy if c.entropy == "batch" else losses.sample_entropy
-        entropy1, entropy2 = map(measure, smoothed if c.entropy_smoothed else p)
-        entropy = (entropy1 + entropy2) / 2
+        entropy = measure(smoothed if c.entropy_smoothed else p).mean(-1)  # [H]
         head_losses = probability_contrast - c.lambda1 * entropy
         if c.logit_clamp:
-            # the mean over both views' images is the mean over the views
+            # the mean over all views' images is the mean over the views
             head_losses = head_losses + c.logit_clamp_weight * losses.logit_clamp(
                 logits, c.logit_clamp
             )

@@ -8,6 +8,8 @@ Both views of an image are classified: a step of B images is one of 2B in the pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,8 +58,8 @@ class DeepCluster(Method):
         within = (u[1] * size[cluster]).long().minimum(size[cluster] - 1)
         return by_cluster[first[cluster] + within]
 
-    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        logits = self.top(F.relu(self.encode(torch.cat([view1, view2]))))
+    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+        logits = self.top(F.relu(self.encode(views)))
         return {
             "loss": F.cross_entropy(at_least_float32(logits), self.pseudo_labels[index].repeat(2))
         }

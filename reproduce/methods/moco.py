@@ -6,6 +6,8 @@ that those of different steps can be compared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,23 +29,23 @@ class MoCo(Momentum):
         )  # newest first
 
     @torch.no_grad()
-    def keys(self, view1: Tensor, view2: Tensor) -> Tensor:
+    def keys(self, views: Sequence[Tensor]) -> Tensor:
         """The target's normalised projections of both views, ``[2B, D]``.
 
         The batch is shuffled on its way: batch norm over a part of it (``batchnorm_split``) then meets other
         images than for the query, and its statistics cannot tell which key belongs to which.
         """
-        shuffled = torch.randperm(len(view1)).to(view1.device)
-        k = self.encode(torch.cat([view1[shuffled], view2[shuffled]]), self.target)
+        shuffled = torch.randperm(len(views[0])).to(views[0].device)
+        k = self.encode([view[shuffled] for view in views], self.target)
         back = shuffled.argsort()
         return F.normalize(
             losses.at_least_float32(k).unflatten(0, (2, -1))[:, back].flatten(0, 1), dim=-1
         )
 
-    def contrast(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def contrast(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The loss over both directions, and the queries of either view ``[B, D]``."""
-        q1, q2 = self.encode(torch.cat([view1, view2]), self.project).chunk(2)
-        self.new_keys = self.keys(view1, view2)
+        q1, q2 = self.encode(views, self.project).chunk(2)
+        self.new_keys = self.keys(views)
         k1, k2 = self.new_keys.chunk(2)
         t = self.config.temperature
         return (
@@ -56,8 +58,8 @@ class MoCo(Momentum):
             q2,
         )
 
-    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.contrast(view1, view2)[0]}
+    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.contrast(views)[0]}
 
     def after_step(self, step: int, steps: int) -> None:
         """First in, first out: the keys of this step enter, as many of the oldest leave."""

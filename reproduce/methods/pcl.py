@@ -6,6 +6,8 @@ epoch. A centroid's temperature is the width of its cluster: tight clusters are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,8 +49,8 @@ class PCL(MoCo):
         self.prototypes, self.phi = torch.cat(prototypes), torch.cat(phi)
         return {}
 
-    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        contrast, q1, q2 = self.contrast(view1, view2)
+    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+        contrast, q1, q2 = self.contrast(views)
         if not self.warm:
             return {
                 "loss": contrast,

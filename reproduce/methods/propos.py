@@ -6,6 +6,8 @@ warm-up the prototypes of the clusters, found by k-means before each epoch, are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,13 +37,13 @@ class ProPos(BYOL):
             ).fit_predict(z)
         return {}
 
-    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        c, images = self.config, torch.cat([view1, view2])
-        f = self.encode(images, self.project)
+    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+        c = self.config
+        f = self.encode(views, self.project)
         f1, f2 = f.chunk(2)  # [B, D]
         p1, p2 = self.predict(f + c.sigma * torch.randn_like(f)).chunk(2)
         with torch.no_grad():
-            z1, z2 = self.encode(images, self.target).chunk(2)
+            z1, z2 = self.encode(views, self.target).chunk(2)
         alignment = losses.alignment(p1, z2) + losses.alignment(p2, z1)
         if not self.warm:
             return {

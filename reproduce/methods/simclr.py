@@ -6,7 +6,8 @@ projector that is left out afterwards. Clusters come from k-means.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from reproduce import losses
@@ -19,6 +20,6 @@ class SimCLR(Method):
         super().__init__(config, backbone)
         self.projector = mlp(backbone.n_features, config.head_hidden, config.projection_dim)
 
-    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        z1, z2 = self.encode(torch.cat([view1, view2]), self.project).chunk(2)  # [B, D]
+    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+        z1, z2 = self.encode(views, self.project).chunk(2)  # [B, D]
         return {"loss": losses.feature_contrast(z1, z2, self.config.temperature)}

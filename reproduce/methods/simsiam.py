@@ -6,7 +6,8 @@ The projector has two layers, as the authors' for CIFAR, and ends in a batch nor
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from reproduce import losses
@@ -21,8 +22,8 @@ class SimSiam(Method):
         self.projector = mlp(backbone.n_features, config.head_hidden, dim, last_norm=True)
         self.predictor = mlp(dim, config.predictor_hidden, dim)
 
-    def loss(self, view1: Tensor, view2: Tensor, index: Tensor) -> dict[str, Tensor]:
-        z = self.encode(torch.cat([view1, view2]), self.project)
-        (z1, z2), (p1, p2) = z.chunk(2), self.encode(z, self.predictor).chunk(2)  # [B, D]
+    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+        z = self.encode(views, self.project)
+        (z1, z2), (p1, p2) = z.chunk(2), self.encode(z.chunk(2), self.predictor).chunk(2)  # [B, D]
         # the paper's -(cos + cos) / 2, in BYOL's 2 - 2 cos: 1 + its loss is a quarter of the sum
         return {"loss": (losses.alignment(p1, z2) + losses.alignment(p2, z1)) / 4 - 1}
