@@ -94,9 +94,9 @@ def test_affine_in_closed_form():
     )
 
 
-@pytest.mark.parametrize("side", [8, 32, 64])
-def test_resized_crop_is_torchvisions(side):
-    """Larger and smaller, at every edge, flipped or not."""
+@pytest.mark.parametrize("side, size", [(8, 0), (32, 0), (64, 0), (32, 24), (32, 16), (16, 40)])
+def test_resized_crop_is_torchvisions(side, size):
+    """Larger and smaller, at every edge, flipped or not, to the images' own size or another."""
     x = pictures(side=side)
     height, width = torch.randint(1, side + 1, (2, N))
     top, left = (
@@ -105,10 +105,10 @@ def test_resized_crop_is_torchvisions(side):
     )
     flip = torch.rand(N) < 0.5
     box = torch.stack([top, left, height, width]).float()
-    ours = augment.resized_crop(x, box, flip)
+    ours = augment.resized_crop(x, box, flip, size)
     for i in range(N):
         t, l, h, w = (int(v) for v in box[:, i])
-        theirs = tv.resized_crop(x[i], t, l, h, w, [side, side], antialias=True)
+        theirs = tv.resized_crop(x[i], t, l, h, w, [size or side] * 2, antialias=True)
         close(ours[i], tv.hflip(theirs) if flip[i] else theirs)
 
 
@@ -430,7 +430,7 @@ def test_images_image_by_image(monkeypatch):
     make = augmenter(flip=1, jitter_p=1, blur=1, grayscale=0)
     x = bytes_of(6)
     views = torch.cat(make(x, generator()))
-    (_, box), _ = calls["resized_crop"][0]
+    (_, box, *_), _ = calls["resized_crop"][0]
     (_, factors, order), _ = calls["color_jitter"][0]
     (_, sigma), _ = calls["gaussian_blur"][0]
     for i, image in enumerate(torch.cat([x, x])):
@@ -514,6 +514,17 @@ def test_decisions_are_drawn_apart(monkeypatch):
     assert decisions.unique().tolist() == [0, 1]
     together = torch.cat([decisions, sigmas[0][None]])
     assert (torch.corrcoef(together) - torch.eye(5)).abs().max() < 5 / math.sqrt(2 * n)
+
+
+@pytest.mark.parametrize("view_size", [0, 16, 48])
+def test_views_and_clean_images_have_the_size_that_is_asked_for(view_size):
+    images, side = bytes_of(5), view_size or 32
+    augmented = augmenter(view_size=view_size, n_views=3)
+    views = augmented(images, generator())
+    assert [tuple(view.shape) for view in views] == [(5, 3, side, side)] * 3
+    assert len({float(view.sum()) for view in views}) == 3
+    theirs = tv.resize(images.float() / 255, [side, side], antialias=True)
+    close(augmented.clean(images), theirs)
 
 
 @pytest.mark.parametrize("side", [2, 7, 16, 33])

@@ -49,10 +49,14 @@ def test_resnet_stems(name, width):
 
 
 @pytest.mark.parametrize(
-    "stem, side, maps", [("cifar", 24, (12, 6, 3)), ("cifar", 16, (8, 4, 2)), ("imagenet", 24, (6, 3, 2))]
+    "stem, side, maps",
+    [("cifar", 24, (12, 6, 3)), ("cifar", 16, (8, 4, 2)), ("imagenet", 24, (6, 3, 2))],
 )
 def test_compact_has_three_stages_and_two_stems(stem, side, maps):
-    net, found = built(backbone="compact", width=8, stem=stem, view_size=side, augmentation="images"), []
+    net, found = (
+        built(backbone="compact", width=8, stem=stem, view_size=side, augmentation="images"),
+        [],
+    )
     for stage in (net.stage1, net.stage2, net.stage3):
         stage.register_forward_hook(lambda module, inputs, output: found.append(output.shape[1:]))
     assert net(torch.rand(2, 3, side, side)).shape == (2, net.n_features) == (2, 32)

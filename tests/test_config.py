@@ -176,6 +176,21 @@ CONTRADICTIONS = [
         dict(CIFAR, stem="imagenet"),
     ),
     (
+        dict(CIFAR, augmentation="images", view_size=257),
+        ["view_size is 257", "more than 8 times", "32"],
+        dict(CIFAR, augmentation="images", view_size=256),
+    ),
+    (
+        dict(CIFAR, view_size=16),
+        ["view_size is 16", "augmentation is 'digits'"],
+        dict(CIFAR, view_size=16, augmentation="images"),
+    ),
+    (
+        dict(CIFAR, augmentation="images", backbone="compact", stem="imagenet", view_size=15),
+        ["backbone is 'compact'", "view_size is 15", "needs 16"],
+        dict(CIFAR, augmentation="images", backbone="compact", stem="imagenet", view_size=16),
+    ),
+    (
         dict(FOLDER, image_size=31, backbone="resnet18", stem="imagenet"),
         ["stem is 'imagenet'", "31 x 31"],
         dict(FOLDER, image_size=32, backbone="resnet18", stem="imagenet"),

@@ -222,6 +222,20 @@ def test_a_method_never_sees_a_label():
             assert not words & {"label", "labels", "target", "targets", "y", "classes"}
 
 
+@pytest.mark.parametrize("settings", [{}, {"entropy": "sample"}, {"views": "apart"}, CLAMPED])
+def test_more_views_are_averaged_over_their_pairs(settings):
+    """Three views' loss is the mean over the three pairs, with the features of one common pass."""
+    method, _ = made(n_views=3, **settings)
+    views = torch.rand(3, B, 1, 8, 8, dtype=torch.float64)
+    found, features = loss_of(method, views), method.encode([*views]).detach()
+    pairs, method.config = [], method.config.replace(n_views=2)
+    for pair in ([0, 1], [0, 2], [1, 2]):
+        method.encode = lambda _, pair=pair: features.unflatten(0, (3, B))[pair].flatten(0, 1)
+        pairs.append(loss_of(method, views[pair]))
+    for name, value in found.items():
+        torch.testing.assert_close(value, sum(p[name] for p in pairs) / 3)
+
+
 def test_the_order_of_images_and_of_views_does_not_matter():
     method, views = made()
     loss = loss_of(method, views)["loss"]
@@ -245,14 +259,14 @@ def test_views_apart_have_batch_norms_of_their_own():
     views[1] = 3 * views[1] + 1  # so that shared statistics would differ
     by_hand, _ = made(views="apart")
     together, _ = made()
-    features = apart.encode(torch.cat([*views]))
+    features = apart.encode([*views])
     expected = torch.cat([by_hand.backbone(views[0]), by_hand.backbone(views[1])])
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-12)
     for a, b in zip(batch_norms(apart), batch_norms(by_hand)):
         torch.testing.assert_close(a.running_mean, b.running_mean)
         torch.testing.assert_close(a.running_var, b.running_var)
         assert a.num_batches_tracked == 2
-    assert (together.encode(torch.cat([*views])) - features).abs().max() > 0.01
+    assert (together.encode([*views]) - features).abs().max() > 0.01
     assert batch_norms(together)[0].num_batches_tracked == 1
 
 
@@ -261,7 +275,7 @@ def test_views_apart_have_batch_norms_of_their_own():
 def test_batchnorm_split_is_as_on_n_devices(views_setting, n):
     """Each device has 1/n of the images, in both views; a device's other images do not reach its features."""
     method, views = made(views=views_setting, batchnorm_split=n)
-    features = method.encode(torch.cat([*views])).view(2, B, -1)
+    features = method.encode([*views]).view(2, B, -1)
     share = B // n
     for device in range(n):
         mine = slice(device * share, (device + 1) * share)
@@ -283,7 +297,9 @@ def test_passes_keep_the_order_of_images(settings):
     method, views = made(**settings)
     method.eval()
     images = torch.cat([*views])
-    torch.testing.assert_close(method.encode(images), method.backbone(images), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        method.encode(images.chunk(2)), method.backbone(images), rtol=0, atol=1e-12
+    )
 
 
 # ---- the heads

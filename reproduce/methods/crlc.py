@@ -31,7 +31,7 @@ class CRLC(Method):
 
     def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
         """With more than two views the contrasts are averaged over their pairs."""
-        c, n = self.config, len(views)
+        c, n = self.config, self.config.n_views
         features = self.encode(views)  # [V B, F]
         i, j = torch.triu_indices(n, n, 1, device=features.device)  # the pairs of views
         z = self.projector(features)[0].unflatten(0, (n, -1))  # [V, B, D]
