@@ -7,7 +7,7 @@ import pytest
 
 from reproduce import campaign, data
 from reproduce.__main__ import main
-from reproduce.config import ConfigError
+from reproduce.config import Config, ConfigError, read_settings
 
 
 def changed(a, b):
@@ -51,33 +51,26 @@ def test_every_block_is_made_of_valid_settings_with_equal_epochs_and_split():
             assert len({c.epochs for c in configs}) == 1 and {c.split for c in configs} == {"test"}
 
 
-def test_the_block_for_a_cpu_has_the_factors_of_block_1():
-    """Its path, its singles from both ends, three seeds; narrow networks and a subset, the same in every run."""
-    for star, small in zip(campaign.blocks()["1"], campaign.blocks()["cpu"]):
-        assert star["settings"] == small["settings"] and {
-            k: star.get(k) for k in ("path", "one")
-        } == {k: small.get(k) for k in ("path", "one")}
+def test_the_block_for_a_cpu_leads_from_the_course_to_the_preset():
+    """Equal scale in every run, the path ends where the preset is, and both ends come first."""
+    authors, course, path, from_authors, from_course, grid, *_ = campaign.blocks()["cpu"]
+    preset = Config.from_params(read_settings(campaign.SETTINGS / "cifar10-cpu.yaml"))
+    end = preset.replace(epochs=6)
+    ends = [campaign.star_of(star, {})[0].hash() for star in (authors, course)]
+    path = [config.hash() for config in campaign.star_of(path, {})]
+    assert path[-1] == ends[0] == end.hash() and path[0] == ends[1] and len(path) == 5
     configs = campaign.block("cpu", {})
-    assert (
-        len(configs) == 33
-        and len({c.hash() for c in configs}) == 33
-        and {c.seed for c in configs} == {0, 1, 2}
-    )
+    assert [c.hash() for c in configs[:2]] == ends
     scale = (
-        "dataset",
-        "split",
-        "limit",
-        "backbone",
-        "width",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "schedule",
-        "lambda1",
-        "lambda2",
-        "n_heads",
+        "dataset split limit backbone width view_size n_views epochs batch_size schedule".split()
     )
     assert len({tuple(getattr(c, k) for k in scale) for c in configs}) == 1
+    # 5 on the path, 3 alone from either end (the fourth is on the path), 7 more of the grid, 8 seeds
+    assert len(configs) == len({c.hash() for c in configs}) == 5 + 3 + 3 + 7 + 8
+    assert len(campaign.block("cpu", {"seed": 1})) == 18
+    factors = {k for star in (from_authors, from_course) for one in star["one"] for k in one}
+    assert factors == changed(end, campaign.star_of(course, {})[0])
+    assert len(campaign.star_of(grid, {})) == 8
 
 
 def test_changes_reach_every_run_and_unknown_blocks_none():
