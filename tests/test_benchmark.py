@@ -1,6 +1,7 @@
 """What the benchmark times, and that what it writes can be read; not how fast this machine is."""
 
 import json
+import sys
 import time
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from reproduce import benchmark
 from reproduce.config import Config, ConfigError
+from reproduce.train import uses_bfloat16
 
 TINY = {
     "dataset": "cifar10",
@@ -21,6 +23,11 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_product(monkeypatch):
+    monkeypatch.setitem(benchmark.SIDE, "cpu", 64)
+
+
 def test_in_turns_gives_the_time_of_each():
     took = benchmark.time_interleaved(
         {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)},
@@ -30,12 +37,13 @@ def test_in_turns_gives_the_time_of_each():
     assert 0.002 <= took["short"] < 0.02 <= took["long"] < 0.1
 
 
-def test_step_times_every_precision_and_layout(tmp_path):
+@pytest.mark.parametrize("native", [False, True])
+def test_step_times_every_precision_that_the_device_computes_in(tmp_path, monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
     config = Config.from_params(TINY)
     found = benchmark.run(config, "step", 0.03, str(tmp_path / "b.json"))
-    assert [(r["precision"], r["layout"]) for r in found["rows"]] == [
-        (p, l) for p in ("float32", "bfloat16") for l in ("channels_last", "contiguous")
-    ]
+    precisions = ["float32", "bfloat16"] if native else ["float32"]
+    assert [r["precision"] for r in found["rows"]] == precisions
     for row in found["rows"]:
         assert (
             row["step_images_per_second"] < row["network_images_per_second"]
@@ -43,10 +51,8 @@ def test_step_times_every_precision_and_layout(tmp_path):
         assert (
             0 < row["augmentation_share"] < 1
             and 0 < row["network_share"] < 1.2
-            and row["tflops"] > 0
+            and 0 < row["tflops"] / row["product_tflops"] == pytest.approx(row["share_of_product"])
         )
-    best = max(r["step_images_per_second"] for r in found["rows"])
-    assert found["times_plain"] == best / found["plain_images_per_second"]
     written = json.loads((tmp_path / "b.json").read_text())
     assert written["rows"] == found["rows"] and written["provenance"]["source"]
 
@@ -56,8 +62,8 @@ def test_the_flops_are_those_of_the_network():
     config = Config.from_params({**TINY, "critic": "log_dot"})
     counts = []
     for b in (8, 16):
-        row = benchmark.step(config.replace(batch_size=b), 0.02, plain=False)["rows"][0]
-        counts.append(row["tflops"] / row["network_images_per_second"])  # operations an image
+        row = benchmark.step(config.replace(batch_size=b), 0.02)["rows"][0]
+        counts.append(row["tflops"] / row["step_images_per_second"])  # operations per image
     assert counts[1] == pytest.approx(counts[0], rel=0.15)
 
 
@@ -85,9 +91,39 @@ def test_seconds_out_of_range(seconds, tmp_path):
 
 def test_kmeans_beside_scikit_learn(monkeypatch):
     monkeypatch.setattr(benchmark, "KMEANS", ((600, 5, 3), (400, 20, 1)))
-    rows = benchmark.kmeans(repeats=1)
+    rows = benchmark.kmeans(repeats=1)["rows"]
     assert [(r["n"], r["k"], r["restarts"]) for r in rows] == [(600, 5, 3), (400, 20, 1)]
     for row in rows:
         assert row["ratio"] == row["ours"] / row["theirs"] > 0 and row[
             "inertia_ratio"
         ] == pytest.approx(1, abs=0.05)
+
+
+def test_beside_lightly_or_one_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("lightly.loss", reason="lightly is an extra of the benchmark")
+    row = benchmark.run(Config.from_params(TINY), "peer", 0.03, str(tmp_path / "b.json"))["rows"][0]
+    rates = row["ours_images_per_second"], row["lightly_images_per_second"]
+    assert row["times_lightly"] == pytest.approx(rates[0] / rates[1])
+
+
+def test_without_lightly_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightly.loss", None)
+    with pytest.raises(ConfigError, match="lightly is not installed: pip install"):
+        benchmark.peer(Config.from_params(TINY))
+
+
+@pytest.mark.parametrize(
+    "flags, backbone, expected",
+    [
+        ({}, "compact", False),
+        ({"amx_bf16": True}, "compact", True),
+        ({"avx512_bf16": True}, "small", False),
+    ],
+)
+def test_auto_takes_bfloat16_where_the_cpu_computes_in_it(monkeypatch, flags, backbone, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    config = Config.from_params({**TINY, "backbone": backbone})
+    assert uses_bfloat16(config, torch.device("cpu")) is expected
+    assert uses_bfloat16(config, torch.device("cuda"))
+    assert uses_bfloat16(config.replace(precision="bfloat16"), torch.device("cpu"))
+    assert not uses_bfloat16(config.replace(precision="float32"), torch.device("cuda"))
