@@ -1,4 +1,4 @@
-"""``python -m reproduce train | sweep | report | benchmark``: a thin layer over ``fit``, ``sweep`` and the notebooks."""
+"""``python -m reproduce train | sweep | apply | export | …``: a thin layer over ``fit``, ``sweep`` and the notebooks."""
 
 from __future__ import annotations
 
@@ -87,6 +87,22 @@ def main(words: list[str] | None = None) -> int:
         help="for every run",
     )
 
+    new = commands.add_parser("apply", help="the clusters of new images, by a finished run")
+    new.add_argument("run", help="its directory")
+    new.add_argument(
+        "images", help="a folder, flat or nested, a data file .npz, or a data set's name"
+    )
+    new.add_argument(
+        "-o", "--out", required=True, help="CSV file: file, cluster, probability, margin"
+    )
+    new.add_argument("--embedding", default="", help=".npy file for the features, a row per image")
+    new.add_argument("--batch", type=int, default=256, help="images at a time; changes no result")
+    new.add_argument("--skip", action="store_true", help="leave out images that cannot be read")
+
+    model = commands.add_parser("export", help="a finished run as one file, for use without this")
+    model.add_argument("run", help="its directory")
+    model.add_argument("out", help="model.pt2, or model.onnx (pip install -e '.[onnx]')")
+
     for runs in (many, blocks):
         runs.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
         runs.add_argument(
@@ -110,6 +126,8 @@ def main(words: list[str] | None = None) -> int:
             "report": report,
             "benchmark": benchmark,
             "campaign": campaign,
+            "apply": apply,
+            "export": export,
         }[args.command](args)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -207,6 +225,30 @@ def campaign(args) -> int:
 
     args.settings = None
     return told(run(block(args.block, given(args)), args.jobs, args.keep, minutes=args.minutes))
+
+
+def apply(args) -> int:
+    from reproduce import apply as new
+
+    if args.batch < 1:
+        raise ConfigError(f"batch must be a whole number of at least 1, got {args.batch}")
+    found = new.apply(args.run, args.images, args.out, args.embedding, args.batch, args.skip)
+    if found["skipped"]:
+        named = ", ".join(map(repr, found["skipped"][:10]))
+        more = f" and {len(found['skipped']) - 10} more" if len(found["skipped"]) > 10 else ""
+        print(f"note: {len(found['skipped'])} files cannot be read: {named}{more}")
+    print(f"{found['images']:,} images; by cluster: {' '.join(map(str, found['sizes']))}")
+    print(args.out)
+    return 0
+
+
+def export(args) -> int:
+    from reproduce.export import export as write
+
+    said = write(args.run, args.out)
+    print(f"{said['method']}, uint8 [N, {', '.join(map(str, said['image']))}] -> probabilities")
+    print(args.out)
+    return 0
 
 
 if __name__ == "__main__":

@@ -107,22 +107,23 @@ class Evaluator:
         chosen = {"first_head": heads[0], "mean_of_heads": heads}
         if self.head_losses is not None:
             chosen["lowest_loss_head"] = heads[metrics.lowest_loss_head(self.head_losses)]
-            # the head that the others are aligned with comes first: the one with the lowest loss
-            probabilities = probabilities[np.argsort(self.head_losses, kind="stable")]
-        chosen["aligned_average"] = (
-            metrics.align_heads(probabilities).mean(0).argmax(-1).cpu().numpy()
-        )
+        rank, order = self.heads_order(probabilities)
+        aligned = metrics.take_order(probabilities[rank], order).mean(0)
+        chosen["aligned_average"] = aligned.argmax(-1).cpu().numpy()
         return chosen
+
+    def heads_order(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads ``[H]`` from the lowest loss on, and the order ``[H, K]`` of their clusters that
+        agrees best with that of the first."""
+        losses = self.head_losses or [0.0] * len(probabilities)
+        rank = torch.from_numpy(np.argsort(losses, kind="stable")).to(probabilities.device)
+        return rank, metrics.head_order(probabilities[rank])
 
     def kmeans(self, out: dict[str, Tensor]) -> np.ndarray:
         """k-means by the method's own protocol."""
         features = self.method.prepare(out[self.method.space])
-        return (
-            KMeans(self.n_clusters, random_state=self.config.seed)
-            .fit_predict(features)
-            .cpu()
-            .numpy()
-        )
+        self.fitted = KMeans(self.n_clusters, random_state=self.config.seed).fit(features)
+        return self.fitted.labels_.cpu().numpy()
 
     def knn(self, out: dict[str, Tensor]) -> float:
         """Accuracy of k nearest training images in the backbone's features."""
@@ -184,6 +185,12 @@ class Evaluator:
                 **{k: v.astype(np.int16) for k, v in shown.items()},
             },
         }
+        found = {"mean": self.augment.mean.flatten(), "std": self.augment.std.flatten()}
+        if "probabilities" in out:
+            found["rank"], found["order"] = self.heads_order(out["probabilities"])
+        else:
+            found["centroids"] = self.fitted.cluster_centers_
+        arrays["apply"] = {name: value.cpu().numpy() for name, value in found.items()}
         if self.traces:
             arrays["traces"] = {
                 "epochs": np.asarray(self.epochs),

@@ -85,6 +85,40 @@ def list_folder(folder: Path) -> tuple[Found, list[str]]:
     return found, classes
 
 
+def list_images(folder: Path) -> list[Path]:
+    """Every image file in a folder and in the folders below it, in the order of ``list_folder``."""
+    if not folder.is_dir():
+        raise wrong(
+            folder, "is a file: name a folder of images" if folder.exists() else "does not exist"
+        )
+
+    def walk(directory: Path, above: tuple[Path, ...]) -> list[Path]:
+        real = directory.resolve()
+        if real in above:  # a link that leads back
+            return []
+        folders, images = entries(directory)
+        named = {d.name.lower() for d in folders}
+        if not above and {"train", "test"} <= named:
+            folders.sort(key=lambda d: d.name.lower() == "test")
+        return images + [file for d in folders for file in walk(d, (*above, real))]
+
+    try:
+        found = walk(folder, ())
+    except OSError as error:
+        raise wrong(folder, f"cannot be listed: {error.strerror}, {error.filename!r}") from None
+    if not found:
+        raise wrong(folder, f"holds no image (looked for {' '.join(SUFFIXES)})")
+    return found
+
+
+def unreadable(folder: Path, bad: dict[str, str], then: str, total: int = 0) -> ConfigError:
+    """Names and counts the files that cannot be read, with the reason for each."""
+    lines = [f"\n  {name!r}: {reason}" for name, reason in bad.items()]
+    lines[10:] = [f"\n  and {len(lines) - 10} more"] if len(lines) > 10 else []
+    of = f" of {total}" if total else ""
+    return wrong(folder, f"has {len(bad)}{of} images that cannot be read{then}:{''.join(lines)}")
+
+
 def entries(directory: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the image files in a directory, by name; symbolic links are followed."""
     found = sorted(
@@ -137,12 +171,7 @@ def read_folder(folder: Path, found: Found, classes: list[str], config: Config) 
             if emptied
             else " (-p bad_images skip leaves them out)"
         )
-        lines = [f"\n  {name!r}: {reason}" for name, reason in bad.items()]
-        lines[10:] = [f"\n  and {len(lines) - 10} more"] if len(lines) > 10 else []
-        raise wrong(
-            folder,
-            f"has {len(bad)} of {len(paths)} images that cannot be read{then}:{''.join(lines)}",
-        )
+        raise unreadable(folder, bad, then, len(paths))
     return {
         "images": pixels[good] if bad else pixels,
         "labels": np.array(labels)[good],

@@ -75,7 +75,12 @@ def many_to_one_accuracy(labels, assignments) -> float:
 
 
 def align_heads(probabilities: Tensor) -> Tensor:
-    """``[H, N, K]`` -> the same, every head's clusters permuted to agree best with those of head 0.
+    """``[H, N, K]`` -> the same, every head's clusters permuted to agree best with those of head 0."""
+    return take_order(probabilities, head_order(probabilities))
+
+
+def head_order(probabilities: Tensor) -> Tensor:
+    """``[H, N, K]`` -> ``[H, K]``: for each cluster of head 0 the one of each head that agrees best with it.
 
     Hungarian matching on the co-occurrence ``p_0^T p_h`` of the heads' probabilities; no label is used.
     """
@@ -88,7 +93,11 @@ def align_heads(probabilities: Tensor) -> Tensor:
     order = np.stack(
         [linear_sum_assignment(t, maximize=True)[1] for t in together]
     )  # [H, K], once a run
-    order = torch.from_numpy(order).to(probabilities.device)
+    return torch.from_numpy(order).to(probabilities.device)
+
+
+def take_order(probabilities: Tensor, order: Tensor) -> Tensor:
+    """``[H, N, K]`` with the clusters of each head in the order ``[H, K]``."""
     return probabilities.gather(-1, order.unsqueeze(1).expand_as(probabilities))
 
 

@@ -27,56 +27,15 @@ class Trained:
     """
 
     def __init__(self, run: str | Path, data_dir: str = ""):
-        path = Path(run).expanduser()
-        if not (path / "metrics.json").exists():
-            raise ConfigError(
-                f"run_dir: {str(run)!r} is not the directory of a finished run (it has no metrics.json)"
-            )
-        if not (path / "model.pt").exists():
-            raise ConfigError(
-                f"run_dir: {str(run)!r} has no model.pt: weights are kept where a run was made, not committed; make it again"
-            )
-        self.path = path
-        self.metrics = read_json(path / "metrics.json")
-        self.config = Config.from_params({**read_json(path / "config.json"), "data_dir": data_dir})
-        if self.metrics.get("status") != "finished":
-            raise ConfigError(
-                f"run_dir: {str(run)!r} is not a finished run: the status in its metrics.json is {self.metrics.get('status')!r}"
-            )
-        if self.metrics["epochs"] < self.config.epochs or not self.config.epochs:
-            raise ConfigError(
-                f"run_dir: {str(run)!r} was trained for {self.metrics['epochs']} of {self.config.epochs} epochs: "
-                f"an untrained model is not evaluated"
-            )
-        try:
-            weights = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a damaged file makes of the unpickler
-            raise ConfigError(
-                f"run_dir: {str(path / 'model.pt')!r} cannot be read: {type(error).__name__}"
-            ) from None
-        if weights_digest(weights) != self.metrics["weights_sha256"]:
-            raise ConfigError(
-                f"run_dir: {str(path / 'model.pt')!r} does not hold the weights that this run's metrics were measured on"
-            )
+        self.path = Path(run).expanduser()
+        self.config, self.metrics, weights = load_weights(run, data_dir)
         self.images = data.load(self.config)
         if self.images.sha256 != self.metrics["data"]["sha256"]:
             raise ConfigError(
                 f"run_dir: {str(run)!r} was trained on other images than {self.images.name!r} holds now"
             )
         part = self.images.part("all" if self.config.split == "all" else "train", self.config.limit)
-        self.method: Method = METHODS[self.config.method](
-            self.config,
-            backbones.build(self.config, part.pixels.shape[1]),
-            self.metrics["data"]["n_clusters"],
-            len(part),
-        )
-        try:
-            self.method.load_state_dict(weights, strict=True)
-        except RuntimeError:  # a list of all tensors
-            raise ConfigError(
-                f"run_dir: the weights in {str(path / 'model.pt')!r} do not fit method {self.config.method!r} "
-                f"with the settings in its config.json"
-            ) from None
+        self.method = new_method(self.config, self.metrics, weights, part.pixels.shape[1])
         self.method.eval().requires_grad_(False)
         self.augment = Augment(self.config, *data.moments(part))
 
@@ -130,6 +89,57 @@ class Trained:
             **{name: torch.cat(parts) for name, parts in found.items()},
             "features": torch.cat(output),
         }
+
+
+def load_weights(run: str | Path, data_dir: str = "") -> tuple[Config, dict, dict]:
+    """The settings, the metrics and the weights of a finished run, which its metrics were measured on."""
+    path = Path(run).expanduser()
+    if not (path / "metrics.json").exists():
+        raise ConfigError(
+            f"run_dir: {str(run)!r} is not the directory of a finished run (it has no metrics.json)"
+        )
+    if not (path / "model.pt").exists():
+        raise ConfigError(
+            f"run_dir: {str(run)!r} has no model.pt: weights are kept where a run was made, not committed; make it again"
+        )
+    metrics = read_json(path / "metrics.json")
+    config = Config.from_params({**read_json(path / "config.json"), "data_dir": data_dir})
+    if metrics.get("status") != "finished":
+        raise ConfigError(
+            f"run_dir: {str(run)!r} is not a finished run: the status in its metrics.json is {metrics.get('status')!r}"
+        )
+    if metrics["epochs"] < config.epochs or not config.epochs:
+        raise ConfigError(
+            f"run_dir: {str(run)!r} was trained for {metrics['epochs']} of {config.epochs} epochs: "
+            f"an untrained model is not evaluated"
+        )
+    try:
+        weights = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes of the unpickler
+        raise ConfigError(
+            f"run_dir: {str(path / 'model.pt')!r} cannot be read: {type(error).__name__}"
+        ) from None
+    if weights_digest(weights) != metrics["weights_sha256"]:
+        raise ConfigError(
+            f"run_dir: {str(path / 'model.pt')!r} does not hold the weights that this run's metrics were measured on"
+        )
+    return config, metrics, weights
+
+
+def new_method(config: Config, metrics: dict, weights: dict, channels: int) -> Method:
+    """The method of a finished run, with its weights, for images of so many channels."""
+    found = metrics["data"]
+    method = METHODS[config.method](
+        config, backbones.build(config, channels), found["n_clusters"], found["n_train"]
+    )
+    try:
+        method.load_state_dict(weights, strict=True)
+    except RuntimeError:  # a list of all tensors
+        raise ConfigError(
+            f"run_dir: the weights in model.pt do not fit method {config.method!r} "
+            f"with the settings in config.json beside it"
+        ) from None
+    return method
 
 
 def read_json(path: Path) -> dict:

@@ -1,0 +1,186 @@
+"""A finished run on images that it has never seen: a table of their clusters, or one program that makes it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reproduce import data, metrics
+from reproduce.augment import Augment
+from reproduce.config import Config, ConfigError, read_settings
+from reproduce.folder import fill, list_images, unreadable
+from reproduce.runs import atomic
+from reproduce.trained import load_weights, new_method
+
+NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {"folder"}
+Batch = tuple[list[str], Tensor, dict[str, str]]  # files, their pixels, why others cannot be read
+
+
+class Clusterer(nn.Module):
+    """uint8 images ``[N, C, S, S]`` -> probabilities ``[N, K]`` and features ``[N, D]``, float32.
+
+    With clustering heads: the average over the heads after aligning their clusters. Without: the
+    membership of fuzzy c-means (Bezdek, 1981, m = 2) with the run's k-means centroids, which is in
+    proportion to 1 / squared distance. The largest is the cluster in the run's assignments.csv.
+    """
+
+    def __init__(self, run: str | Path, device: str = "cpu"):
+        super().__init__()
+        self.path = Path(run).expanduser()
+        self.config, self.metrics, weights = load_weights(self.path)
+        if not (self.path / "apply.npz").exists():
+            raise ConfigError(
+                f"run_dir: {str(run)!r} has no apply.npz, which says how its clusters are found in "
+                f"new images: train it again (-p resume False)"
+            )
+        with np.load(self.path / "apply.npz") as file:
+            stored = {name: torch.from_numpy(file[name]) for name in file.files}
+        self.n_clusters, self.heads = self.metrics["data"]["n_clusters"], "order" in stored
+        self.shape = len(stored["mean"]), self.config.side, self.config.side
+        self.method = new_method(self.config, self.metrics, weights, self.shape[0])
+        for name, value in stored.items():
+            self.register_buffer(name, value)
+        self.eval().requires_grad_(False).to(device)
+        self.names = read_names(self.path, self.n_clusters)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.method.outputs(Augment(self.config, self.mean, self.std).clean(images))
+        features = self.method.prepare(out[self.method.space])
+        if self.heads:
+            p = out["probabilities"][self.rank]  # [H, N, K]
+            return metrics.take_order(p, self.order).mean(0), features
+        closeness = 1 / squared_distances(features, self.centroids)
+        return closeness / closeness.sum(-1, keepdim=True), features
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` on the clusterer's device, back on the CPU."""
+        return tuple(t.cpu() for t in self(images.to(self.mean.device)))
+
+
+def squared_distances(x: Tensor, centroids: Tensor) -> Tensor:
+    """``[N, D]`` and ``[K, D]`` -> ``[N, K]``, above 0; centred, so that float32 keeps its digits."""
+    origin = centroids.mean(0)
+    x, c = x - origin, centroids - origin
+    square = x.square().sum(-1, keepdim=True) + c.square().sum(-1)
+    return (square - 2 * x @ c.T).clamp_min(1e-12)
+
+
+def read_names(run: Path, n_clusters: int) -> dict[int, str]:
+    """The names that a user gave to clusters, ``3: cats``, in ``names.yaml`` of the run directory."""
+    path = Path(run) / "names.yaml"
+    names = read_settings(path) if path.exists() else {}
+    for cluster, name in names.items():
+        if type(cluster) is not int or not 0 <= cluster < n_clusters or not isinstance(name, str):
+            raise ConfigError(
+                f"{str(path)!r} must have lines like '3: cats' for clusters 0 to {n_clusters - 1}, "
+                f"got {cluster!r}: {name!r}"
+            )
+    return names
+
+
+def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
+    """Batches of images in the order of their files: of a folder, flat or nested, of a data file
+    (``.npz``, as it lies in data_dir), or of a data set with a name."""
+    path = Path(source).expanduser()
+    if path.suffix == ".npz" or (not path.exists() and source in NAMED):
+        images = (
+            data.read_cached(path.stem, path)
+            if path.suffix == ".npz"
+            else data.load(Config(dataset=source))
+        )
+        if tuple(images.pixels.shape[1:]) != clusterer.shape:
+            raise ConfigError(
+                f"images: those of {source!r} are {tuple(images.pixels.shape[1:])} (channels, height,"
+                f" width), but the run was trained on {clusterer.shape}"
+            )
+        files = list(images.files) or [str(i) for i in range(len(images))]
+        for i in range(0, len(images), size):
+            yield files[i : i + size], images.pixels[i : i + size], {}
+        return
+    files, side = list_images(path), clusterer.config.side
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+
+        def begin(part: list[Path]):
+            pixels = np.empty((len(part), 3, side, side), np.uint8)
+            return part, pixels, [pool.submit(fill, *one) for one in zip(pixels, part)]
+
+        ahead = begin(files[:size])
+        for i in range(size, len(files) + size, size):
+            part, pixels, jobs = ahead
+            ahead = begin(files[i : i + size])  # decoded while the network sees the part before
+            reasons = [job.result() for job in jobs]
+            names = [file.relative_to(path).as_posix() for file in part]
+            good = [k for k, reason in enumerate(reasons) if not reason]
+            images = torch.from_numpy(pixels[good])
+            if clusterer.shape[0] == 1:
+                images = images.float().mean(1, keepdim=True).round().byte()
+            bad = {name: reason for name, reason in zip(names, reasons) if reason}
+            yield [names[k] for k in good], images, bad
+
+
+def apply(
+    run: str, source: str, out: str, embedding: str = "", size: int = 256, skip: bool = False
+) -> dict:
+    """Write ``out``, a row per image: file, cluster, its name if it has one, probability, margin to
+    the next cluster and, without clustering heads, distance from the centroid; and ``embedding``,
+    the features ``[N, D]`` float32 in the same order. Memory does not grow with the images.
+
+    Returns {"images", "skipped", "sizes"}. ConfigError where images cannot be read, unless ``skip``:
+    then nothing is written, and all of them are counted.
+    """
+    clusterer = Clusterer(run, "cuda" if torch.cuda.is_available() else "cpu")
+    targets = [Path(target).expanduser() for target in (out, embedding) if target]
+    for target in targets:
+        if not target.parent.is_dir():
+            raise ConfigError(f"output: {str(target)!r}: there is no folder {str(target.parent)!r}")
+    bad, sizes = {}, np.zeros(clusterer.n_clusters, int)
+    columns = ["file", "cluster", "name", "probability", "margin", "distance"]
+    left_out = ["name"] * (not clusterer.names) + ["distance"] * clusterer.heads
+    with contextlib.ExitStack() as files:
+        temporary = [files.enter_context(atomic(target)) for target in targets]
+        table = files.enter_context(open(temporary[0], "w", newline="", encoding="utf-8"))
+        raw = files.enter_context(tempfile.TemporaryFile(dir=targets[0].parent))
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow([c for c in columns if c not in left_out])
+        for names, images, reasons in batches(source, clusterer, size):
+            bad |= reasons
+            if not names or (bad and not skip):
+                continue
+            probabilities, features = clusterer.predict(images)
+            cluster, best = probabilities.argmax(-1).tolist(), probabilities.topk(2)[0]
+            sizes += np.bincount(cluster, minlength=len(sizes))
+            row = {
+                "file": names,
+                "cluster": cluster,
+                "name": [clusterer.names.get(k, "") for k in cluster],
+                "probability": [f"{p:.4f}" for p in best[:, 0].tolist()],
+                "margin": [f"{m:.4f}" for m in (best[:, 0] - best[:, 1]).tolist()],
+            }
+            if not clusterer.heads:
+                d = squared_distances(features, clusterer.centroids.cpu()).sqrt().min(-1)[0]
+                row["distance"] = [f"{x:.4f}" for x in d.tolist()]
+            writer.writerows(zip(*(row[c] for c in columns if c not in left_out)))
+            if embedding:
+                raw.write(features.contiguous().numpy().tobytes())
+        if bad and (not skip or not sizes.sum()):
+            raise unreadable(Path(source), bad, " (--skip leaves them out)")
+        table.flush()
+        if embedding:
+            with open(temporary[1], "wb") as file:
+                shape = (int(sizes.sum()), features.shape[1])
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                raw.seek(0)
+                shutil.copyfileobj(raw, file)
+    return {"images": int(sizes.sum()), "skipped": list(bad), "sizes": sizes.tolist()}

@@ -1,0 +1,70 @@
+"""A finished run as one file that another program can use without this package."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+from reproduce.apply import Clusterer
+from reproduce.config import ConfigError
+from reproduce.runs import atomic
+
+
+def export(run: str, out: str) -> dict:
+    """Write ``out``: uint8 images ``[N, C, S, S]``, any N, to probabilities ``[N, K]`` and features
+    ``[N, D]``. A ``.pt2`` is read by ``torch.export.load(out).module()``, and holds "clusters.json"
+    among its extra files; an ``.onnx`` by any ONNX runtime. Returns what clusters.json says."""
+    path = Path(out).expanduser()
+    if path.suffix not in (".pt2", ".onnx"):
+        raise ConfigError(f"model file must end in .pt2 or .onnx, got {out!r}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"model file {out!r}: there is no folder {str(path.parent)!r}")
+    missing = [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None]
+    if path.suffix == ".onnx" and missing:
+        raise ConfigError(
+            f"model file {out!r} needs the package {missing[0]}, which is not installed: "
+            f"pip install -e '.[onnx]', or name a .pt2"
+        )
+    clusterer = Clusterer(run)
+    said = {
+        "run": clusterer.path.resolve().name,
+        "method": clusterer.config.method,
+        "image": list(clusterer.shape),
+        "n_clusters": clusterer.n_clusters,
+        "names": {str(k): name for k, name in clusterer.names.items()},
+    }
+    example = torch.zeros(2, *clusterer.shape, dtype=torch.uint8)
+    batch = {"images": {0: torch.export.Dim("batch", min=1)}}
+    with atomic(path) as temporary, torch.no_grad(), quiet():
+        program = torch.export.export(clusterer, (example,), dynamic_shapes=batch)
+        if path.suffix == ".pt2":
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer, extra_files={"clusters.json": json.dumps(said)})
+            temporary.write_bytes(buffer.getbuffer())
+        else:
+            model = torch.onnx.export(
+                program, input_names=["images"], output_names=["probabilities", "features"]
+            )
+            model.model.metadata_props["clusters.json"] = json.dumps(said)
+            model.save(str(temporary), external_data=False)
+    return said
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without what exporters tell of their own steps; errors come through as such."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
