@@ -208,6 +208,14 @@ class Config:
     sobel: bool = setting(
         False, "the network sees two edge filters of the gray image instead of colours"
     )
+    weights: str = setting(
+        "",
+        "where the backbone starts: a run's directory, a file with a state dict, imagenet "
+        "(torchvision's, for ResNets); empty: from nothing",
+    )
+    freeze: bool = setting(
+        False, "keep the backbone as it started, train the heads alone", only="crlc cc pcl propos"
+    )
     n_heads: int = setting(10, "H, clustering heads on one backbone", low=1, high=1000, only="crlc")
     head_hidden: int = setting(
         128,
@@ -427,6 +435,17 @@ class Config:
                 f"view_size is {self.view_size}, more than 8 times the side of the images "
                 f"of {self.dataset!r}, {self.side}"
             )
+        resnet = self.backbone in ("resnet18", "resnet34", "resnet50") and self.stem == "imagenet"
+        if self.weights == "imagenet" and (not resnet or self.sobel):
+            yield (
+                f"weights is 'imagenet', but backbone is {self.backbone!r}, stem {self.stem!r} and "
+                f"sobel {self.sobel}: torchvision's weights are for resnet18, resnet34 and resnet50 "
+                f"with stem 'imagenet', without sobel"
+            )
+        if self.weights == "imagenet" and self.dataset == "digits":
+            yield "weights is 'imagenet', but dataset is 'digits', whose images have one channel of three"
+        if self.freeze and not self.weights:
+            yield "freeze is True, but weights is empty: the backbone would stay as random as it began"
         if self.stem == "imagenet" and self.backbone in ("small", "vgg16"):
             yield f"stem is 'imagenet', but backbone is {self.backbone!r}, which has no such stem: choose a resnet, alexnet or stem 'cifar'"
         least = LEAST_SIDE.get((self.backbone, self.stem), LEAST_SIDE.get(self.backbone, 1))

@@ -26,6 +26,8 @@ def print_provenance(config: Config) -> Run:
     print(
         f"Python {origin['python']}, torch {packages['torch']}, {origin['device']}, {origin['threads']} threads"
     )
+    if config.weights:
+        print(f"starts from {config.weights}; labels: {origin['labels']}")
     return run
 
 

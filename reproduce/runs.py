@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from reproduce.config import Config, ConfigError
+from reproduce.weights import labels_used
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
@@ -315,7 +316,7 @@ def provenance(config: Config) -> dict:
         "cpus": os.cpu_count(),
         "platform": sys.platform,
         "settings_hash": config.hash(),
-        "labels": "evaluation only",
+        "labels": labels_used(config),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from reproduce import backbones, data, evaluation, loggers
+from reproduce import backbones, data, evaluation, loggers, weights
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError
 from reproduce.methods import METHODS
@@ -107,9 +107,11 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     n, channels = train_part.pixels.shape[:2]
     steps = n // config.batch_size
 
-    mean, std = data.moments(train_part)
+    backbone = backbones.build(config, channels)
+    known = weights.load_backbone(config, backbone) if config.weights else None
+    mean, std = known or data.moments(train_part)
     augment = Augment(config, mean.to(device), std.to(device))
-    method = METHODS[config.method](config, backbones.build(config, channels), n_clusters, n)
+    method = METHODS[config.method](config, backbone, n_clusters, n)
     method = method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(config, method)
     evaluator = evaluation.Evaluator(
@@ -215,7 +217,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         run.notes.append(
             f"compiling took about {first - statistics.median(rest):.0f} s of the first epoch"
         )
-    weights = {k: v.cpu() for k, v in method.state_dict().items()}
+    state = {k: v.cpu() for k, v in method.state_dict().items()}
     metrics, arrays, assignments = evaluator.finish()
     metrics = {
         "status": "finished",
@@ -238,9 +240,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         if device.type == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
         "precision": "bfloat16" if low_precision else "float32",
-        "weights_sha256": weights_digest(weights),
+        "weights_sha256": weights_digest(state),
     }
-    run.finish(metrics, history, weights, assignments, **arrays)
+    run.finish(metrics, history, state, assignments, **arrays)
 
 
 def uses_bfloat16(config: Config, device: torch.device) -> bool:

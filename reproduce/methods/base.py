@@ -28,7 +28,17 @@ class Method(nn.Module):
     def __init__(self, config: Config, backbone: nn.Module):
         super().__init__()
         self.config = config
-        self.backbone = backbone
+        self.backbone = backbone.requires_grad_(not config.freeze)
+
+    def train(self, mode: bool = True) -> Method:
+        """As usual, but a frozen backbone keeps its running statistics."""
+        super().train(mode)
+        for network in self.frozen():
+            network.eval()
+        return self
+
+    def frozen(self) -> list[nn.Module]:
+        return [self.backbone] if self.config.freeze else []
 
     def project(self, images: Tensor) -> Tensor:
         """Through the backbone and the projector: ``[N, C, H, W]`` -> ``[N, D]``."""
@@ -87,6 +97,9 @@ class Momentum(Method):
         super().__init__(config, backbone)
         self.projector = projector
         self.target = copy.deepcopy(nn.Sequential(backbone, projector)).requires_grad_(False)
+
+    def frozen(self) -> list[nn.Module]:
+        return [self.backbone, self.target[0]] if self.config.freeze else []
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:

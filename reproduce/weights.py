@@ -1,0 +1,101 @@
+"""Starting from trained weights: those of another run, of a file, or torchvision's for ImageNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reproduce.config import Config, ConfigError, short_repr
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # moments that torchvision trains with
+
+
+def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Put ``config.weights`` into the backbone; returns the channel moments ``[C]`` that its images
+    were normalised with, None where they are not known. ConfigError if the weights do not fit."""
+    moments = None
+    if config.weights == "imagenet":
+        state, moments = imagenet(config.backbone), tuple(map(torch.tensor, IMAGENET))
+    else:
+        path = Path(config.weights).expanduser()
+        state = read_state(path / "model.pt" if path.is_dir() else path)
+        if (path / "apply.npz").exists():
+            with np.load(path / "apply.npz") as file:
+                moments = torch.from_numpy(file["mean"]), torch.from_numpy(file["std"])
+    own = backbone.state_dict()
+    there = {k: list(v.shape) for k, v in state.items() if not k.startswith("fc.")}
+    for name, value in own.items():
+        if there.get(name) != list(value.shape):
+            found = f"is {there[name]} there" if name in there else "is missing there"
+            raise wrong(
+                config, f"do not fit backbone {config.backbone!r}: {name} {found}, and "
+                f"{list(value.shape)} here; backbone, width, stem, sobel and the images' channels "
+                f"must be those of the weights"
+            )  # fmt: skip
+    if extra := sorted(set(there) - set(own)):
+        raise wrong(config, f"do not fit backbone {config.backbone!r}, which has no {extra[0]}")
+    backbone.load_state_dict({name: state[name] for name in own})
+    return moments
+
+
+def imagenet(backbone: str) -> dict[str, Tensor]:
+    """torchvision's weights, downloaded into torch.hub's cache on first use."""
+    import torchvision
+
+    known = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
+    try:
+        return known.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise ConfigError(
+            f"weights is 'imagenet', but {known.url} cannot be downloaded "
+            f"({getattr(error, 'reason', error)}): connect to a network once, or copy that file into "
+            f"{str(Path(torch.hub.get_dir()) / 'checkpoints')!r}"
+        ) from None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The backbone's tensors in a file of weights; prefixes that wrappers add are taken off."""
+    said = f"weights: {str(path)!r}"
+    if not path.is_file():
+        raise ConfigError(
+            f"{said} is not there: name the directory of a run that was made on this machine, "
+            f"a file with a state dict, or 'imagenet'"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever another file makes of the unpickler
+        raise ConfigError(f"{said} is no file of weights: {type(error).__name__}") from None
+    for key in ("state_dict", "model"):
+        state = (
+            state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+        )
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ConfigError(f"{said} must hold a state dict, names and tensors")
+    for prefix in ("module.", "backbone."):
+        if any(name.startswith(prefix) for name in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return state
+
+
+def labels_used(config: Config) -> str:
+    """Which labels stand behind a run's features, in words."""
+    if not config.weights:
+        return "evaluation only"
+    if config.weights == "imagenet":
+        return (
+            "ImageNet's 1,000 classes, in the weights it started from; its own for evaluation only"
+        )
+    provenance = Path(config.weights).expanduser() / "provenance.json"
+    if provenance.exists():
+        from reproduce.trained import read_json
+
+        before = str(read_json(provenance).get("labels"))
+        return before if before.startswith("ImageNet") else "evaluation only"
+    return "unknown in the weights it started from; its own for evaluation only"
+
+
+def wrong(config: Config, what: str) -> ConfigError:
+    return ConfigError(f"weights: those of {short_repr(config.weights)} {what}")
