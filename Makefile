@@ -1,4 +1,4 @@
-# Everything starts here: make setup | report | test | study | clean
+# Everything starts here: make setup | report | pages | test | study | clean
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m reproduce
@@ -16,10 +16,13 @@ setup: .venv/ready  ## the environment alone, in .venv, from pinned versions (ab
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-report: setup  ## six runs on digits, every figure notebook, results/index.html (about 9 minutes, 1 the second time)
+report: setup  ## six runs on digits, every figure notebook, results/local/index.html (about 9 minutes, 1 the second time)
 	$(RUN) sweep notebooks/settings/digits-quick.yaml --grid lambda1=0.1,0.3,1 --grid entropy=batch,sample --jobs $(JOBS)
-	$(RUN) report
-	@echo "open results/index.html in a browser"
+	$(RUN) report --jobs $(JOBS)
+	@echo "open results/local/index.html in a browser; results/index.html has the committed study"
+
+pages: setup  ## the committed pages, figures and README's table made again from the runs in results/ (1 minute)
+	$(RUN) report --results-dir results --jobs $(JOBS)
 
 test: setup  ## the tests (at most 15 minutes)
 	$(BIN)/python -m pytest
@@ -41,9 +44,9 @@ study: setup  ## the committed study on digits, into results/ (about three hours
 	  --one critic=dot --one critic=neg_l2 --one critic=neg_js
 	$(RUN) sweep notebooks/settings/digits-quick.yaml -p results_dir results --keep none --jobs $(JOBS) -p method deepcluster \
 	  --grid pseudo_clusters=10,30,300 --grid seed=0,1,2
-	$(RUN) report
+	$(MAKE) pages
 
 clean:  ## forget the runs of this machine (results/local); data and environment stay
 	rm -rf results/local
 
-.PHONY: help setup report test study clean
+.PHONY: help setup report pages test study clean

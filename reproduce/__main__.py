@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from pathlib import Path
 
 from reproduce.config import Config, ConfigError, read_settings, read_yaml, short_repr
+from reproduce.runs import ROOT
 
 
 def main(words: list[str] | None = None) -> int:
@@ -52,12 +54,13 @@ def main(words: list[str] | None = None) -> int:
         help="repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600",
     )
 
-    pages = commands.add_parser(
-        "report", help="re-run the figure notebooks, write results/index.html"
-    )
+    pages = commands.add_parser("report", help="the figure notebooks executed, as pages")
     pages.add_argument(
-        "--results-dir", default="", help="the study's run directories (default: results)"
+        "--results-dir",
+        default=ROOT / "results" / "local",
+        help="folder of run directories, where the pages go too (default: results/local)",
     )
+    pages.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
 
     speed = commands.add_parser(
         "benchmark", help="images/s of the loop; peer: beside lightly; kmeans: beside sklearn"
@@ -198,13 +201,12 @@ def told(rows: list[dict]) -> int:
 
 
 def report(args) -> int:
+    from reproduce.pages import build
     from reproduce.report import findings, study
-    from reproduce.report.pages import build
-    from reproduce.runs import ROOT
 
-    if not args.results_dir:
+    if Path(args.results_dir).resolve() == ROOT / "results":
         findings.write_readme_table(ROOT / "README.md", findings.claims(study.load(limited=True)))
-    print(build(args.results_dir))
+    print(build(args.results_dir, args.jobs))
     return 0
 
 

@@ -204,11 +204,11 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
         ]
         return lines[-1]
     if bulky:
-        from reproduce.report.pages import strip_paths_and_times, to_html
+        from reproduce.pages import strip_paths_and_times, to_html
 
         strip_paths_and_times(executed)
         executed.replace(run.path / "train.ipynb")
-        to_html(run.path / "train.ipynb", run.path / "train.html")
+        to_html(run.path / "train.ipynb", run.path / "train.html", up="../../../")
     else:
         executed.unlink()
         for file in BULKY:

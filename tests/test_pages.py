@@ -9,12 +9,13 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
 
-from reproduce import figures
-from reproduce.report import pages
+from reproduce import figures, pages
+from reproduce.config import ConfigError
 from reproduce.runs import ROOT
 
 
@@ -107,6 +108,29 @@ def test_every_kept_run_is_small():
         )
 
 
-def test_the_index_knows_every_figure_notebook():
-    named = {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} - {"train", "linear_evaluation"}
-    assert set(pages.NOTEBOOKS) == named
+def test_every_notebook_about_many_runs_has_a_page_the_report_first():
+    named = {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} - set(pages.ONE_RUN)
+    found = [p.stem for p in pages.notebooks()]
+    assert set(found) == named and len(found) == len(named) and found[0] == "report"
+
+
+def test_a_folder_without_runs_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ConfigError, match="has no finished run yet"):
+        pages.build(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_notebook_that_fails_is_named_and_leaves_the_page_before_it_whole(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise OSError('gone')")])
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "failing.ipynb")
+    (tmp_path / "executed.ipynb").write_text("what was there")
+    with pytest.raises(ConfigError, match="failing.ipynb: OSError: gone"):
+        pages.execute(tmp_path / "failing.ipynb", tmp_path / "executed.ipynb")
+    assert (tmp_path / "executed.ipynb").read_text() == "what was there"
+    assert {p.name for p in tmp_path.iterdir()} == {"failing.ipynb", "executed.ipynb"}
+
+
+def test_a_small_picture_has_the_width_asked_for(drawn):
+    small = pages.quantize_png(drawn, 32, width=440)
+    assert rgb(small).shape[1] == 440 and len(small) < 30_000

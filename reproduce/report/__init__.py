@@ -11,5 +11,4 @@ panels         the figures of these three; all others are in reproduce/figures.p
 speed          what the benchmark measured: images a second, beside the usual pipeline
 waterfall      from the course's settings to the authors', a factor after the other
 neighbourhood  the features of single runs: two dimensions to look at, and whether neighbours share a label
-pages          the notebooks executed, made small, and made into pages that need no network
 """
