@@ -150,19 +150,16 @@ def given(args) -> dict:
 
 
 def train(args) -> int:
-    from tqdm import tqdm
-
     from reproduce import Diverged, fit
+    from reproduce.notebook import progress
     from reproduce.report.tables import scores_table
     from reproduce.runs import Run
 
     config = Config.from_params(given(args))
     run = Run(config)
     try:
-        with tqdm(total=config.epochs, unit="epoch", disable=None) as bar:
-            for row in fit(config, run):
-                bar.update()
-                bar.set_postfix(loss=f"{row['loss']:.3f}")
+        for _ in progress(fit(config, run), config.epochs, run):
+            pass
     except Diverged as error:
         print(f"error: diverged: {error}", file=sys.stderr)
         return 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from typing import Iterable, Iterator
@@ -12,6 +13,7 @@ from IPython.display import Markdown
 from tqdm import tqdm
 
 from reproduce.config import Config
+from reproduce.estimate import Estimate
 from reproduce.runs import Run, provenance
 
 
@@ -31,9 +33,11 @@ def print_provenance(config: Config) -> Run:
     return run
 
 
-def progress(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
-    """Pass the rows on. Someone who looks on sees a bar with the time left; an executed notebook keeps a line for each 5 % of the epochs."""
-    return bar(rows, epochs) if watched() else lines(rows, epochs)
+def progress(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator[dict]:
+    """Pass the rows on, with an estimate of the time after the first steps of the run. Someone who
+    looks on sees a bar with the time left, which moves within an epoch; an executed notebook keeps
+    a line for each 5 % of the epochs."""
+    return (bar if watched() else lines)(rows, epochs, run)
 
 
 def watched() -> bool:
@@ -44,15 +48,28 @@ def watched() -> bool:
     return bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
-def bar(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
+def bar(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator[dict]:
     with tqdm(total=epochs, unit="epoch", file=sys.stdout) as shown:
+
+        def step(done: int, total: int) -> None:
+            estimate(done, total)
+            if time.time() - shown.last_print_t > 0.2:
+                shown.n = round(epochs * done / total, 1)
+                shown.refresh()
+                shown.last_print_t = time.time()
+
+        if run:
+            estimate, run.on_step = Estimate(run.config, shown.write), step
         for row in rows:
             shown.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-            shown.update()
+            shown.n = row["epoch"]
+            shown.refresh()
             yield row
 
 
-def lines(rows: Iterable[dict], epochs: int) -> Iterator[dict]:
+def lines(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator[dict]:
+    if run:
+        run.on_step = Estimate(run.config, functools.partial(print, flush=True))
     began, first, shown = time.perf_counter(), None, 0
     for row in rows:
         first = row["epoch"] if first is None else first

@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import torch
@@ -60,6 +61,8 @@ class Run:
         self.config = config
         self.path = Path(os.path.realpath(results)) / config.dataset / config.method / name(config)
         self.partial = self.path.with_name(self.path.name + ".partial")
+        # called after each step with the steps done and all steps, to tell how far it is
+        self.on_step: Callable[[int, int], None] | None = None
         self.notes: list[
             str
         ] = []  # what a reader of the notebook should know, as "continued at epoch 12"

@@ -176,6 +176,8 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             named["loss"].backward()
             optimizer.step()
             method.after_step(step, config.epochs * steps)
+            if run.on_step:
+                run.on_step(step + 1, config.epochs * steps)
             terms.append(torch.cat([t.detach().float().view(-1) for t in named.values()]))
         terms = torch.stack(terms).cpu()  # [steps, terms]: the one synchronisation of an epoch
         try:
