@@ -183,7 +183,7 @@ class ConvNet(nn.Module):
         self.convolutions = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(side)
         self.wide = nn.Sequential(
-            nn.Dropout(0.5),
+            *[nn.Dropout(0.5)] * (name == "alexnet"),  # VGG-16's comes between the two layers only
             nn.Linear(channels * side**2, 4096),
             nn.ReLU(inplace=True),
             nn.Dropout(0.5),

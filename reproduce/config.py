@@ -156,6 +156,25 @@ class Config:
         choices=("constant", "ramp"),
         only="moco byol pcl propos",
     )
+    shuffle_keys: bool = setting(
+        False,
+        "the target network's batch is shuffled before batch norm is split, so that its statistics "
+        "cannot tell which key belongs to which query",
+        only="moco byol pcl propos",
+    )
+    directions: str = setting(
+        "own",
+        "the two directions of a symmetric loss: own is the sum for BYOL and ProPos, else the mean",
+        choices=("own", "sum", "mean"),
+        only="moco byol simsiam pcl propos",
+    )
+    alignment_weight: float = setting(
+        1.0,
+        "of the squared distance 2 - 2 cos of prediction and target; 0.5: the negative cosine",
+        low=0,
+        high=1000,
+        only="byol propos",
+    )
     prototypes: str = setting(
         "20 40 80", "numbers of clusters, each a granularity of the prototypes", only="pcl"
     )
@@ -184,6 +203,12 @@ class Config:
         "principal axes, whitened, that this k-means sees; at most all of them",
         low=1,
         high=65_536,
+        only="deepcluster",
+    )
+    quotas: bool = setting(
+        False,
+        "an epoch takes the same number of images from each pseudo-cluster, none twice where it has "
+        "enough; False: cluster and image are drawn anew each time",
         only="deepcluster",
     )
     # ---- network
@@ -238,8 +263,28 @@ class Config:
         high=65_536,
         only="crlc simclr moco byol simsiam pcl cc propos",
     )
+    projector_layers: int = setting(
+        2,
+        "linear layers of the projector; 1: no hidden layer",
+        low=1,
+        high=3,
+        only="simclr moco byol simsiam pcl propos",
+    )
+    projector_norm: str = setting(
+        "own",
+        "batch norm after the projector's last layer: own is a plain one for SimSiam, else none; "
+        "affine: with scale and shift",
+        choices=("own", "none", "plain", "affine"),
+        only="simclr moco byol simsiam pcl propos",
+    )
     predictor_hidden: int = setting(
         256, "hidden width of the predictor", low=1, high=65_536, only="byol simsiam propos"
+    )
+    predictor_init: str = setting(
+        "torch",
+        "of the predictor: the library's default, or normal: deviation 0.01, biases 0",
+        choices=("torch", "normal"),
+        only="byol simsiam propos",
     )
     views: str = setting(
         "together",
@@ -258,10 +303,10 @@ class Config:
     )
     n_views: int = setting(
         2,
-        "views of each image; more: the contrasts are averaged over their pairs",
-        low=2,
+        "views of each image; more than 2: CRLC's contrasts are averaged over their pairs",
+        low=1,
         high=16,
-        only="crlc",
+        only="crlc deepcluster",
     )
     view_size: int = setting(
         0, "images: side of the views, also in evaluation; 0: the images' own", low=0, high=8192
@@ -314,7 +359,15 @@ class Config:
         only="byol simsiam propos",
     )
     warmup_epochs: int = setting(0, "linear warm-up before a cosine schedule", low=0)
+    cosine_period: int = setting(
+        0,
+        "epochs in which a cosine schedule goes from the peak to 0; 0: all after the warm-up",
+        low=0,
+    )
     momentum: float = setting(0.9, "of sgd; beta1 of adam", low=0, high=0.9999)
+    top_momentum: bool = setting(
+        True, "DeepCluster's top layer, new each epoch, has momentum too", only="deepcluster"
+    )
     weight_decay: float = setting(5e-4, "L2", low=0, high=10)
     decay: str = setting(
         "weights",
@@ -333,6 +386,24 @@ class Config:
         low=1,
         group="evaluation",
     )
+    cluster_space: str = setting(
+        "own",
+        "which features k-means clusters: own is the projection for PCL and ProPos, else the "
+        "backbone; the projection is the target network's where there is one, online the other's",
+        choices=("own", "backbone", "projection", "online"),
+    )
+    knn_space: str = setting(
+        "backbone",
+        "which features nearest neighbours are looked for in",
+        choices=("backbone", "projection", "online"),
+    )
+    kmeans_metric: str = setting(
+        "euclidean",
+        "of k-means, in evaluation and for the prototypes of PCL and ProPos; cosine: spherical",
+        choices=("euclidean", "cosine"),
+    )
+    kmeans_starts: int = setting(10, "of that k-means; the best by inertia", low=1, high=1000)
+    kmeans_iterations: int = setting(100, "of that k-means, at most", low=1, high=10_000)
     trace_images: int = setting(
         32, "images whose class probabilities are kept at each evaluation", low=0, high=10_000
     )
@@ -459,6 +530,8 @@ class Config:
                 )
                 + f": it needs {least} pixels, 'small' does not"
             )
+        if self.n_views == 1 and self.method != "deepcluster":
+            yield f"n_views is 1, but method is {self.method!r}, which compares views: it must be at least 2"
         if self.method in ("moco", "pcl") and self.queue_size % (2 * self.batch_size):
             yield (
                 f"queue_size is {self.queue_size}, which is not a multiple of {2 * self.batch_size}: each step adds the keys of both views "
@@ -473,6 +546,26 @@ class Config:
             yield f"batchnorm_split is {self.batchnorm_split}, which does not divide batch_size {self.batch_size} into equal parts of two images or more"
         if self.warmup_epochs and self.schedule != "cosine":
             yield f"warmup_epochs is {self.warmup_epochs}, but schedule is {self.schedule!r}: only 'cosine' has a warm-up"
+        if self.cosine_period and self.schedule != "cosine":
+            yield f"cosine_period is {self.cosine_period}, but schedule is {self.schedule!r}: only 'cosine' has a period"
+        if 0 < self.cosine_period < self.epochs - self.warmup_epochs:
+            yield (
+                f"cosine_period is {self.cosine_period}, less than the {self.epochs - self.warmup_epochs} "
+                "epochs after the warm-up: the rate would rise again"
+            )
+        if self.shuffle_keys and self.batchnorm_split == 1:
+            yield "shuffle_keys is True, but batchnorm_split is 1: a batch that is not split has one statistic in any order"
+        if not self.top_momentum and self.optimizer != "sgd":
+            yield f"top_momentum is False, but optimizer is {self.optimizer!r}: only 'sgd' can leave it out"
+        for name in ("cluster_space", "knn_space"):
+            space = getattr(self, name)
+            if space == "projection" and self.method == "deepcluster":
+                yield f"{name} is 'projection', but method is 'deepcluster', which has no projector: choose 'backbone'"
+            if space == "online" and self.method not in ("moco", "byol", "pcl", "propos"):
+                yield (
+                    f"{name} is 'online', but method is {self.method!r}, which has one network: "
+                    "choose 'projection' or 'backbone'"
+                )
         if self.warmup_epochs > self.epochs:
             yield f"warmup_epochs is {self.warmup_epochs}, more than epochs, {self.epochs}"
         if self.smoothing == 0 and self.critic == "log_dot" and self.logit_clamp == 0:

@@ -1,4 +1,5 @@
-"""Looking at a method while it learns and when it is done. Labels are used here and nowhere else."""
+"""Looking at a method while it learns and when it is done. Labels are used here and nowhere
+else."""
 
 from __future__ import annotations
 
@@ -91,15 +92,16 @@ class Evaluator:
         return row | self.collapse(out, rules)
 
     def keep_best(self, epoch: int, accuracies: list[float], heads: np.ndarray) -> None:
-        """The rule of CRLC's authors: of all epochs and heads the one with the highest accuracy.
-        It picks by label: an oracle, which stands beside the label-free rules, never in their place."""
+        """The rule of CRLC's authors: of all epochs and heads the one with the highest accuracy. It
+        picks by label: an oracle, which stands beside the label-free rules, never in their
+        place."""
         head = int(np.argmax(accuracies))
         if self.best is None or accuracies[head] > self.best["acc"]:
             self.best = {**self.score(heads[head]), "head": head, "epoch": epoch}
 
     def rules(self, out: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        """Assignments ``[N]`` by each way to make one clustering (all ``[H, N]`` for the mean of heads); the last is the
-        one that a label-free reader takes."""
+        """Assignments ``[N]`` by each way to make one clustering (all ``[H, N]`` for the mean of
+        heads); the last is the one that a label-free reader takes."""
         if "probabilities" not in out:
             return {"kmeans_embedding": self.kmeans(out)}
         probabilities = out["probabilities"]
@@ -120,18 +122,21 @@ class Evaluator:
         return rank, metrics.head_order(probabilities[rank])
 
     def kmeans(self, out: dict[str, Tensor]) -> np.ndarray:
-        """k-means by the method's own protocol."""
+        """k-means by the run's protocol."""
         features = self.method.prepare(out[self.method.space])
-        self.fitted = KMeans(self.n_clusters, random_state=self.config.seed).fit(features)
+        kmeans = self.method.kmeans(self.n_clusters, self.config.seed)
+        self.fitted = kmeans.fit(features)
         return self.fitted.labels_.cpu().numpy()
 
     def knn(self, out: dict[str, Tensor]) -> float:
-        """Accuracy of k nearest training images in the backbone's features."""
-        bank = (
-            out["backbone"] if self.same else self.extract(self.method.backbone, self.train_pixels)
-        )
+        """Accuracy of k nearest training images."""
+        space = self.config.knn_space
+        if self.same:
+            bank = out[space]
+        else:
+            bank = self.extract(lambda x: self.method.outputs(x)[space], self.train_pixels)
         return probes.knn_accuracy(
-            bank, self.train.labels, out["backbone"], self.images.labels, itself=self.same
+            bank, self.train.labels, out[space], self.images.labels, itself=self.same
         )
 
     def collapse(self, out: dict[str, Tensor], rules: dict[str, np.ndarray]) -> dict[str, float]:
@@ -144,7 +149,8 @@ class Evaluator:
         )
 
     def pseudo_labels(self) -> dict[str, float]:
-        """How much the pseudo-labels of a method that makes such agree with the labels; the method never knows."""
+        """How much the pseudo-labels of a method that makes such agree with the labels; the method
+        never knows."""
         pseudo = getattr(self.method, "pseudo_labels", None)
         return (
             {}
@@ -153,7 +159,8 @@ class Evaluator:
         )
 
     def finish(self) -> tuple[dict, dict, list[dict]]:
-        """The last evaluation: for metrics.json, {file: its arrays}, and a row for each file of a folder."""
+        """The last evaluation: for metrics.json, {file: its arrays}, and a row for each file of a
+        folder."""
         out = self.last or self.extract(self.method.outputs, self.pixels)
         rules = self.rules(out)
         monitor = self.collapse(out, rules)
@@ -206,8 +213,8 @@ class Evaluator:
         return metric, arrays, rows
 
     def kmeans_protocols(self, out: dict[str, Tensor]) -> list[dict]:
-        """What the protocol of evaluation is worth: k-means on either space, as it is or with length one, with one
-        start or the best of 20 by inertia."""
+        """What the protocol of evaluation is worth: k-means on either space, as it is or with
+        length one, with one start or the best of 20 by inertia."""
         found = []
         for space, normalized, restarts in itertools.product(
             ("backbone", "projection"), (False, True), (1, 20)
@@ -278,7 +285,8 @@ def evenly(n: int, most: int) -> Tensor:
 
 
 def reduced(embedding: Tensor, dim: int = 64) -> Tensor:
-    """The embedding on its first ``dim`` principal axes where it is wider: small files, the same neighbours."""
+    """The embedding on its first ``dim`` principal axes where it is wider: small files, the same
+    neighbours."""
     if embedding.shape[1] <= dim:
         return embedding
     centred = embedding - embedding.mean(0)

@@ -1,9 +1,9 @@
 """The losses, as pure functions: the formula stands above the line that computes it.
 
 Shapes: B images, each seen in two views; D features; K clusters; ``...`` any leading dimensions,
-usually the H heads, which are all computed at once. Logarithms are natural, so entropies are in nats.
-Everything is computed in float32 or better, also from half-precision inputs and under autocast.
-"""
+usually the H heads, which are all computed at once. Logarithms are natural, so entropies are in
+nats. Everything is computed in float32 or better, also from half-precision inputs and under
+autocast."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def gram(x: Tensor) -> Tensor:
-    """x_i . x_j, ``[..., N, n]`` -> ``[..., N, N]``; a matrix product is what autocast would narrow."""
+    """x_i . x_j, ``[..., N, n]`` -> ``[..., N, N]``; a matrix product is what autocast would
+    narrow."""
     with torch.autocast(x.device.type, enabled=False):
         return x @ x.mT
 
@@ -41,7 +42,8 @@ def info_nce(similarity: Tensor) -> Tensor:
 
 
 def feature_contrast(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
-    """NT-Xent on L2-normalised features (SimCLR, eq. 1; CRLC's FC). z1, z2: ``[..., B, D]`` -> ``[...]``.
+    """NT-Xent on L2-normalised features (SimCLR, eq. 1; CRLC's FC). z1, z2: ``[..., B, D]`` ->
+    ``[...]``.
 
     f(i, j) = cos(z_i, z_j) / temperature, then ``info_nce``
     """
@@ -51,7 +53,8 @@ def feature_contrast(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor
 
 
 def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
-    """InfoNCE of a query against its own key and a queue of others' keys (MoCo, eq. 1). No gradient reaches a key.
+    """InfoNCE of a query against its own key and a queue of others' keys (MoCo, eq. 1). No gradient
+    reaches a key.
 
     query, key: ``[B, D]``; queue: ``[Q, D]``. Returns a scalar.
 
@@ -68,7 +71,8 @@ def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float
 
 
 def alignment(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of L2-normalised vectors ``[..., B, D]`` -> ``[...]`` (BYOL, eq. 2); 0 to 4. No gradient reaches the target.
+    """Squared distance of L2-normalised vectors ``[..., B, D]`` -> ``[...]`` (BYOL, eq. 2); 0 to 4.
+    No gradient reaches the target.
 
     mean_i |p_i - z_i|^2 = mean_i 2 - 2 cos(p_i, z_i)
     """
@@ -83,7 +87,8 @@ def alignment(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def cluster_contrast(p1: Tensor, p2: Tensor, temperature: float = 1.0) -> Tensor:
-    """NT-Xent between clusters, each described by its probabilities over the batch (Contrastive Clustering, eq. 6).
+    """NT-Xent between clusters, each described by its probabilities over the batch (Contrastive
+    Clustering, eq. 6).
 
     p1, p2: ``[..., B, K]`` -> ``[...]``: ``feature_contrast`` of the K columns.
     """
@@ -93,15 +98,15 @@ def cluster_contrast(p1: Tensor, p2: Tensor, temperature: float = 1.0) -> Tensor
 def concentration(
     distance: Tensor, cluster: Tensor, n_clusters: int, temperature: float, alpha: float = 10.0
 ) -> Tensor:
-    """How wide each cluster is, the temperature of its prototype (PCL, eq. 12). Returns phi ``[K]`` with mean ``temperature``.
+    """How wide each cluster is, the temperature of its prototype (PCL, eq. 12). Returns phi ``[K]``
+    with mean ``temperature``.
 
     distance: ``[N]`` of each sample from its prototype; cluster: ``[N]``, its number.
 
     phi_k = sum_{i in k} d_i / (Z_k log(Z_k + alpha)),   Z_k samples
 
-    A cluster of one sample or none says nothing of its width and gets the largest phi; extremes are cut at the
-    10th and 90th percentile, as the authors' code does.
-    """
+    A cluster of one sample or none says nothing of its width and gets the largest phi; extremes are
+    cut at the 10th and 90th percentile, as the authors' code does."""
     distance = at_least_float32(distance)
     size = torch.bincount(cluster, minlength=n_clusters).to(distance)
     phi = distance.new_zeros(n_clusters).index_add_(0, cluster, distance) / (
@@ -114,9 +119,11 @@ def concentration(
 
 
 def prototype_contrast(z: Tensor, prototypes: Tensor, phi: Tensor, cluster: Tensor) -> Tensor:
-    """Cross-entropy of samples against all prototypes, each at its own temperature (PCL's ProtoNCE, eq. 11, one granularity).
+    """Cross-entropy of samples against all prototypes, each at its own temperature (PCL's ProtoNCE,
+    eq. 11, one granularity).
 
-    z: ``[B, D]``; prototypes: ``[K, D]``; phi: ``[K]``; cluster: ``[B]``, each sample's own prototype. Returns a scalar.
+    z: ``[B, D]``; prototypes: ``[K, D]``; phi: ``[K]``; cluster: ``[B]``, each sample's own
+    prototype. Returns a scalar.
 
     mean_i -log softmax_k(z_i . c_k / phi_k) at k = cluster_i
     """
@@ -131,11 +138,14 @@ def prototype_contrast(z: Tensor, prototypes: Tensor, phi: Tensor, cluster: Tens
 def prototype_scattering(
     z1: Tensor, z2: Tensor, cluster: Tensor, n_clusters: int, temperature: float = 0.5
 ) -> Tensor:
-    """Draw a cluster's prototypes in two views together, push those of different clusters apart (ProPos, eq. 7).
+    """Draw a cluster's prototypes in two views together, push those of different clusters apart
+    (ProPos, eq. 7).
 
-    z1, z2: ``[B, D]``; cluster: ``[B]``, the same in both views. Returns a scalar; no gradient reaches z2.
+    z1, z2: ``[B, D]``; cluster: ``[B]``, the same in both views. Returns a scalar; no gradient
+    reaches z2.
 
-    mu_k = normalised sum of the z in cluster k;  mean_k -log exp(mu_k . mu'_k / t) / (exp(mu_k . mu'_k / t) + sum_{j != k} exp(mu_k . mu_j / t))
+    mu_k = normalised sum of the z in cluster k;  s_k = exp(mu_k . mu'_k / t)
+    mean_k -log s_k / (s_k + sum_{j != k} exp(mu_k . mu_j / t))
 
     over the clusters that the batch has: an absent one is neither a positive nor a negative.
     """
@@ -170,9 +180,8 @@ def probability_contrast(p1: Tensor, p2: Tensor, critic: str = "log_dot") -> Ten
 
     sum_{j != i} exp f(i, j) = p_i . (S - p_i),   S = sum_j p_j
 
-    O(B K) time and memory a head instead of O(B^2 K). The subtraction cancels where one sample holds
-    nearly all the mass of a cluster. The other critics (``CRITICS``) compare all pairs.
-    """
+    O(B K) time and memory a head instead of O(B^2 K). The subtraction cancels where one sample
+    holds nearly all the mass of a cluster. The other critics (``CRITICS``) compare all pairs."""
     same_shape("probability_contrast", p1, p2)
     p1, p2 = at_least_float32(p1), at_least_float32(p2)
     if critic != "log_dot":
@@ -187,7 +196,7 @@ def probability_contrast(p1: Tensor, p2: Tensor, critic: str = "log_dot") -> Ten
 
 
 def pairwise_log_dot(p: Tensor) -> Tensor:
-    """f(i, j) = log(p_i . p_j), ``[..., N, K]`` -> ``[..., N, N]``; the linear form never needs it."""
+    """f(i, j) = log(p_i . p_j), ``[..., N, K]`` -> ``[..., N, N]``."""
     return gram(p).clamp_min(torch.finfo(p.dtype).tiny).log()
 
 
@@ -218,7 +227,7 @@ CRITICS = {
 
 
 def entropy(p: Tensor) -> Tensor:
-    """H(p) = -sum_k p_k log p_k in nats, ``[..., K]`` -> ``[...]``; 0 log 0 is 0, its gradient finite."""
+    """H(p) = -sum_k p_k log p_k in nats, ``[..., K]`` -> ``[...]``; 0 log 0 is 0."""
     p = at_least_float32(p)
     return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(-1)
 
@@ -257,5 +266,6 @@ def logit_clamp(logits: Tensor, limit: float) -> Tensor:
 def same_shape(name: str, a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.dim() < 2:
         raise ValueError(
-            f"{name} takes two views of one shape [..., B, n], got {tuple(a.shape)} and {tuple(b.shape)}"
+            f"{name} takes two views of one shape [..., B, n], "
+            f"got {tuple(a.shape)} and {tuple(b.shape)}"
         )

@@ -8,7 +8,7 @@ import time
 from typing import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reproduce import backbones, data, evaluation, loggers, weights
 from reproduce.augment import Augment
@@ -166,6 +166,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
                 step,
                 config.epochs * steps,
                 config.warmup_epochs * steps,
+                config.cosine_period * steps,
             )
             for group in optimizer.param_groups:
                 group["lr"] = group["times"] * (config.learning_rate if group["constant"] else rate)
@@ -257,26 +258,28 @@ def uses_bfloat16(config: Config, device: torch.device) -> bool:
     return config.precision in ("auto", "bfloat16")
 
 
-def build_optimizer(config: Config, method: torch.nn.Module) -> torch.optim.Optimizer:
-    """SGD or Adam; weight decay on every parameter, or only on tensors of two dimensions and more. A predictor's
-    groups have their own multiple of the rate, and may stay at its peak: "times" and "constant" in a group."""
-    predictor = (
-        {id(p) for p in method.predictor.parameters()} if hasattr(method, "predictor") else ()
-    )
+def build_optimizer(config: Config, method: nn.Module) -> torch.optim.Optimizer:
+    """SGD or Adam; weight decay on every parameter, or only on tensors of two dimensions and more.
+
+    A predictor's groups have their own multiple of the rate, and may stay at its peak: "times" and
+    "constant" in a group. What is started anew each epoch may do without momentum.
+    """
+    predictor = {id(p) for p in getattr(method, "predictor", nn.Module()).parameters()}
+    still = set() if config.top_momentum else {id(p) for p in method.renewed}
     groups: dict[tuple, list] = {}
     for p in method.parameters():
         if p.requires_grad:
-            groups.setdefault(
-                (id(p) in predictor, config.decay == "all" or is_weight(p)), []
-            ).append(p)
+            kind = id(p) in predictor, config.decay == "all" or is_weight(p), id(p) in still
+            groups.setdefault(kind, []).append(p)
     groups = [
         {
             "params": parameters,
             "weight_decay": config.weight_decay if decayed else 0.0,
             "times": config.predictor_rate if predicts else 1.0,
             "constant": predicts and config.predictor_schedule == "constant",
+            "momentum": 0.0 if stands else config.momentum,
         }
-        for (predicts, decayed), parameters in groups.items()
+        for (predicts, decayed, stands), parameters in groups.items()
     ]
     if config.optimizer == "adam":
         return torch.optim.Adam(

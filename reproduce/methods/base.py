@@ -1,4 +1,4 @@
-"""What every method shares: a backbone, the way two views pass through it, and perceptrons."""
+"""What every method shares: a backbone, the way views pass through it, and perceptrons."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reproduce.clustering import KMeans
 from reproduce.config import Config
 from reproduce.schedules import ema
 
 
 class Method(nn.Module):
-    """From two views to named loss terms; a method never sees a label.
+    """From views to named loss terms; a method never sees a label.
 
-    A new method subclasses this, defines ``loss`` and gets one line in ``reproduce/methods/__init__.py``.
+    A new method subclasses this, defines ``loss`` and gets one line in
+    ``reproduce/methods/__init__.py``.
     """
 
-    space = "backbone"  # which of the ``outputs`` its own protocol clusters: most leave the projector behind
-    renewed: tuple[
-        nn.Parameter, ...
-    ] = ()  # parameters that ``before_epoch`` starts anew: the optimiser forgets them
+    space = "backbone"  # which of the ``outputs`` is clustered, where ``cluster_space`` is 'own'
+    directions = "mean"  # of a symmetric loss, where the setting of that name is 'own'
+    renewed: tuple[nn.Parameter, ...] = ()  # what ``before_epoch`` starts anew, without momentum
 
     def __init__(self, config: Config, backbone: nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone.requires_grad_(not config.freeze)
+        if config.cluster_space != "own":
+            self.space = config.cluster_space
+        if config.directions != "own":
+            self.directions = config.directions
 
     def train(self, mode: bool = True) -> Method:
         """As usual, but a frozen backbone keeps its running statistics."""
@@ -45,43 +50,70 @@ class Method(nn.Module):
         return self.projector(self.backbone(images))
 
     def encode(
-        self, views: Sequence[Tensor], network: Callable[[Tensor], Tensor] | None = None
+        self,
+        views: Sequence[Tensor],
+        network: Callable[[Tensor], Tensor] | None = None,
+        shuffle: bool = False,
     ) -> Tensor:
         """V views ``[B, C, H, W]`` through the backbone (or another network), view by view
         -> ``[V B, ...]``.
 
         What batch norm sees at once is one pass. ``views`` 'together': all views, 'apart': each by
-        itself. ``batchnorm_split``: only the images that one of n devices would hold.
+        itself. ``batchnorm_split``: only the images that one of n devices would hold, of which the
+        first keeps the running statistics. shuffle: a device holds other images than it else would,
+        so that its statistics cannot tell which key belongs to which query.
         """
         network, n = network or self.backbone, self.config.batchnorm_split
-        if self.config.views == "apart":
-            return torch.cat([network(part) for view in views for part in view.chunk(n)])
-        if n == 1:
-            return network(torch.cat(views))
-        devices = zip(*(view.chunk(n) for view in views))
-        features = [network(torch.cat(parts)).chunk(len(views)) for parts in devices]
-        return torch.cat([part for view in zip(*features) for part in view])
+        apart = self.config.views == "apart"
+        if n == 1 and not apart:
+            return network(torch.cat([*views]))
+        if shuffle:
+            order = torch.randperm(len(views[0])).to(views[0].device)
+            views = [view[order] for view in views]
+        features = []
+        for device in zip(*(view.chunk(n) for view in views)):
+            self.keep_statistics(not features)
+            passes = device if apart else [torch.cat(device)]
+            features.append(torch.cat([network(part) for part in passes]).chunk(len(views)))
+        self.keep_statistics(True)
+        found = [torch.cat(view) for view in zip(*features)]
+        if shuffle:
+            found = [view[order.argsort()] for view in found]
+        return torch.cat(found)
+
+    def keep_statistics(self, kept: bool) -> None:
+        """Whether batch norm adds what it sees to its running statistics."""
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.track_running_stats = kept
+
+    def both(self, direction1: Tensor, direction2: Tensor) -> Tensor:
+        """The two directions of a symmetric loss in one: their sum or their mean."""
+        total = direction1 + direction2
+        return total if self.directions == "sum" else total / 2
 
     def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
-        """Views ``[B, C, H, W]`` of the images ``index`` ``[B]`` -> {"loss": scalar, its named terms},
-        and, where there are clustering heads, "head_losses" ``[H]``, by which a head is chosen without labels."""
+        """Views ``[B, C, H, W]`` of the images ``index`` ``[B]`` -> {"loss": scalar, its named
+        terms}, and, where there are clustering heads, "head_losses" ``[H]``, by which a head is
+        chosen without labels."""
         raise NotImplementedError
 
     def before_epoch(self, epoch: int, extract) -> dict:
-        """Before each epoch (counted from 1): pseudo-labels, prototypes. ``extract(network)`` gives a network's
-        output for every training image. Returns what history should tell of them."""
+        """Before each epoch (counted from 1): pseudo-labels, prototypes. ``extract(network)`` gives
+        a network's output for every training image. Returns what history should tell of them."""
         return {}
 
     def order(self, n: int, generator: torch.Generator) -> Tensor | None:
-        """The n images of an epoch, for a method that draws them itself; None: as ``sampler`` says."""
+        """The n images of an epoch, for a method that draws them; None: as ``sampler`` says."""
         return None
 
     def after_step(self, step: int, steps: int) -> None:
-        """After each optimiser step: moving averages, queues. Steps count from 0 over the whole run."""
+        """After each optimiser step: moving averages, queues. Steps count from 0 to ``steps`` -
+        1."""
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """For evaluation: "backbone" ``[N, F]``, and, where there are such, "projection" ``[N, D]`` and the cluster
-        probabilities "probabilities" ``[H, N, K]``."""
+        """For evaluation: "backbone" ``[N, F]``, and, where there are such, "projection" ``[N, D]``
+        and the cluster probabilities "probabilities" ``[H, N, K]``."""
         features = self.backbone(images)
         return {"backbone": features, "projection": self.projector(features)}
 
@@ -89,9 +121,21 @@ class Method(nn.Module):
         """What its protocol does to the features ``[N, D]`` of all images before k-means."""
         return F.normalize(features, dim=-1)
 
+    def kmeans(self, n_clusters: int, random_state: int) -> KMeans:
+        """k-means with the run's settings, for evaluation and for prototypes."""
+        c = self.config
+        return KMeans(
+            n_clusters,
+            n_init=c.kmeans_starts,
+            max_iter=c.kmeans_iterations,
+            metric=c.kmeans_metric,
+            random_state=random_state,
+        )
+
 
 class Momentum(Method):
-    """A method with a target network: a slow copy of backbone and projector, which no gradient reaches."""
+    """A method with a target network: a slow copy of backbone and projector, which no gradient
+    reaches."""
 
     def __init__(self, config: Config, backbone: nn.Module, projector: nn.Module):
         super().__init__(config, backbone)
@@ -102,28 +146,73 @@ class Momentum(Method):
         return [self.backbone, self.target[0]] if self.config.freeze else []
 
     @torch.no_grad()
+    def keys(self, views: Sequence[Tensor]) -> Tensor:
+        """The target's projections of all views ``[V B, D]``."""
+        return self.encode(views, self.target, self.config.shuffle_keys)
+
+    @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """target <- m target + (1 - m) online, the weights; batch norm's running statistics are the target's own."""
+        """target <- m target + (1 - m) online, the weights; batch norm's running statistics are the
+        target's own."""
         share = ema(self.config.ema_schedule, self.config.ema, step, steps)
         online = chain(self.backbone.parameters(), self.projector.parameters())
         torch._foreach_lerp_(list(self.target.parameters()), list(online), 1 - share)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """The projection is the target network's."""
-        return {"backbone": self.backbone(images), "projection": self.target(images)}
+        """ "projection" is the target network's, "online" that of the network that learns."""
+        features = self.backbone(images)
+        return {
+            "backbone": features,
+            "projection": self.target(images),
+            "online": self.projector(features),
+        }
 
 
 def mlp(
-    n_in: int, hidden: int, n_out: int, norm: bool = True, last_norm: bool = False
+    n_in: int,
+    hidden: int,
+    n_out: int,
+    norm: bool = True,
+    last_norm: str = "none",
+    layers: int = 2,
 ) -> nn.Sequential:
-    """A perceptron of two layers ``[N, n_in]`` -> ``[N, n_out]``, with batch norm after the first, after the last, or none."""
-    return nn.Sequential(
-        nn.Linear(n_in, hidden, bias=not norm),
-        nn.BatchNorm1d(hidden) if norm else nn.Identity(),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, n_out, bias=not last_norm),
-        nn.BatchNorm1d(n_out, affine=False) if last_norm else nn.Identity(),
-    )
+    """A perceptron ``[N, n_in]`` -> ``[N, n_out]`` with or without batch norm after its hidden
+    layers; after the last: none, a plain one, or one with an affine part."""
+    parts: list[nn.Module] = []
+    for _ in range(layers - 1):
+        parts += [
+            nn.Linear(n_in, hidden, bias=not norm),
+            nn.BatchNorm1d(hidden) if norm else nn.Identity(),
+            nn.ReLU(inplace=True),
+        ]
+        n_in = hidden
+    parts.append(nn.Linear(n_in, n_out, bias=last_norm == "none"))
+    if last_norm != "none":
+        parts.append(nn.BatchNorm1d(n_out, affine=last_norm == "affine"))
+    return nn.Sequential(*parts)
+
+
+def projector(
+    config: Config, n_in: int, norm: bool = True, last_norm: str = "none"
+) -> nn.Sequential:
+    """The projector of a configuration; last_norm: how it ends where ``projector_norm`` is
+    'own'."""
+    if config.projector_norm != "own":
+        last_norm = config.projector_norm
+    hidden, dim = config.head_hidden, config.projection_dim
+    return mlp(n_in, hidden, dim, norm, last_norm, config.projector_layers)
+
+
+def predictor(config: Config) -> nn.Sequential:
+    """From projections to predicted projections."""
+    net = mlp(config.projection_dim, config.predictor_hidden, config.projection_dim)
+    if config.predictor_init == "normal":
+        for layer in net:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+    return net
 
 
 class HeadsLinear(nn.Module):
@@ -134,7 +223,8 @@ class HeadsLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_heads, n_in, n_out))
         # one dimension, so that weight decay knows a bias from a weight
         self.bias = nn.Parameter(torch.zeros(n_heads * n_out)) if bias else None
-        # both are uniform within +-bound; kaiming's gain is sqrt(2), torch's default amounts to 1/sqrt(3)
+        # both are uniform within +-bound; kaiming's gain is sqrt(2), torch's default amounts to
+        # 1/sqrt(3)
         bound = (6 / n_in) ** 0.5 if init == "kaiming" else (1 / n_in) ** 0.5
         nn.init.uniform_(self.weight, -bound, bound)
         if bias and init == "torch":

@@ -1,8 +1,8 @@
 """CC: contrastive clustering (Li et al., AAAI 2021).
 
-Rows and columns of one matrix: images are contrasted by their projections, clusters by their probabilities over
-the batch. The entropy of the mean prediction keeps the clusters from falling into one.
-"""
+Rows and columns of one matrix: images are contrasted by their projections, clusters by their
+probabilities over the batch. The entropy of the mean prediction keeps the clusters from falling
+into one."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""DeepCluster: deep clustering for unsupervised learning of visual features (Caron et al., ECCV 2018).
+"""DeepCluster: deep clustering for unsupervised learning of visual features (Caron et al., ECCV
+2018).
 
-k-means on the features makes pseudo-labels, a classifier learns them, and again. The numbers of two clusterings
-have nothing to do with each other, so the classifier's top layer starts anew with each.
+k-means on the features makes pseudo-labels, a classifier learns them, and again. The numbers of two
+clusterings have nothing to do with each other, so the classifier's top layer starts anew with each.
 
-Both views of an image are classified: a step of B images is one of 2B in the paper.
-"""
+Every view of an image is classified: with ``n_views`` 2 a step of B images is one of 2B in the
+paper."""
 
 from __future__ import annotations
 
@@ -46,14 +47,28 @@ class DeepCluster(Method):
         return {"reassigned_nmi": again, "pseudo_clusters": len(self.pseudo_labels.unique())}
 
     def order(self, n: int, generator: torch.Generator) -> Tensor:
-        """n images, drawn uniformly over the clusters that are not empty and within each of them: a huge cluster,
-        to which every image could be assigned without a loss, weighs no more than a small one."""
+        """n images, drawn uniformly over the clusters that are not empty: a huge cluster, to which
+        every image could be assigned without a loss, weighs no more than a small one.
+
+        quotas: the same number from each, as in the released code, none twice where a cluster has
+        enough; else cluster and image are drawn anew for each of the n.
+        """
         by_cluster = self.pseudo_labels.argsort(stable=True)
-        size = self.pseudo_labels.unique(return_counts=True)[
-            1
-        ]  # of the clusters that are not empty
+        size = self.pseudo_labels.bincount()
+        size = size[size > 0]
+        random = dict(generator=generator, device=by_cluster.device)
+        if self.config.quotas:
+            each = n // len(size) + 1
+            drawn = [
+                own[torch.randperm(len(own), **random)[:each]]
+                if len(own) > each
+                else own[torch.randint(len(own), (each,), **random)]
+                for own in by_cluster.split(size.tolist())
+            ]
+            drawn = torch.cat(drawn)
+            return drawn[torch.randperm(len(drawn), **random)[:n]]
         first = size.cumsum(0) - size
-        u = torch.rand(2, n, generator=generator, device=by_cluster.device)
+        u = torch.rand(2, n, **random)
         cluster = (u[0] * len(size)).long().clamp_(max=len(size) - 1)
         within = (u[1] * size[cluster]).long().minimum(size[cluster] - 1)
         return by_cluster[first[cluster] + within]
@@ -61,7 +76,9 @@ class DeepCluster(Method):
     def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
         logits = self.top(F.relu(self.encode(views)))
         return {
-            "loss": F.cross_entropy(at_least_float32(logits), self.pseudo_labels[index].repeat(2))
+            "loss": F.cross_entropy(
+                at_least_float32(logits), self.pseudo_labels[index].repeat(len(views))
+            )
         }
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
@@ -69,8 +86,9 @@ class DeepCluster(Method):
 
 
 def whitened(features: Tensor, axes: int) -> Tensor:
-    """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one: ``[N, at most axes]``.
-    Axes without variance are left out; features that are all one become a column of zeros."""
+    """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one:
+    ``[N, at most axes]``. Axes without variance are left out; features that are all one become a
+    column of zeros."""
     centred = (features - features.mean(0)).double()
     variance, directions = torch.linalg.eigh(
         centred.mT @ centred / len(centred)

@@ -1,8 +1,9 @@
-"""ProPos: learning representation for clustering via prototype scattering and positive sampling (Huang et al., TPAMI 2022).
+"""ProPos: learning representation for clustering via prototype scattering and positive sampling
+(Huang et al., TPAMI 2022).
 
-BYOL with two changes: what predicts is a Gaussian neighbour of the projection (positive sampling), and after a
-warm-up the prototypes of the clusters, found by k-means before each epoch, are pushed apart (prototype scattering).
-"""
+BYOL with two changes, both after a warm-up: what predicts is a Gaussian neighbour of the projection
+(positive sampling), and the prototypes of the clusters, found by k-means before each epoch, are
+pushed apart (prototype scattering)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.clustering import KMeans
 from reproduce.config import Config
 from reproduce.methods.byol import BYOL
 
@@ -32,30 +32,23 @@ class ProPos(BYOL):
         self.warm = epoch > self.config.prototype_warmup
         if self.warm:
             z = F.normalize(extract(self.target), dim=-1)
-            self.cluster = KMeans(
-                self.n_clusters, random_state=self.config.seed + epoch
-            ).fit_predict(z)
+            kmeans = self.kmeans(self.n_clusters, self.config.seed + epoch)
+            self.cluster = kmeans.fit_predict(z)
         return {}
 
     def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
         c = self.config
         f = self.encode(views, self.project)
-        f1, f2 = f.chunk(2)  # [B, D]
-        p1, p2 = self.predict(f + c.sigma * torch.randn_like(f)).chunk(2)
-        with torch.no_grad():
-            z1, z2 = self.encode(views, self.target).chunk(2)
-        alignment = losses.alignment(p1, z2) + losses.alignment(p2, z1)
-        if not self.warm:
-            return {
-                "loss": alignment,
-                "alignment": alignment,
-                "prototype_scattering": torch.zeros_like(alignment),
-            }
-        cluster, t = self.cluster[index], c.cluster_temperature
-        scattering = (
-            losses.prototype_scattering(f1, z2, cluster, self.n_clusters, t)
-            + losses.prototype_scattering(f2, z1, cluster, self.n_clusters, t)
-        ) / 2
+        z1, z2 = self.keys(views).chunk(2)  # [B, D]
+        near = f + c.sigma * torch.randn_like(f) if self.warm else f
+        alignment = self.align(near, z1, z2)
+        scattering = torch.zeros_like(alignment)
+        if self.warm:
+            (f1, f2), cluster, t = f.chunk(2), self.cluster[index], c.cluster_temperature
+            scattering = (
+                losses.prototype_scattering(f1, z2, cluster, self.n_clusters, t)
+                + losses.prototype_scattering(f2, z1, cluster, self.n_clusters, t)
+            ) / 2
         return {
             "loss": alignment + c.prototype_weight * scattering,
             "alignment": alignment,

@@ -1,8 +1,8 @@
-"""SimCLR: a simple framework for contrastive learning of visual representations (Chen et al., ICML 2020).
+"""SimCLR: a simple framework for contrastive learning of visual representations (Chen et al., ICML
+2020).
 
-Two views of an image are drawn together and apart from all other images of the batch, in the space of a
-projector that is left out afterwards. Clusters come from k-means.
-"""
+Two views of an image are drawn together and apart from all other images of the batch, in the space
+of a projector that is left out afterwards. Clusters come from k-means."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from reproduce import losses
 from reproduce.config import Config
-from reproduce.methods.base import Method, mlp
+from reproduce.methods.base import Method, projector
 
 
 class SimCLR(Method):
     def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
-        self.projector = mlp(backbone.n_features, config.head_hidden, config.projection_dim)
+        self.projector = projector(config, backbone.n_features)
 
     def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
         z1, z2 = self.encode(views, self.project).chunk(2)  # [B, D]

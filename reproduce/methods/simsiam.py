@@ -1,8 +1,7 @@
 """SimSiam: exploring simple Siamese representation learning (Chen and He, CVPR 2021).
 
-BYOL without the slow copy: each view predicts the other's projection, through which no gradient flows.
-The projector has two layers, as the authors' for CIFAR, and ends in a batch norm.
-"""
+BYOL without the slow copy: each view predicts the other's projection, through which no gradient
+flows. The projector has two layers, as the authors' for CIFAR, and ends in a batch norm."""
 
 from __future__ import annotations
 
@@ -12,18 +11,17 @@ from torch import Tensor, nn
 
 from reproduce import losses
 from reproduce.config import Config
-from reproduce.methods.base import Method, mlp
+from reproduce.methods.base import Method, predictor, projector
 
 
 class SimSiam(Method):
     def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
-        dim = config.projection_dim
-        self.projector = mlp(backbone.n_features, config.head_hidden, dim, last_norm=True)
-        self.predictor = mlp(dim, config.predictor_hidden, dim)
+        self.projector = projector(config, backbone.n_features, last_norm="plain")
+        self.predictor = predictor(config)
 
     def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
-        z = self.encode(views, self.project)
-        (z1, z2), (p1, p2) = z.chunk(2), self.encode(z.chunk(2), self.predictor).chunk(2)  # [B, D]
-        # the paper's -(cos + cos) / 2, in BYOL's 2 - 2 cos: 1 + its loss is a quarter of the sum
-        return {"loss": (losses.alignment(p1, z2) + losses.alignment(p2, z1)) / 4 - 1}
+        z1, z2 = z = self.encode(views, self.project).chunk(2)  # [B, D]
+        p1, p2 = self.encode(z, self.predictor).chunk(2)
+        # the paper's -(cos + cos) / 2, in BYOL's 2 - 2 cos: 1 + its loss is half of their mean
+        return {"loss": self.both(losses.alignment(p1, z2), losses.alignment(p2, z1)) / 2 - 1}
