@@ -194,6 +194,13 @@ def test_features_are_taken_before_the_last_relu():
     assert 0.2 < (features < 0).float().mean() < 0.8
 
 
+@pytest.mark.parametrize("name, first", [("alexnet", True), ("vgg16", False)])
+def test_dropout_is_where_deepclusters_networks_have_it(name, first):
+    """AlexNet: before each of the two wide layers; VGG-16: between them only."""
+    kinds = [type(layer).__name__ for layer in built(3, backbone=name, side=32).wide]
+    assert kinds == ["Dropout"] * first + ["Linear", "ReLU", "Dropout", "Linear"]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sobel_is_scipys(channels):
     """Of the channels' mean, with zeros around the image; scipy's kernel is the other way round."""

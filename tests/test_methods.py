@@ -622,6 +622,37 @@ def test_images_are_drawn_uniformly_over_clusters_and_within_them():
     )  # not sorted by cluster
 
 
+def test_quotas_take_the_same_number_from_each_cluster():
+    """None twice where a cluster has enough: as in the released code."""
+    method, _ = made("deepcluster", quotas=True)
+    sizes = torch.tensor([1, 9, 0, 30])
+    method.pseudo_labels = torch.repeat_interleave(torch.arange(4), sizes)[torch.randperm(N)]
+    drawn = method.order(N, torch.Generator().manual_seed(0))  # 14 of each, of which two drop out
+    assert drawn.shape == (N,)
+    each, label = drawn.bincount(minlength=N), method.pseudo_labels
+    for cluster, size in enumerate(sizes.tolist()):
+        if size:
+            assert 12 <= each[label == cluster].sum() <= 14
+    assert each[label == 3].max() == 1 and each[label == 0] >= 12
+    assert each[label == 1].max() > 1
+    assert not torch.equal(drawn, method.order(N, torch.Generator().manual_seed(1)))
+    assert (label[drawn].sort().values != label[drawn]).any()  # not one cluster after the other
+
+
+def test_deepclusters_top_layer_may_have_no_momentum():
+    """And starts anew without any in either case: its state is empty, or emptied by the loop."""
+    for momentum in (True, False):
+        method, views = ready("deepcluster", top_momentum=momentum)
+        update, start = build_optimizer(method.config, method), method.top.weight.detach().clone()
+        for group in update.param_groups:
+            group["lr"], group["weight_decay"] = 1.0, 0.0
+        for _ in range(2):
+            method.top.weight.grad = torch.ones_like(method.top.weight)
+            update.step()
+        moved = {True: 1 + 1.9, False: 1 + 1.0}[momentum]
+        close(start - method.top.weight, torch.full_like(start, moved))
+
+
 def test_whitened_features():
     """Decorrelated, of variance one before they get length one; against the singular vectors of numpy."""
     x = (

@@ -11,6 +11,7 @@ import csv
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,14 @@ from test_losses import (
 )
 from torch import nn
 
-from reproduce import Config, backbones
+from reproduce import Config, backbones, fit
 from reproduce.config import read_settings
 from reproduce.methods import METHODS
-from reproduce.runs import ROOT
+from reproduce.probes import knn_accuracy
+from reproduce.runs import ROOT, Run
 from reproduce.schedules import learning_rate
 from reproduce.train import build_optimizer
+from reproduce.trained import Trained
 
 B, K, N, D = 16, 3, 40, 5
 INDEX = torch.tensor([3, 0, 7, 12, 25, 39, 8, 1, 2, 30, 31, 33, 4, 6, 9, 38])
@@ -346,6 +349,79 @@ def test_the_rate_never_reaches_zero(name):
             c.cosine_period * steps,
         )
         assert rate / c.learning_rate == pytest.approx(share, abs=6e-4)
+
+
+# ---- what no step can tell: the heads, their start, and the evaluation
+
+MLP = ("Linear", "BatchNorm1d", "ReLU", "Linear")
+HEADS = {  # the projector's layers, its last batch norm's affine part, the predictor's start
+    "propos": (MLP, None, "normal"),
+    "byol-kmeans": (MLP, None, "normal"),
+    "byol-knn": (MLP, None, "torch"),
+    "simsiam-knn": ((*MLP, "BatchNorm1d"), True, "torch"),
+    "simsiam-kmeans": ((*MLP, "BatchNorm1d"), True, "torch"),
+    "simclr": ((*MLP, "BatchNorm1d"), True, None),
+    "moco-knn": (("Linear",), None, None),
+    "moco-kmeans": (("Linear", "Identity", "ReLU", "Linear"), None, None),
+    "pcl": (("Linear", "Identity", "ReLU", "Linear"), None, None),
+    "cc": (("Linear", "Identity", "ReLU", "Linear"), None, None),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_heads_are_those_of_the_released_code(name):
+    """And SimSiam's own: its last batch norm has no affine part."""
+    layers, affine, start = HEADS[name]
+    settings = read_settings(SETTINGS / f"cifar10-{name}.yaml")
+    config = Config.from_params({**settings, "dataset": "cifar10"})
+    method = METHODS[config.method](config, backbones.Small(3, 4), 10, 20)
+    assert tuple(type(layer).__name__ for layer in method.projector) == layers
+    if affine is not None:
+        assert method.projector[-1].affine == affine
+    if start:
+        first, last = method.predictor[0], method.predictor[-1]
+        std = 0.01 if start == "normal" else (1 / 3 / first.in_features) ** 0.5
+        assert first.weight.std().item() == pytest.approx(std, rel=0.05)
+        assert (last.bias == 0).all() == (start == "normal")
+    if config.method == "simsiam":
+        plain = METHODS["simsiam"](Config.from_params({"method": "simsiam"}), method.backbone, 3, 9)
+        assert not plain.projector[-1].affine
+
+
+@pytest.mark.parametrize(
+    "name, space, kmeans, neighbours",
+    [
+        *((n, "projection", ("cosine", 40, 300), "backbone") for n in ("propos", "byol-kmeans",
+          "simsiam-kmeans", "moco-kmeans", "pcl")),
+        *((n, "backbone", ("euclidean", 10, 100), "backbone") for n in ("byol-knn", "simsiam-knn",
+          "simclr", "cc", "deepcluster")),
+        ("moco-knn", "backbone", ("euclidean", 10, 100), "online"),
+    ],
+)  # fmt: skip
+def test_what_is_clustered_and_how(name, space, kmeans, neighbours):
+    method = made(name)
+    found = method.kmeans(3, 0)
+    assert (found.metric, found.n_init, found.max_iter) == kmeans
+    assert method.space == space and method.config.knn_space == neighbours
+
+
+@pytest.mark.parametrize("space", ["backbone", "projection", "online"])
+def test_evaluation_looks_where_it_is_told(tmp_path, space):
+    """k-means, nearest neighbours and the stored embedding; the training is the same in each."""
+    places = {"results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")}
+    quick = dict(method="byol", limit=120, epochs=1, width=4, projection_dim=16, kmeans_starts=2)
+    config = Config.from_params({**places, **quick, "cluster_space": space, "knn_space": space})
+    run = Run(config)
+    list(fit(config, run))
+    trained = Trained(run.path, config.data_dir)
+    images = trained.images.part("all", config.limit)
+    out = trained.method.outputs(trained.augment.clean(images.pixels))[space]
+    stored, metrics = np.load(run.path / "embeddings.npz"), run.json("metrics.json")
+    np.testing.assert_allclose(stored["embedding"], F.normalize(out, dim=-1), atol=2e-3)
+    clusters = trained.method.kmeans(10, 0).fit_predict(F.normalize(out, dim=-1))
+    assert (stored["kmeans_embedding"] == clusters.numpy()).all()
+    labels = images.labels
+    assert metrics["knn_acc"] == knn_accuracy(out, labels, out, labels, itself=True)
 
 
 # ---- a preset and its figure
