@@ -1,4 +1,5 @@
-"""The study on CIFAR-10 in blocks that fit a GPU borrowed for half an hour: what notebooks/campaign.yaml says, as configurations."""
+"""The study on CIFAR-10 in blocks that fit a GPU borrowed for half an hour: what
+notebooks/campaign.yaml says, as configurations."""
 
 from __future__ import annotations
 
@@ -12,30 +13,22 @@ SETTINGS = ROOT / "notebooks" / "settings"
 
 
 def blocks() -> dict[str, list[dict]]:
-    """The stars of each block, as the file has them."""
+    """The stars of each block, as the file lists them."""
     return {str(k): v for k, v in read_settings(ROOT / "notebooks" / "campaign.yaml").items()}
 
 
 def block(name: str, changes: dict) -> list[Config]:
-    """The configurations of a block in their order, each with ``changes``; all are checked before any is run."""
+    """A block's configurations in order, each with ``changes``; all are checked before any run."""
     known = blocks()
     if name not in known:
         raise ConfigError(f"block is {name!r}: it must be one of {', '.join(known)}")
-    return list(
-        {
-            config.hash(): config for star in known[name] for config in star_of(star, changes)
-        }.values()
-    )
+    configs = [config for star in known[name] for config in star_of(star, changes)]
+    return list({config.hash(): config for config in configs}.values())
 
 
 def star_of(star: dict, changes: dict) -> list[Config]:
     """The base of a star, and what its path, its single factors and its grid make of it."""
     base = {**read_settings(SETTINGS / f"{star['settings']}.yaml"), **star.get("with", {})}
-    # factor after factor, each kept: {}, a, a b, a b c
-    steps = list(
-        itertools.accumulate(
-            star.get("path", []), lambda kept, factor: {**kept, **factor}, initial={}
-        )
-    )
+    path = itertools.accumulate(star.get("path", []), lambda kept, factor: {**kept, **factor})
     grid = {k: v for k, v in star.get("grid", {}).items() if k not in changes}
-    return expand({**base, **changes}, grid, [*steps[1:], *star.get("one", [])])
+    return expand({**base, **changes}, grid, [*path, *star.get("one", [])])

@@ -1,4 +1,4 @@
-"""Where the runs of a sweep take place: in processes on this machine, or as jobs of a Slurm cluster through submitit."""
+"""Where a sweep's runs take place: in processes here, or in jobs of a Slurm cluster (submitit)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Callable, Iterator
 
 from reproduce.config import ConfigError, short_repr
 
-LAUNCHERS = ("local", "slurm")
 CLUSTER = "slurm"  # submitit's name of it; "local" makes its jobs here, as the tests do
 LATE = "left for the next call"
 Done = tuple[int, object]  # which call, and what it returned or the exception that it raised
@@ -25,7 +24,8 @@ def catch(function: Callable, *arguments):
 
 
 def with_deadline(seconds: float, function: Callable) -> Callable:
-    """The function, unless by the longest of its calls so far one would end later than in so many seconds: ``LATE`` then."""
+    """The function; but ``LATE`` where a call as long as the longest so far would end after the
+    deadline, in so many seconds from now."""
     end, longest = time.monotonic() + seconds, 0.0
 
     def call(*arguments):
@@ -49,50 +49,48 @@ def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:
 
 
 def slurm_executor(folder: Path, jobs: int, options: dict):
-    """submitit's executor, checked before anything is submitted. ``options`` have the names of its ``update_parameters``,
-    or of ``sbatch``'s long options with underscores: partition, gpus_per_node, timeout_min, mem_gb, qos, account."""
+    """submitit's executor, checked before anything is submitted.
+
+    options: by the names of its ``update_parameters``, or of ``sbatch``'s long options with
+    underscores: partition, gpus_per_node, timeout_min, mem_gb, qos, account.
+    """
+    unusable = "launcher is 'slurm', but"
     try:
         import submitit
     except ImportError:
         raise ConfigError(
-            "launcher is 'slurm', but the package submitit is not installed: pip install -e '.[cluster]'"
+            f"{unusable} the package submitit is not installed: pip install -e '.[cluster]'"
         ) from None
     if CLUSTER == "slurm" and not shutil.which("sbatch"):
         raise ConfigError(
-            "launcher is 'slurm', but there is no command 'sbatch' here: start the sweep on the cluster's login machine"
+            f"{unusable} there is no command 'sbatch' here: start the sweep on the cluster's "
+            f"login machine"
         )
     general = submitit.AutoExecutor._typed_parameters()
-    named = {
-        n if n in general or n.startswith("slurm_") else f"slurm_{n}": v for n, v in options.items()
-    }
+    parameters = {"name": "reproduce", "slurm_array_parallelism": max(1, jobs)}
+    for name, value in options.items():
+        own = name in general or name.startswith("slurm_")
+        parameters[name if own else f"slurm_{name}"] = value
     executor = submitit.AutoExecutor(folder, cluster=CLUSTER)
     try:
-        executor.update_parameters(
-            **{"name": "reproduce", "slurm_array_parallelism": max(1, jobs), **named}
-        )
+        executor.update_parameters(**parameters)
     except (NameError, AssertionError, TypeError) as error:
-        raise ConfigError(
-            f"slurm: {str(error).splitlines()[0]}; got {short_repr(options)}"
-        ) from None
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"slurm: {why}; got {short_repr(options)}") from None
     return executor
 
 
 def slurm(function: Callable, calls: list[tuple], executor, every: float = 1.0) -> Iterator[Done]:
-    """The calls as one array of jobs, each yielded when it is done; a job that died is an exception."""
+    """The calls as one array of jobs, each yielded when done; a job that died is an exception."""
     with executor.batch():
-        waiting = {
-            i: executor.submit(catch, function, *arguments) for i, arguments in enumerate(calls)
-        }
+        waiting = {i: executor.submit(catch, function, *c) for i, c in enumerate(calls)}
     while waiting:
         for i in [i for i, job in waiting.items() if job.done()]:
             job = waiting.pop(i)
             try:
-                yield i, job.result()
+                outcome = job.result()
             except Exception:  # submitit's: there is no result
-                yield (
-                    i,
-                    RuntimeError(
-                        f"job {job.job_id} ended without a result, in state {job.state}; its log: {job.paths.stderr}"
-                    ),
-                )
+                how = f"job {job.job_id} ended without a result, in state {job.state}"
+                outcome = RuntimeError(f"{how}; its log: {job.paths.stderr}")
+            yield i, outcome
         time.sleep(every if waiting else 0)

@@ -23,55 +23,56 @@ BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
 
 
 def parse_grid(words: list[str]) -> dict[str, list]:
-    """``["lambda1=0.1,0.3", "seed=0,1"]`` -> {"lambda1": [0.1, 0.3], "seed": [0, 1]}, values read as YAML."""
+    """``["lambda1=0.1,1", "seed=0,1"]`` -> {"lambda1": [0.1, 1], "seed": [0, 1]}, read as YAML."""
     grid = {}
     for word in words:
-        name, equals, values = word.partition("=")
-        if not equals or not values:
+        name, _, values = word.partition("=")
+        if not values:
             raise ConfigError(f"grid must be written name=value,value, got {short_repr(word)}")
+        name_repr = short_repr(name)
         if name in grid:
             raise ConfigError(
-                f"grid names {short_repr(name)} twice: write its values in one, separated by commas"
+                f"grid names {name_repr} twice: write its values in one, separated by commas"
             )
         grid[name] = [
-            read_yaml(v, f"grid: {short_repr(v)}, a value of {short_repr(name)},")
-            for v in values.split(",")
+            read_yaml(value, f"grid: {short_repr(value)}, a value of {name_repr},")
+            for value in values.split(",")
         ]
     return grid
 
 
 def parse_one(word: str, option: str = "one") -> dict:
-    """``"head_init=torch,head_bias=False"`` -> one factor: the settings that change together. Errors begin with ``option``."""
+    """``"head_init=torch,head_bias=False"`` -> one factor: the settings that change together.
+
+    Errors begin with the name of the command line's ``option``.
+    """
     factor = {}
     for pair in word.split(","):
-        name, equals, value = pair.partition("=")
-        if not equals or not value:
-            raise ConfigError(
-                f"{option} must be written name=value or name=value,name=value, got {short_repr(word)}"
-            )
+        name, _, value = pair.partition("=")
+        if not value:
+            form = "name=value or name=value,name=value"
+            raise ConfigError(f"{option} must be written {form}, got {short_repr(word)}")
         if name in factor:
             raise ConfigError(
-                f"{option} names {short_repr(name)} twice in {short_repr(word)}: repeat --{option} for each of its values"
+                f"{option} names {short_repr(name)} twice in {short_repr(word)}: "
+                f"repeat --{option} for each of its values"
             )
-        factor[name] = read_yaml(
-            value, f"{option}: {short_repr(value)}, the value of {short_repr(name)},"
-        )
+        where = f"{option}: {short_repr(value)}, the value of {short_repr(name)},"
+        factor[name] = read_yaml(value, where)
     return factor
 
 
 def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Config]:
-    """The base with each factor of ``ones`` changed alone (and with none), times every combination of the grid.
-
-    All are checked before any is run.
-    """
+    """The base with each factor of ``ones`` changed alone (and with none), times every combination
+    of the grid. All are checked before any is run."""
     for name in (name for factor in ones for name in factor if name in grid):
         raise ConfigError(
-            f"one names {short_repr(name)}, and so does grid, which would override it: name it in one of the two"
+            f"one names {short_repr(name)}, and so does grid, which would override it: "
+            f"name it in one of the two"
         )
-    factors = [{}, *ones]
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     configs = [
-        Config.from_params({**base, **factor, **c}) for factor in factors for c in combinations
+        Config.from_params({**base, **factor, **c}) for factor in [{}, *ones] for c in combinations
     ]
     return list({config.hash(): config for config in configs}.values())
 
@@ -84,96 +85,78 @@ def sweep(
     options: dict | None = None,
     minutes: float = math.inf,
 ) -> list[dict]:
-    """Run each configuration's notebook, ``jobs`` at a time, here or on a cluster; return a row
-    {"name", "config", "path", "status": finished | skipped | failed | left, "log"} each, in the order of ``configs``.
+    """Run each configuration's notebook, ``jobs`` at a time, here or on a cluster.
 
-    Finished runs are skipped. ``keep`` says which runs keep their bulky files (``BULKY``): "all", "none",
-    or the "first" seed of each setting. A run is left for the next call if, by the longest so far, it would end later
-    than in so many ``minutes``. Raises ConfigError before any run if the launcher cannot be used.
+    Finished runs are skipped. Returns one row per configuration, in their order:
+    {"name", "config", "path", "status": finished | skipped | failed | left, "log"}.
+
+    keep: which runs keep their ``BULKY`` files: "all", "none", or the "first" seed of a setting.
+    minutes: a run is left for the next call if, by the longest so far, it would end later.
+    Raises ConfigError before any run if the launcher cannot be used.
     """
     if not minutes > 0:
         raise ConfigError(f"minutes must be a number above 0, got {minutes}")
     if launcher == "slurm" and minutes < math.inf:
         raise ConfigError(
-            f"minutes is {minutes:g}, but launcher is 'slurm', where a job's limit is --slurm timeout_min=..."
+            f"minutes is {minutes:g}, but launcher is 'slurm', where a job's limit is "
+            f"--slurm timeout_min=..."
         )
     seen, rows, calls = set(), [], []
     for config in configs:
-        setting = config.replace(seed=0).hash()
+        setting, run = config.replace(seed=0).hash(), Run(config)
         bulky = keep == "all" or (keep == "first" and setting not in seen)
         seen.add(setting)
-        run = Run(config)
-        skipped = run.finished and config.resume
-        rows.append(
-            {
-                "name": f"{config.dataset}/{config.method}/{run.path.name}",
-                "config": config,
-                "path": run.path,
-                "log": "",
-                "status": "skipped" if skipped else "failed",
-            }
-        )
-        if not skipped:
+        name = f"{config.dataset}/{config.method}/{run.path.name}"
+        rows.append({"name": name, "config": config, "path": run.path, "log": ""})
+        if run.finished and config.resume:
+            rows[-1]["status"] = "skipped"
+        else:
             calls.append((config, bulky, jobs if launcher == "local" else 1))
+    waiting = [row for row in rows if "status" not in row]
     if launcher == "slurm" and calls:
         executor = launch.slurm_executor(rows[0]["path"].parents[2] / ".jobs", jobs, options or {})
         done = launch.slurm(run_notebook, calls, executor)
     else:
         done = launch.local(launch.with_deadline(60 * minutes, run_notebook), calls, jobs)
-    waiting = [row for row in rows if row["status"] != "skipped"]
     with tqdm(total=len(rows), initial=len(rows) - len(waiting), unit="run", disable=None) as bar:
         for i, outcome in done:
-            said = (
-                f"{type(outcome).__name__}: {outcome}"
-                if isinstance(outcome, Exception)
-                else outcome
-            )
-            waiting[i] |= {
-                "status": "finished" if not said else "left" if said == launch.LATE else "failed",
-                "log": said,
-            }
+            if isinstance(outcome, Exception):
+                outcome = f"{type(outcome).__name__}: {outcome}"
+            status = {"": "finished", launch.LATE: "left"}.get(outcome, "failed")
+            waiting[i] |= {"status": status, "log": outcome}
             bar.update()
-            if said or bar.disable:  # no terminal: a line a run instead of the bar
+            if outcome or bar.disable:  # no terminal: one line per run instead of the bar
                 bar.write("{status}: {name} {log}".format(**waiting[i]).strip(), file=sys.stderr)
     return rows
 
 
 def summary(rows: list[dict]) -> pd.DataFrame:
-    """A row a setting, its seeds together: how many runs finished (skipped ones among them) and failed, the mean ACC in percent by a rule
-    that needs no label (the aligned average; k-means on the features without heads), the mean seconds."""
-    settings = [row["config"].identity() for row in rows]
-    varied = (
-        [k for k in settings[0] if k != "seed" and len({s[k] for s in settings}) > 1]
-        if settings
-        else []
+    """One row per setting, its seeds together: how many runs are finished (skipped ones among them)
+    and failed, the mean seconds, and the mean ACC in percent by a rule that needs no label (the
+    aligned average of the heads; k-means on the features where there are no heads)."""
+    table = (
+        pd.DataFrame([row["config"].identity() for row in rows]).drop(columns="seed").astype(str)
     )
-    table = []
-    for row, setting in zip(rows, settings):
-        there = row["status"] in ("finished", "skipped")
-        metrics = json.loads((row["path"] / "metrics.json").read_text()) if there else {}
-        scores = metrics.get("scores", {})
-        acc = scores.get("aligned_average", scores.get("kmeans_embedding", {})).get("acc", math.nan)
-        table.append(
-            {
-                **{k: str(setting[k]) for k in varied},
-                "finished": there,
-                "failed": row["status"] == "failed",
-                "ACC": 100 * acc,
-                "seconds": metrics.get("seconds", math.nan),
-            }
-        )
-    how = {"finished": "sum", "failed": "sum", "ACC": "mean", "seconds": "mean"}
-    table = pd.DataFrame(table, columns=[*varied, *how])
-    return (
-        table.groupby(varied, sort=False, as_index=False).agg(how)
-        if varied
-        else table.agg(how).to_frame().T.astype({"finished": int, "failed": int})
+    varied = [name for name in table if table[name].nunique() > 1]
+    table = table[varied].assign(
+        finished=[row["status"] in ("finished", "skipped") for row in rows],
+        failed=[row["status"] == "failed" for row in rows],
     )
+    for i, row in enumerate(rows):
+        if table.at[i, "finished"]:
+            metrics = json.loads((row["path"] / "metrics.json").read_text())
+            scores = metrics["scores"]
+            score = scores.get("aligned_average") or scores.get("kmeans_embedding", {})
+            table.loc[i, ["ACC", "seconds"]] = 100 * score.get("acc", math.nan), metrics["seconds"]
+    columns = {"finished": "sum", "failed": "sum", "ACC": "mean", "seconds": "mean"}
+    table = table.reindex(columns=[*varied, *columns])
+    by = [table[name] for name in varied] or [0] * len(table)
+    return table.groupby(by, sort=False).agg(columns).reset_index(drop=not varied)
 
 
 def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
-    """One papermill run of notebooks/train.ipynb in a process of its own, one of ``jobs`` that share the cores; its notebook moves
-    to the run. Returns why it failed, or an empty text."""
+    """Run notebooks/train.ipynb by papermill in a process of its own, one of ``jobs`` that share
+    the cores; the executed notebook moves to the run. Returns why it failed, or an empty text."""
     run = Run(config)
     if run.finished and config.resume:  # meanwhile, by another sweep
         return ""
@@ -181,28 +164,16 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
     executed.parent.mkdir(parents=True, exist_ok=True)
     default = dataclasses.asdict(Config())
     changed = {k: v for k, v in dataclasses.asdict(config).items() if v != default[k]}
-    words = [w for k, v in changed.items() for w in ("-y", yaml.safe_dump({k: v}))]
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
+    command += [str(ROOT / "notebooks" / "train.ipynb"), str(executed)]
+    command += [word for k, v in changed.items() for word in ("-y", yaml.safe_dump({k: v}))]
     threads = str(max(1, torch.get_num_threads() // jobs))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            str(ROOT / "notebooks" / "train.ipynb"),
-            str(executed),
-            "--no-progress-bar",
-            *words,
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads, "REPRODUCE_SWEEP": "1"},
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "REPRODUCE_SWEEP": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode or not run.finished:
         executed.unlink(missing_ok=True)
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or [
-            f"exit status {done.returncode}"
-        ]
-        return lines[-1]
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit status {done.returncode}"
     if bulky:
         from reproduce.pages import strip_paths_and_times, to_html
 
