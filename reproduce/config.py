@@ -27,399 +27,286 @@ LEAST_SIDE = {  # pixels that a backbone needs, by its name and by (name, stem)
     "compact": 8,
     ("compact", "imagenet"): 16,
 }
+SIDES = {"digits": 8, "cifar10": 32, "cifar20": 32, "stl10": 96}
+METHODS = "crlc simclr moco byol simsiam pcl cc propos deepcluster"
+PROJECTED = "crlc simclr moco byol simsiam pcl cc propos"  # methods with heads or projectors
+EMA = "moco byol pcl propos"  # methods with a target network
+PREDICTING = "byol simsiam propos"  # methods with a predictor
+PROJECTING = "simclr moco byol simsiam pcl propos"  # methods with a projector, no heads
+PAIRED = "moco byol simsiam pcl propos"  # methods that compare each view with the other's target
 
 
 class ConfigError(ValueError):
     """A setting, or a file that a setting names, cannot be used."""
 
     def _render_traceback_(self):
-        """In a notebook the sentence stands alone: the frames below it are of no use to its reader."""
+        """In a notebook the sentence stands alone: its reader has no use for the frames below."""
         return [f"{type(self).__name__}: {self}"]
 
 
-def setting(default, why, choices=None, low=None, high=None, identity=True, group=None, only=None):
-    """A dataclass field with its reason, its range, whether it changes what a run computes, and the methods
-    that know it (``only``, in words; None: all)."""
+def setting(default, why, allowed=(None, None), only=None, group=None, identity=True):
+    """A field of ``Config``.
+
+    allowed: the choices of a text, as words, or the ends of a number's range. only: the methods
+    that read it (None: all). group: the heading above it in the notebooks. identity: whether it
+    changes what a run computes.
+    """
+    choices, (low, high) = None, allowed if isinstance(allowed, tuple) else (None, None)
+    if isinstance(allowed, str):
+        choices = tuple(allowed.split())
+    metadata = dict(why=why, choices=choices, low=low, high=high, group=group, identity=identity)
     return dataclasses.field(
-        default=default,
-        metadata=dict(
-            why=why,
-            choices=choices,
-            low=low,
-            high=high,
-            identity=identity,
-            group=group,
-            only=only and only.split(),
-        ),
+        default=default, metadata={**metadata, "only": only.split() if only else None}
     )
 
 
 @dataclass(frozen=True)
 class Config:
+    """Every setting of a run; make one with ``from_params``, which checks it."""
+
     # ---- data
     dataset: str = setting(
-        "digits",
-        "which images",
-        choices=("digits", "cifar10", "cifar20", "stl10", "folder"),
-        group="data",
+        "digits", "which images", "digits cifar10 cifar20 stl10 folder", group="data"
     )
     folder: str = setting(
         "", "for dataset 'folder': <folder>/{train,test}/<class>/* or images without classes"
     )
     image_size: int = setting(
-        0,
-        "side in pixels to which a folder's images are resized; 0: the data set's own (folder: 64)",
-        low=0,
-        high=1024,
+        0, "side in pixels of a folder's images, which are resized; 0: 64", (0, 1024)
     )
     bad_images: str = setting(
-        "stop",
-        "when some images of a folder cannot be read: stop and name them, or skip and count them",
-        choices=("stop", "skip"),
+        "stop", "at unreadable images of a folder: stop and name them, or skip them", "stop skip"
     )
     split: str = setting(
-        "all",
-        "test: train on the training part, score on the test part; all: train and score on both",
-        choices=("test", "all"),
+        "all", "test: train on the training part, score on the test part; all: on both", "test all"
     )
-    limit: int = setting(
-        0, "use only so many images of each part, for a quick look; 0: every image", low=0
-    )
-    n_clusters: int = setting(0, "K; 0: the number of classes of the data set", low=0, high=100_000)
+    limit: int = setting(0, "use only so many images of each part; 0: every image", (0, None))
+    n_clusters: int = setting(0, "K; 0: the number of classes of the data set", (0, 100_000))
     # ---- method and loss
     method: str = setting(
-        "crlc",
-        "one file in reproduce/methods/",
-        choices=("crlc", "simclr", "moco", "byol", "simsiam", "pcl", "cc", "propos", "deepcluster"),
-        group="method and loss",
+        "crlc", "one file in reproduce/methods/", METHODS, group="method and loss"
     )
     lambda1: float = setting(
-        1.0,
-        "weight of the entropy, averaged over the views, that CRLC maximises",
-        low=0,
-        only="crlc",
+        1.0, "weight of the entropy (its mean over the views), maximised", (0, None), only="crlc"
     )
     entropy: str = setting(
-        "batch",
-        "entropy of the mean over the batch, or of each sample (the course's reading)",
-        choices=("batch", "sample"),
-        only="crlc",
+        "batch", "of the batch's mean, or of each sample (the course)", "batch sample", only="crlc"
     )
     entropy_smoothed: bool = setting(
         False, "take that entropy of the smoothed probabilities", only="crlc"
     )
-    lambda2: float = setting(10.0, "weight of the feature contrast", low=0, only="crlc")
+    lambda2: float = setting(10.0, "weight of the feature contrast", (0, None), only="crlc")
     temperature: float = setting(
-        0.1, "of the contrast between images", low=1e-3, high=100, only="crlc simclr moco pcl cc"
+        0.1, "of the contrast between images", (1e-3, 100), only="crlc simclr moco pcl cc"
     )
     cluster_temperature: float = setting(
-        1.0,
-        "of the contrast between clusters (CC) or their prototypes (ProPos)",
-        low=1e-3,
-        high=100,
-        only="cc propos",
+        1.0, "of the contrast of clusters (CC), prototypes (ProPos)", (1e-3, 100), only="cc propos"
     )
     critic: str = setting(
-        "log_dot",
-        "of the probability contrast",
-        choices=("log_dot", "dot", "neg_l2", "neg_js"),
-        only="crlc",
+        "log_dot", "of the probability contrast", "log_dot dot neg_l2 neg_js", only="crlc"
     )
     smoothing: float = setting(
-        0.01,
-        "gamma: p -> (1 - gamma) p + gamma / K inside the probability contrast",
-        low=0,
-        high=1,
-        only="crlc",
+        0.01, "gamma: the contrast sees (1 - gamma) p + gamma / K", (0, 1), only="crlc"
     )
     logit_clamp: float = setting(
-        25.0, "logits beyond this are pulled back; 0: never", low=0, only="crlc"
+        25.0, "logits beyond this are pulled back; 0: never", (0, None), only="crlc"
     )
-    logit_clamp_weight: float = setting(0.01, "how hard they are pulled back", low=0, only="crlc")
+    logit_clamp_weight: float = setting(
+        0.01, "how hard they are pulled back", (0, None), only="crlc"
+    )
     queue_size: int = setting(
-        1024,
-        "keys of earlier batches that serve as negatives",
-        low=1,
-        high=10_000_000,
-        only="moco pcl",
+        1024, "keys of earlier batches that serve as negatives", (1, 10_000_000), only="moco pcl"
     )
     ema: float = setting(
-        0.99,
-        "the target network keeps this share of itself at each step",
-        low=0,
-        high=1,
-        only="moco byol pcl propos",
+        0.99, "the target network keeps this share of itself at each step", (0, 1), only=EMA
     )
     ema_schedule: str = setting(
-        "constant",
-        "of that share: constant, or a ramp that ends at 1",
-        choices=("constant", "ramp"),
-        only="moco byol pcl propos",
+        "constant", "of that share: constant, or a ramp that ends at 1", "constant ramp", only=EMA
     )
     shuffle_keys: bool = setting(
-        False,
-        "the target network's batch is shuffled before batch norm is split, so that its statistics "
-        "cannot tell which key belongs to which query",
-        only="moco byol pcl propos",
+        False, "shuffle the target network's batch before batch norm is split", only=EMA
     )
     directions: str = setting(
         "own",
-        "the two directions of a symmetric loss: own is the sum for BYOL and ProPos, else the mean",
-        choices=("own", "sum", "mean"),
-        only="moco byol simsiam pcl propos",
+        "of a symmetric loss: own is the sum for BYOL and ProPos, else the mean",
+        "own sum mean",
+        only=PAIRED,
     )
     alignment_weight: float = setting(
         1.0,
-        "of the squared distance 2 - 2 cos of prediction and target; 0.5: the negative cosine",
-        low=0,
-        high=1000,
+        "of 2 - 2 cos(prediction, target); 0.5: the cosine alone",
+        (0, 1000),
         only="byol propos",
     )
     prototypes: str = setting(
         "20 40 80", "numbers of clusters, each a granularity of the prototypes", only="pcl"
     )
     prototype_weight: float = setting(
-        0.1, "weight of the contrast with, or between, prototypes", low=0, only="pcl propos"
+        0.1, "weight of the contrast with, or between, prototypes", (0, None), only="pcl propos"
     )
     prototype_warmup: int = setting(
-        10, "epochs before prototypes enter the loss", low=0, only="pcl propos"
+        10, "epochs before prototypes enter the loss", (0, None), only="pcl propos"
     )
     sigma: float = setting(
-        0.001,
-        "standard deviation of the noise that makes a neighbour in the projection space",
-        low=0,
-        high=10,
-        only="propos",
+        0.001, "deviation of the noise that makes a projection's neighbour", (0, 10), only="propos"
     )
     pseudo_clusters: int = setting(
-        0,
-        "k of the k-means that makes pseudo-labels; 0: ten times n_clusters",
-        low=0,
-        high=1_000_000,
-        only="deepcluster",
+        0, "k of its k-means; 0: ten times n_clusters", (0, 1_000_000), only="deepcluster"
     )
     pca: int = setting(
-        256,
-        "principal axes, whitened, that this k-means sees; at most all of them",
-        low=1,
-        high=65_536,
-        only="deepcluster",
+        256, "whitened principal axes for this k-means, at most", (1, 65_536), only="deepcluster"
     )
     quotas: bool = setting(
-        False,
-        "an epoch takes the same number of images from each pseudo-cluster, none twice where it has "
-        "enough; False: cluster and image are drawn anew each time",
-        only="deepcluster",
+        False, "an epoch takes equally many images of each pseudo-cluster", only="deepcluster"
     )
     # ---- network
     backbone: str = setting(
         "small",
-        "small: four convolutions, for digits; compact: nine, for photographs on a CPU",
-        choices=("small", "compact", "resnet18", "resnet34", "resnet50", "alexnet", "vgg16"),
+        "small: 4 convolutions, for digits; compact: 9, for photographs on a CPU",
+        "small compact resnet18 resnet34 resnet50 alexnet vgg16",
         group="network",
     )
     width: int = setting(
-        32,
-        "channels of the first layers of the small and the compact backbone",
-        low=1,
-        high=1024,
+        32, "channels of the first layers of the small and the compact backbone", (1, 1024)
     )
     stem: str = setting(
-        "cifar",
-        "first layer: for small images (3x3 stride 1; compact: 4x4 stride 2), or that for ImageNet "
-        "(7x7 stride 2 with max-pool; AlexNet: 11x11 stride 4)",
-        choices=("cifar", "imagenet"),
+        "cifar", "first layer: 3x3 (compact: 4x4 stride 2), or that for ImageNet", "cifar imagenet"
     )
-    sobel: bool = setting(
-        False, "the network sees two edge filters of the gray image instead of colours"
-    )
+    sobel: bool = setting(False, "the network sees two edge filters of the gray image, no colours")
     weights: str = setting(
-        "",
-        "where the backbone starts: a run's directory, a file with a state dict, imagenet "
-        "(torchvision's, for ResNets); empty: from nothing",
+        "", "the backbone's start: a run's directory, a state dict's file or imagenet; empty: anew"
     )
     freeze: bool = setting(
         False, "keep the backbone as it started, train the heads alone", only="crlc cc pcl propos"
     )
-    n_heads: int = setting(10, "H, clustering heads on one backbone", low=1, high=1000, only="crlc")
+    n_heads: int = setting(10, "H, clustering heads on one backbone", (1, 1000), only="crlc")
     head_hidden: int = setting(
-        128,
-        "hidden width of every head and projector",
-        low=1,
-        high=65_536,
-        only="crlc simclr moco byol simsiam pcl cc propos",
+        128, "hidden width of every head and projector", (1, 65_536), only=PROJECTED
     )
     head_bias: bool = setting(True, "linear layers of the heads have a bias", only="crlc")
     head_init: str = setting(
-        "kaiming",
-        "kaiming: uniform with gain sqrt(2), zero bias; torch: the library's default",
-        choices=("kaiming", "torch"),
-        only="crlc",
+        "kaiming", "kaiming with gain sqrt(2), or torch's default", "kaiming torch", only="crlc"
     )
     projection_dim: int = setting(
-        128,
-        "width of the contrasted features",
-        low=2,
-        high=65_536,
-        only="crlc simclr moco byol simsiam pcl cc propos",
+        128, "width of the contrasted features", (2, 65_536), only=PROJECTED
     )
     projector_layers: int = setting(
-        2,
-        "linear layers of the projector; 1: no hidden layer",
-        low=1,
-        high=3,
-        only="simclr moco byol simsiam pcl propos",
+        2, "linear layers of the projector; 1: no hidden layer", (1, 3), only=PROJECTING
     )
     projector_norm: str = setting(
         "own",
-        "batch norm after the projector's last layer: own is a plain one for SimSiam, else none; "
-        "affine: with scale and shift",
-        choices=("own", "none", "plain", "affine"),
-        only="simclr moco byol simsiam pcl propos",
+        "batch norm at the projector's end; own: plain for SimSiam, else none",
+        "own none plain affine",
+        only=PROJECTING,
     )
     predictor_hidden: int = setting(
-        256, "hidden width of the predictor", low=1, high=65_536, only="byol simsiam propos"
+        256, "hidden width of the predictor", (1, 65_536), only=PREDICTING
     )
     predictor_init: str = setting(
         "torch",
-        "of the predictor: the library's default, or normal: deviation 0.01, biases 0",
-        choices=("torch", "normal"),
-        only="byol simsiam propos",
+        "torch's default, or normal: deviation 0.01, no bias",
+        "torch normal",
+        only=PREDICTING,
     )
     views: str = setting(
-        "together",
-        "all views through the network in one pass, or apart: one batch norm for each",
-        choices=("together", "apart"),
+        "together", "views in one pass of the network, or one batch norm for each", "together apart"
     )
-    batchnorm_split: int = setting(
-        1, "batch norm over 1/n of the batch, as on n devices", low=1, high=64
-    )
+    batchnorm_split: int = setting(1, "batch norm over 1/n of the batch, as on n devices", (1, 64))
     # ---- augmentation
     augmentation: str = setting(
         "digits",
-        "digits: affine, gamma, contrast, noise; images: crop, flip, jitter, grayscale, blur",
-        choices=("digits", "images", "none"),
+        "digits: affine, gamma, contrast, noise; images: crop, flip, colours, blur",
+        "digits images none",
         group="augmentation",
     )
     n_views: int = setting(
-        2,
-        "views of each image; more than 2: CRLC's contrasts are averaged over their pairs",
-        low=1,
-        high=16,
-        only="crlc deepcluster",
+        2, "views of each image; of 3 or more, all pairs count", (1, 16), only="crlc deepcluster"
     )
     view_size: int = setting(
-        0, "images: side of the views, also in evaluation; 0: the images' own", low=0, high=8192
+        0, "images: side of the views, also in evaluation; 0: the images' own", (0, 8192)
     )
-    rotation: float = setting(15.0, "digits: up to so many degrees either way", low=0, high=180)
-    zoom: float = setting(0.1, "digits: scale within 1 +- this", low=0, high=0.9)
-    shear: float = setting(10.0, "digits: up to so many degrees either way", low=0, high=60)
-    shift: float = setting(0.06, "digits: up to this share of the side", low=0, high=1)
-    gamma: float = setting(0.3, "digits: exponent within exp(+- this)", low=0, high=3)
-    contrast: float = setting(0.3, "digits: factor within 1 +- this", low=0, high=1)
-    noise: float = setting(
-        0.1, "digits: standard deviation of Gaussian noise on pixels in 0..1", low=0, high=1
-    )
+    rotation: float = setting(15.0, "digits: up to so many degrees either way", (0, 180))
+    zoom: float = setting(0.1, "digits: scale within 1 +- this", (0, 0.9))
+    shear: float = setting(10.0, "digits: up to so many degrees either way", (0, 60))
+    shift: float = setting(0.06, "digits: up to this share of the side", (0, 1))
+    gamma: float = setting(0.3, "digits: exponent within exp(+- this)", (0, 3))
+    contrast: float = setting(0.3, "digits: factor within 1 +- this", (0, 1))
+    noise: float = setting(0.1, "digits: standard deviation of the noise on pixels in 0..1", (0, 1))
     crop_scale: float = setting(
-        0.2, "images: least share of the area that a random crop keeps", low=0.001, high=1
+        0.2, "images: least share of the area that a random crop keeps", (0.001, 1)
     )
-    flip: float = setting(0.5, "images: probability of a horizontal flip", low=0, high=1)
+    flip: float = setting(0.5, "images: probability of a horizontal flip", (0, 1))
     jitter: float = setting(
-        0.4, "images: brightness, contrast, saturation; a quarter of it for hue", low=0, high=2
+        0.4, "images: brightness, contrast, saturation; a quarter of it for hue", (0, 2)
     )
-    jitter_p: float = setting(0.8, "images: probability of the colour jitter", low=0, high=1)
-    grayscale: float = setting(0.2, "images: probability of grayscale", low=0, high=1)
-    blur: float = setting(0.0, "images: probability of a Gaussian blur", low=0, high=1)
+    jitter_p: float = setting(0.8, "images: probability of the colour jitter", (0, 1))
+    grayscale: float = setting(0.2, "images: probability of grayscale", (0, 1))
+    blur: float = setting(0.0, "images: probability of a Gaussian blur", (0, 1))
     normalize: bool = setting(
         True, "subtract the data set's channel means, divide by its deviations"
     )
     # ---- optimisation
     epochs: int = setting(
-        60, "passes over the training images", low=0, high=1_000_000, group="optimisation"
+        60, "passes over the training images", (0, 1_000_000), group="optimisation"
     )
-    batch_size: int = setting(64, "images, each seen in two views", low=2)
-    optimizer: str = setting("sgd", "sgd has momentum and no Nesterov", choices=("sgd", "adam"))
-    learning_rate: float = setting(0.4, "the peak, where the schedule has one", low=0, high=1000)
+    batch_size: int = setting(64, "images, each seen in two views", (2, None))
+    optimizer: str = setting("sgd", "sgd has momentum and no Nesterov", "sgd adam")
+    learning_rate: float = setting(0.4, "the peak, where the schedule has one", (0, 1000))
     schedule: str = setting(
-        "onecycle",
-        "of the learning rate over the steps",
-        choices=("constant", "cosine", "onecycle"),
+        "onecycle", "of the learning rate over the steps", "constant cosine onecycle"
     )
     predictor_rate: float = setting(
-        1.0,
-        "times the learning rate, for the predictor",
-        low=0,
-        high=1000,
-        only="byol simsiam propos",
+        1.0, "times the learning rate, for the predictor", (0, 1000), only=PREDICTING
     )
     predictor_schedule: str = setting(
-        "same",
-        "the predictor's rate follows the schedule, or stays at the peak",
-        choices=("same", "constant"),
-        only="byol simsiam propos",
+        "same", "its rate follows the schedule, or is the peak", "same constant", only=PREDICTING
     )
-    warmup_epochs: int = setting(0, "linear warm-up before a cosine schedule", low=0)
+    warmup_epochs: int = setting(0, "linear warm-up before a cosine schedule", (0, None))
     cosine_period: int = setting(
-        0,
-        "epochs in which a cosine schedule goes from the peak to 0; 0: all after the warm-up",
-        low=0,
+        0, "epochs from the peak of a cosine schedule to 0; 0: all after the warm-up", (0, None)
     )
-    momentum: float = setting(0.9, "of sgd; beta1 of adam", low=0, high=0.9999)
+    momentum: float = setting(0.9, "of sgd; beta1 of adam", (0, 0.9999))
     top_momentum: bool = setting(
         True, "DeepCluster's top layer, new each epoch, has momentum too", only="deepcluster"
     )
-    weight_decay: float = setting(5e-4, "L2", low=0, high=10)
+    weight_decay: float = setting(5e-4, "L2", (0, 10))
     decay: str = setting(
-        "weights",
-        "weights: tensors of two dimensions and more; all: biases and batch norm too",
-        choices=("weights", "all"),
+        "weights", "weights: tensors of 2 dimensions and more; all: every parameter", "weights all"
     )
     sampler: str = setting(
-        "epoch",
-        "epoch: a permutation each, last part batch dropped; endless: permutations joined",
-        choices=("epoch", "endless"),
+        "epoch", "one permutation per epoch without a part batch, or endless", "epoch endless"
     )
     # ---- evaluation
     evaluate_every: int = setting(
-        2,
-        "epochs between evaluations; labels are used for evaluation only",
-        low=1,
-        group="evaluation",
+        2, "epochs between evaluations, where labels are used", (1, None), group="evaluation"
     )
     cluster_space: str = setting(
         "own",
-        "which features k-means clusters: own is the projection for PCL and ProPos, else the "
-        "backbone; the projection is the target network's where there is one, online the other's",
-        choices=("own", "backbone", "projection", "online"),
+        "features for k-means; own: projection for PCL and ProPos, else backbone",
+        "own backbone projection online",
     )
     knn_space: str = setting(
         "backbone",
-        "which features nearest neighbours are looked for in",
-        choices=("backbone", "projection", "online"),
+        "features in which nearest neighbours are looked up",
+        "backbone projection online",
     )
     kmeans_metric: str = setting(
-        "euclidean",
-        "of k-means, in evaluation and for the prototypes of PCL and ProPos; cosine: spherical",
-        choices=("euclidean", "cosine"),
+        "euclidean", "in evaluation and for prototypes; cosine: spherical", "euclidean cosine"
     )
-    kmeans_starts: int = setting(10, "of that k-means; the best by inertia", low=1, high=1000)
-    kmeans_iterations: int = setting(100, "of that k-means, at most", low=1, high=10_000)
+    kmeans_starts: int = setting(10, "of that k-means; the best by inertia", (1, 1000))
+    kmeans_iterations: int = setting(100, "of that k-means, at most", (1, 10_000))
     trace_images: int = setting(
-        32, "images whose class probabilities are kept at each evaluation", low=0, high=10_000
+        32, "images whose class probabilities are kept at each evaluation", (0, 10_000)
     )
     # ---- the run
     seed: int = setting(
-        0, "of initialisation, sampling and augmentation", low=0, high=2**31 - 1, group="the run"
+        0, "of initialisation, sampling and augmentation", (0, 2**31 - 1), group="the run"
     )
     precision: str = setting(
-        "auto",
-        "auto: bfloat16 on CUDA and, but for the small backbone, on CPUs that compute in it; else float32",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "auto: bfloat16 where it is fast; on CPUs not for 'small'", "auto float32 bfloat16"
     )
     compile: bool = setting(False, "torch.compile the network")
-    device: str = setting(
-        "auto", "auto: CUDA where there is one", choices=("auto", "cpu", "cuda"), identity=False
-    )
+    device: str = setting("auto", "auto: CUDA where there is one", "auto cpu cuda", identity=False)
     resume: bool = setting(
         True, "continue an interrupted run, show a finished one; False: train anew", identity=False
     )
@@ -438,7 +325,7 @@ class Config:
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "Config":
-        """Check every parameter and return the configuration; raise ConfigError on the first wrong one.
+        """The configuration with these parameters; ConfigError on the first wrong one.
 
         >>> Config.from_params({"lambda1": 0.3}).lambda1
         0.3
@@ -458,7 +345,7 @@ class Config:
     def from_notebook(cls, namespace: Mapping[str, Any]) -> "Config":
         """The configuration in a notebook's variables (pass ``globals()`` before assigning others).
 
-        Everything that papermill could have injected is looked at, so that a mistyped ``-p`` is found.
+        All that papermill could have injected is checked, so that a mistyped ``-p`` is found.
         """
         ipython = {"In", "Out", "exit", "quit"}
         plain = (bool, int, float, str, list, dict, tuple, set, type(None))
@@ -475,27 +362,26 @@ class Config:
 
     def contradictions(self):
         """Yield a sentence for each pair of settings that cannot go together."""
-        if self.dataset == "folder" and not self.folder:
-            yield "folder is empty, but dataset is 'folder': name the folder of images, as in -p folder my_images"
-        if self.folder and self.dataset != "folder":
-            yield f"folder is {self.folder!r}, but dataset is {self.dataset!r}: add -p dataset folder"
-        if self.image_size and self.dataset != "folder":
-            yield f"image_size is {self.image_size}, but only dataset 'folder' is resized, not {self.dataset!r}"
+        folder, side, least = self.dataset == "folder", self.view_side, self.least_side
+        passes = self.batchnorm_split * (2 if self.views == "apart" else 1)
+        data = f"dataset is {self.dataset!r}"
+        if folder and not self.folder:
+            yield f"folder is empty, but {data}: name the images, as in -p folder my_images"
+        if self.folder and not folder:
+            yield f"folder is {self.folder!r}, but {data}: add -p dataset folder"
+        if self.image_size and not folder:
+            yield f"image_size is {self.image_size}, but {data}: only a folder's images are resized"
         if self.image_size == 1:
             yield "image_size is 1: it must be at least 2, or 0 for 64 pixels"
-        if self.bad_images == "skip" and self.dataset != "folder":
-            yield f"bad_images is 'skip', but only a folder has images to skip, not dataset {self.dataset!r}"
+        if self.bad_images == "skip" and not folder:
+            yield f"bad_images is 'skip', but {data}: only a folder has images to skip"
         for f in dataclasses.fields(self):
-            if (
-                f.metadata["only"]
-                and self.method not in f.metadata["only"]
-                and getattr(self, f.name) != f.default
-            ):
+            methods, value = f.metadata["only"], getattr(self, f.name)
+            if methods and self.method not in methods and value != f.default:
                 yield (
-                    f"{f.name} is {short_repr(getattr(self, f.name))}, but method is {self.method!r}, which does not know it; "
-                    f"it is for {', '.join(f.metadata['only'])}"
+                    f"{f.name} is {short_repr(value)}, but method is {self.method!r}, "
+                    f"which does not know it; it is for {', '.join(methods)}"
                 )
-        side = self.view_side
         if self.view_size and self.augmentation != "images":
             yield (
                 f"view_size is {self.view_size}, but augmentation is {self.augmentation!r}: "
@@ -510,66 +396,78 @@ class Config:
         if self.weights == "imagenet" and (not resnet or self.sobel):
             yield (
                 f"weights is 'imagenet', but backbone is {self.backbone!r}, stem {self.stem!r} and "
-                f"sobel {self.sobel}: torchvision's weights are for resnet18, resnet34 and resnet50 "
+                f"sobel {self.sobel}: torchvision's weights are for resnet18, 34 and 50 "
                 f"with stem 'imagenet', without sobel"
             )
         if self.weights == "imagenet" and self.dataset == "digits":
-            yield "weights is 'imagenet', but dataset is 'digits', whose images have one channel of three"
+            yield "weights is 'imagenet', but dataset is 'digits', whose images have one channel"
         if self.freeze and not self.weights:
-            yield "freeze is True, but weights is empty: the backbone would stay as random as it began"
+            yield "freeze is True, but weights is empty: the backbone would stay random"
         if self.stem == "imagenet" and self.backbone in ("small", "vgg16"):
-            yield f"stem is 'imagenet', but backbone is {self.backbone!r}, which has no such stem: choose a resnet, alexnet or stem 'cifar'"
-        least = LEAST_SIDE.get((self.backbone, self.stem), LEAST_SIDE.get(self.backbone, 1))
+            yield (
+                f"stem is 'imagenet', but backbone is {self.backbone!r}, which has no such stem: "
+                "choose a resnet, compact, alexnet or stem 'cifar'"
+            )
         if side < least:
+            images = f"the images of {self.dataset!r} are {side} x {side}"
             yield (
                 f"backbone is {self.backbone!r} and stem is {self.stem!r}, but "
-                + (
-                    f"view_size is {side}"
-                    if self.view_size
-                    else f"the images of {self.dataset!r} are {side} x {side}"
-                )
-                + f": it needs {least} pixels, 'small' does not"
+                f"{f'view_size is {side}' if self.view_size else images}: "
+                f"it needs {least} pixels, 'small' does not"
             )
         if self.n_views == 1 and self.method != "deepcluster":
-            yield f"n_views is 1, but method is {self.method!r}, which compares views: it must be at least 2"
+            yield f"n_views is 1, but method is {self.method!r}, which compares views: at least 2"
         if self.method in ("moco", "pcl") and self.queue_size % (2 * self.batch_size):
             yield (
-                f"queue_size is {self.queue_size}, which is not a multiple of {2 * self.batch_size}: each step adds the keys of both views "
-                f"of batch_size {self.batch_size}"
+                f"queue_size is {self.queue_size}, which is not a multiple of "
+                f"{2 * self.batch_size}: each step adds both views of batch_size {self.batch_size}"
             )
         if self.method == "pcl" and not self.granularities:
-            yield f"prototypes is {self.prototypes!r}: it must be whole numbers of at least 2 with spaces between, as '250 500 1000'"
+            yield (
+                f"prototypes is {self.prototypes!r}: it must be whole numbers of at least 2 "
+                "with spaces between, as '250 500 1000'"
+            )
         if self.n_clusters == 1:
             yield "n_clusters is 1: it must be at least 2, or 0 for the number of classes"
-        passes = self.batchnorm_split * (2 if self.views == "apart" else 1)
         if self.batch_size % self.batchnorm_split or 2 * self.batch_size // passes < 2:
-            yield f"batchnorm_split is {self.batchnorm_split}, which does not divide batch_size {self.batch_size} into equal parts of two images or more"
-        if self.warmup_epochs and self.schedule != "cosine":
-            yield f"warmup_epochs is {self.warmup_epochs}, but schedule is {self.schedule!r}: only 'cosine' has a warm-up"
-        if self.cosine_period and self.schedule != "cosine":
-            yield f"cosine_period is {self.cosine_period}, but schedule is {self.schedule!r}: only 'cosine' has a period"
+            yield (
+                f"batchnorm_split is {self.batchnorm_split}, which does not divide batch_size "
+                f"{self.batch_size} into equal parts of two images or more"
+            )
+        for name, what in (("warmup_epochs", "warm-up"), ("cosine_period", "period")):
+            if getattr(self, name) and self.schedule != "cosine":
+                yield (
+                    f"{name} is {getattr(self, name)}, but schedule is {self.schedule!r}: "
+                    f"only 'cosine' has a {what}"
+                )
         if 0 < self.cosine_period < self.epochs - self.warmup_epochs:
             yield (
-                f"cosine_period is {self.cosine_period}, less than the {self.epochs - self.warmup_epochs} "
-                "epochs after the warm-up: the rate would rise again"
+                f"cosine_period is {self.cosine_period}, less than the "
+                f"{self.epochs - self.warmup_epochs} epochs after the warm-up: "
+                "the rate would rise again"
             )
         if self.shuffle_keys and self.batchnorm_split == 1:
-            yield "shuffle_keys is True, but batchnorm_split is 1: a batch that is not split has one statistic in any order"
+            yield (
+                "shuffle_keys is True, but batchnorm_split is 1: a batch that is not split has "
+                "one statistic in any order"
+            )
         if not self.top_momentum and self.optimizer != "sgd":
-            yield f"top_momentum is False, but optimizer is {self.optimizer!r}: only 'sgd' can leave it out"
+            yield f"top_momentum is False, but optimizer is {self.optimizer!r}: only for 'sgd'"
         for name in ("cluster_space", "knn_space"):
-            space = getattr(self, name)
+            space, why = getattr(self, name), ""
             if space == "projection" and self.method == "deepcluster":
-                yield f"{name} is 'projection', but method is 'deepcluster', which has no projector: choose 'backbone'"
-            if space == "online" and self.method not in ("moco", "byol", "pcl", "propos"):
-                yield (
-                    f"{name} is 'online', but method is {self.method!r}, which has one network: "
-                    "choose 'projection' or 'backbone'"
-                )
+                why = "has no projector: choose 'backbone'"
+            if space == "online" and self.method not in EMA.split():
+                why = "has one network: choose 'projection' or 'backbone'"
+            if why:
+                yield f"{name} is {space!r}, but method is {self.method!r}, which {why}"
         if self.warmup_epochs > self.epochs:
             yield f"warmup_epochs is {self.warmup_epochs}, more than epochs, {self.epochs}"
         if self.smoothing == 0 and self.critic == "log_dot" and self.logit_clamp == 0:
-            yield "smoothing and logit_clamp are both 0: the logarithm of the log_dot critic would reach -inf; set one of them"
+            yield (
+                "smoothing and logit_clamp are both 0: the logarithm of the log_dot critic "
+                "would reach -inf; set one of them"
+            )
 
     @property
     def granularities(self) -> list[int]:
@@ -581,16 +479,17 @@ class Config:
     @property
     def side(self) -> int:
         """Side of the images in pixels."""
-        return (
-            {"digits": 8, "cifar10": 32, "cifar20": 32, "stl10": 96}.get(self.dataset)
-            or self.image_size
-            or 64
-        )
+        return SIDES.get(self.dataset) or self.image_size or 64
 
     @property
     def view_side(self) -> int:
         """Side of the views in pixels: what the network sees."""
         return self.view_size or self.side
+
+    @property
+    def least_side(self) -> int:
+        """The smallest side that the backbone can take."""
+        return LEAST_SIDE.get((self.backbone, self.stem), LEAST_SIDE.get(self.backbone, 1))
 
     def identity(self) -> dict:
         """The settings that change what a run computes, in alphabetical order."""
@@ -601,15 +500,15 @@ class Config:
         }
 
     def hash(self) -> str:
-        """Eight hexadecimal digits over ``identity()``. A setting that is added later and left at its
-        default does not change the hash of earlier runs: defaults are left out."""
+        """Eight hexadecimal digits over ``identity()`` without defaults, so that a setting which is
+        added later does not change the hash of earlier runs."""
         default = Config().identity()
         changed = {k: v for k, v in self.identity().items() if v != default[k]}
         return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
 
     @classmethod
     def parameter_cell(cls) -> str:
-        """The source of the notebooks' parameters cell: ``name: type = default  # why``, as papermill reads it."""
+        """The notebooks' parameters cell, as papermill reads it: ``name: type = value  # why``."""
         lines = []
         for f in dataclasses.fields(cls):
             if f.metadata["group"]:
@@ -643,53 +542,43 @@ def short_repr(value: Any) -> str:
 
 def validate(field: dataclasses.Field, value: Any) -> Any:
     """The value in the field's own type, or ConfigError."""
-    name, m, kind = field.name, field.metadata, field.type
-    got = f"got {short_repr(value)} ({type(value).__name__})"
+    kind, choices = field.type, field.metadata["choices"]
+
+    def wrong(wanted: str, hint: str = "") -> ConfigError:
+        got = f"got {short_repr(value)} ({type(value).__name__})"
+        return ConfigError(f"{field.name} must be {wanted} {got}{hint}")
+
     if kind == "bool":
         if not isinstance(value, bool):
-            raise ConfigError(
-                f"{name} must be True or False (with a capital letter on papermill's command line), {got}"
-            )
+            raise wrong("True or False (with a capital letter on papermill's command line),")
         return value
     if kind == "str":
         if not isinstance(value, str):
-            raise ConfigError(f"{name} must be a text, {got}")
-        if m["choices"] and value not in m["choices"]:
-            raise ConfigError(f"{name} must be one of {', '.join(m['choices'])}; {got}")
+            raise wrong("a text,")
+        if choices and value not in choices:
+            raise wrong(f"one of {', '.join(choices)};")
         if "\x00" in value:
-            raise ConfigError(f"{name} must be a text without null bytes, {got}")
+            raise wrong("a text without null bytes,")
         try:
             os.fsencode(value)
         except UnicodeEncodeError:
-            raise ConfigError(f"{name} must be a text that UTF-8 can hold, {got}") from None
+            raise wrong("a text that UTF-8 can hold,") from None
         return value
-    low, high = m["low"], m["high"]
-    if low is not None and high is not None:
-        allowed = (
-            f"between {low:g} and {high:g}" if kind == "float" else f"between {low} and {high}"
-        )
-    else:
-        allowed = f"of at least {low}" if low is not None else "of any size"
-    noun = "a whole number" if kind == "int" else "a number"
+    low, high = field.metadata["low"], field.metadata["high"]
+    noun, bits = ("a whole number", 64) if kind == "int" else ("a number", 32)
+    wanted = f"{noun} of at least {low}" if high is None else f"{noun} between {low} and {high}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        hint = (
-            " (in YAML write 5.0e-4, not 5e-4)"
-            if isinstance(value, str) and "e" in value.lower()
-            else ""
-        )
-        raise ConfigError(f"{name} must be {noun} {allowed}, {got}{hint}")
-    whole = isinstance(value, int) or (math.isfinite(value) and value == int(value))
-    if not (isinstance(value, int) or math.isfinite(value)) or (kind == "int" and not whole):
-        raise ConfigError(f"{name} must be {noun} {allowed}, {got}")
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise ConfigError(f"{name} must be {noun} {allowed}, {got}")
+        exponent = isinstance(value, str) and "e" in value.lower()
+        raise wrong(f"{wanted},", " (in YAML write 5.0e-4, not 5e-4)" if exponent else "")
+    if isinstance(value, float) and not (
+        math.isfinite(value) and (kind == "float" or value.is_integer())
+    ):
+        raise wrong(f"{wanted},")
+    if value < low or (high is not None and value > high):
+        raise wrong(f"{wanted},")
     if abs(value) > (2**63 - 1 if kind == "int" else 3e38):
-        raise ConfigError(
-            f"{name} must be {noun} {allowed} that fits into {'64' if kind == 'int' else '32'} bits, {got}"
-        )
-    return (
-        int(value) if kind == "int" else float(value) + 0.0
-    )  # no -0.0, which would hash apart from 0.0
+        raise wrong(f"{wanted} that fits into {bits} bits,")
+    return int(value) if kind == "int" else float(value) + 0.0  # -0.0 would have another hash
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -698,13 +587,13 @@ def read_yaml(text: str, where: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except Exception as error:  # a date that is none is a ValueError, "!!bool x" a KeyError, a thousand brackets a RecursionError
+    except (
+        Exception
+    ) as error:  # also ValueError (no such date), KeyError (!!bool x), RecursionError
         mark = getattr(error, "problem_mark", None)
-        why = " ".join(
-            (getattr(error, "problem", None) or str(error) or type(error).__name__).split()
-        )
+        why = getattr(error, "problem", None) or str(error) or type(error).__name__
         line = f" in line {mark.line + 1}" if mark and mark.line else ""
-        raise ConfigError(f"{where} is not YAML: {why[:200]}{line}") from None
+        raise ConfigError(f"{where} is not YAML: {' '.join(why.split())[:200]}{line}") from None
 
 
 def read_settings(path: str | Path) -> dict:

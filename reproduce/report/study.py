@@ -55,17 +55,13 @@ class Choice:
     rule: str = setting(
         "lowest_loss_head",
         "label-free way to one clustering",
-        choices=(
-            "first_head",
-            "mean_of_heads",
-            "lowest_loss_head",
-            "aligned_average",
-            "kmeans_embedding",
-        ),
+        "first_head mean_of_heads lowest_loss_head aligned_average kmeans_embedding",
     )
-    seed: int = setting(0, "of the runs that are shown singly", low=0)
-    images: int = setting(6, "images whose probabilities are drawn", low=1, high=32)
-    points: int = setting(1800, "images in an embedding, evenly spread over the data set", low=20)
+    seed: int = setting(0, "of the runs that are shown singly", (0, None))
+    images: int = setting(6, "images whose probabilities are drawn", (1, 32))
+    points: int = setting(
+        1800, "images in an embedding, evenly spread over the data set", (20, None)
+    )
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Choice:
