@@ -43,7 +43,7 @@ study: setup  ## the committed study on digits, into results/ (about three hours
 	  --one n_heads=1 --one n_heads=3 --one lambda2=0 --one lambda2=1 --one smoothing=0 --one smoothing=0.1 \
 	  --one critic=dot --one critic=neg_l2 --one critic=neg_js
 	$(RUN) sweep notebooks/settings/digits-quick.yaml -p results_dir results --keep none --jobs $(JOBS) -p method deepcluster \
-	  --grid pseudo_clusters=10,30,300 --grid seed=0,1,2
+	  --grid pseudo_clusters=10,30,300 --grid seed=0,1,2,3,4
 	$(MAKE) pages
 
 clean:  ## forget the runs of this machine (results/local); data and environment stay
