@@ -152,7 +152,7 @@ def given(args) -> dict:
 def train(args) -> int:
     from reproduce import Diverged, fit
     from reproduce.notebook import progress
-    from reproduce.report.tables import scores_table
+    from reproduce.results import scores_table
     from reproduce.runs import Run
 
     config = Config.from_params(given(args))
@@ -199,10 +199,10 @@ def told(rows: list[dict]) -> int:
 
 def report(args) -> int:
     from reproduce.pages import build
-    from reproduce.report import findings, study
+    from reproduce.results import claims, load, write_claims
 
     if Path(args.results_dir).resolve() == ROOT / "results":
-        findings.write_readme_table(ROOT / "README.md", findings.claims(study.load(limited=True)))
+        write_claims(ROOT / "README.md", claims(load()))
     print(build(args.results_dir, args.jobs))
     return 0
 

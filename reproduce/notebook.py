@@ -1,20 +1,50 @@
-"""What the notebooks say around their figures: sentences made from the run's own numbers."""
+"""What the notebooks need around a run: checked parameters, provenance, progress, a summary."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import time
-from typing import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-import numpy as np
 from IPython import get_ipython
 from IPython.display import Markdown
 from tqdm import tqdm
 
-from reproduce.config import Config
+from reproduce.config import Config, ConfigError, setting, unknown, validate
 from reproduce.estimate import Estimate
 from reproduce.runs import Run, provenance
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportParameters:
+    """The parameters of the notebooks that read runs."""
+
+    results_dir: str = setting("", "folder of run directories; empty: results of the repository")
+    rule: str = setting(
+        "aligned_average",
+        "label-free rule that makes one clustering of several heads",
+        "first_head mean_of_heads lowest_loss_head aligned_average",
+    )
+    seed: int = setting(0, "of the runs that are shown singly", (0, None))
+    images: int = setting(6, "images whose probabilities are drawn", (1, 32))
+    points: int = setting(1800, "images in an embedding", (20, None))
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> ReportParameters:
+        """Check a notebook's parameters (pass ``globals()``); ConfigError names a wrong one."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        given = {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+        }
+        for name in given:
+            if name not in fields:
+                raise ConfigError(unknown(name, fields))
+        return cls(**{name: validate(fields[name], value) for name, value in given.items()})
 
 
 def print_provenance(config: Config) -> Run:
@@ -22,12 +52,10 @@ def print_provenance(config: Config) -> Run:
     origin, run = provenance(config), Run(config)
     git, packages = origin["git"], origin["packages"]
     state = {None: "", False: "", True: " with uncommitted changes"}[git["dirty"]]
-    print(
-        f"source {origin['source'][:12]}, commit {(git['commit'] or 'none')[:12]}{state}, settings {config.hash()}"
-    )
-    print(
-        f"Python {origin['python']}, torch {packages['torch']}, {origin['device']}, {origin['threads']} threads"
-    )
+    source = f"source {origin['source'][:12]}, commit {(git['commit'] or 'none')[:12]}{state}"
+    print(f"{source}, settings {config.hash()}")
+    device = f"{origin['device']}, {origin['threads']} threads"
+    print(f"Python {origin['python']}, torch {packages['torch']}, {device}")
     if config.weights:
         print(f"starts from {config.weights}; labels: {origin['labels']}")
     return run
@@ -41,7 +69,7 @@ def progress(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Itera
 
 
 def watched() -> bool:
-    """Whether someone looks on: in a terminal, or in a live JupyterLab, whose cells may ask for input as papermill's may not."""
+    """Whether someone looks on: a terminal, or JupyterLab, whose cells may ask for input."""
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None:
         return sys.stdout.isatty()
@@ -71,131 +99,31 @@ def lines(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator
     if run:
         run.on_step = Estimate(run.config, functools.partial(print, flush=True))
     began, first, shown = time.perf_counter(), None, 0
+    rules = {"aligned_average_acc": "aligned average", "kmeans_embedding_acc": "k-means"}
     for row in rows:
-        first = row["epoch"] if first is None else first
-        part = 20 * row["epoch"] // max(1, epochs)
-        if part > shown:
-            shown = part
-            per_epoch = (time.perf_counter() - began) / (row["epoch"] - first + 1)
-            rules = {"aligned_average_acc": "aligned average", "kmeans_embedding_acc": "k-means"}
-            said = "".join(
-                f"  {text} ACC {100 * row[rule]:5.1f} %"
-                for rule, text in rules.items()
-                if row.get(rule) is not None
-            )
-            print(
-                f"epoch {row['epoch']:4d}/{epochs}  loss {row['loss']:8.4f}{said}  {per_epoch * (epochs - row['epoch']):5.0f} s left"
-            )
+        epoch, first = row["epoch"], row["epoch"] if first is None else first
+        if 20 * epoch // max(1, epochs) > shown:
+            shown = 20 * epoch // max(1, epochs)
+            left = (time.perf_counter() - began) / (epoch - first + 1) * (epochs - epoch)
+            known = {text: row[rule] for rule, text in rules.items() if row.get(rule) is not None}
+            acc = "".join(f"  {text} ACC {100 * v:5.1f} %" for text, v in known.items())
+            print(f"epoch {epoch:4d}/{epochs}  loss {row['loss']:8.4f}{acc}  {left:5.0f} s left")
             sys.stdout.flush()
         yield row
 
 
 def print_summary(run: Run) -> Markdown | None:
-    """Where the run lies, what it took, and what happened on the way; a collapse is said in so many words."""
+    """Print where the run lies, what it took and what happened; a sentence if it collapsed."""
     metrics = run.json("metrics.json")
     for note in run.notes:
         print(f"note: {note}")
     if skipped := metrics["data"]["skipped"]:
         print(f"note: {skipped} of the folder's files cannot be read and were left out")
-    print(
-        f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {metrics['images_per_second']:.0f} images/s, {metrics['precision']}"
-    )
+    rate = f"{metrics['images_per_second']:.0f} images/s, {metrics['precision']}"
+    print(f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {rate}")
     print(f"run directory: {run.path}")
     collapse = metrics.get("collapse", {})
     if collapse.get("collapsed"):
-        return Markdown(
-            f"**This run has collapsed: {collapse['why']}. Its scores say nothing about the method at work.**"
-        )
-
-
-def read_scores(metrics: dict) -> Markdown:
-    """The table of scores in a sentence."""
-    s = metrics["scores"]
-    if not s:
-        return Markdown(
-            "The images have no labels, so there is nothing to score against: look at the clusters below."
-        )
-    floor, knn = s["kmeans_pixels"]["acc"], metrics.get("knn_acc")
-    near = "" if knn is None else f"; nearest neighbours, which take labels, {knn:.1%}"
-    if "aligned_average" not in s:
-        acc = s["kmeans_embedding"]["acc"]
-        return Markdown(
-            f"k-means on the learned features reaches ACC **{acc:.1%}**, {100 * (acc - floor):+.1f} points from k-means on pixels "
-            f"({floor:.1%}){near}. n = 1: another seed will differ."
-        )
-    if "lowest_loss_head" not in s:
-        return Markdown(
-            f"No epoch was trained: the scores are those of a random network. k-means on pixels has {floor:.1%}."
-        )
-    if len(metrics["heads"]) == 1:
-        return Markdown(
-            f"The one clustering head reaches ACC **{s['aligned_average']['acc']:.1%}**: with nothing to choose or to average, every rule is this head. "
-            f"k-means on pixels has {floor:.1%}{near}. n = 1: another seed will differ."
-        )
-    low, mean, best = (
-        s[k]["acc"] for k in ("lowest_loss_head", "aligned_average", "best_head_oracle")
-    )
-    verdict = "the same as" if low == best else f"{100 * (best - low):.1f} points below"
-    return Markdown(
-        f"Without labels, the head with the lowest loss (head {s['lowest_loss_head']['head']}) reaches ACC **{low:.1%}**, {verdict} the best head "
-        f"by label, and the aligned average **{mean:.1%}**; k-means on pixels has {floor:.1%}{near}. n = 1: another seed will differ."
-    )
-
-
-def read_heads(metrics: dict) -> Markdown | None:
-    """How the heads differ, and whether their loss tells which is good."""
-    heads = metrics.get("heads")
-    if not heads or "acc" not in heads[0]:
-        return None
-    if len(heads) < 3:
-        return Markdown(
-            "With two heads there is little to choose from."
-            if len(heads) > 1
-            else "With one head there is nothing to choose from."
-        )
-    from scipy.stats import spearmanr
-
-    acc, loss = [h["acc"] for h in heads], [h["loss"] for h in heads]
-    rank = spearmanr(loss, acc).statistic
-    sense = (
-        "a low loss marks a good head here"
-        if rank < -0.5
-        else "the loss tells little about the head here"
-    )
-    return Markdown(
-        f"The {len(heads)} heads reach {min(acc):.1%} to {max(acc):.1%}. Rank correlation between loss and ACC: {rank:+.2f}; {sense}."
-    )
-
-
-def read_probes(found: dict) -> Markdown:
-    """After which layer a linear classifier tells the classes apart best."""
-    acc = {name: layer["acc"] for name, layer in found["layers"].items()}
-    best = max(acc, key=acc.get)
-    return Markdown(
-        f"Best after **{best}**: {acc[best]:.1%}; the network's own output has {acc['features']:.1%}, and {found['knn_acc']:.1%} by its "
-        f"nearest neighbours ({found['n_train']:,} images to learn from, {found['n_test']:,} to score, {found['epochs']} epochs). n = 1."
-    )
-
-
-def chosen_head(metrics: dict) -> int:
-    """The head with the lowest loss; 0 before any training."""
-    losses = [h["loss"] for h in metrics.get("heads", [])]
-    return losses.index(min(losses)) if losses else 0
-
-
-def arrays(run: Run, stem: str) -> dict[str, np.ndarray]:
-    """The arrays of one of the run's files; none where the file was not kept."""
-    path = run.path / f"{stem}.npz"
-    return dict(np.load(path)) if path.exists() else {}
-
-
-def final(stored: dict[str, np.ndarray]) -> np.ndarray | None:
-    """The clustering that a notebook shows, by a label-free rule: the aligned average, or k-means on the features."""
-    return next(
-        (
-            stored[rule].astype(int)
-            for rule in ("aligned_average", "kmeans_embedding")
-            if rule in stored
-        ),
-        None,
-    )
+        sentence = "Its scores say nothing about the method at work."
+        return Markdown(f"**This run has collapsed: {collapse['why']}. {sentence}**")
+    return None

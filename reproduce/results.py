@@ -7,6 +7,7 @@ Labels enter here only as the scores that runs wrote down.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -22,7 +23,7 @@ import yaml
 from reproduce import campaign, runs
 from reproduce.config import Config, ConfigError, read_settings, unknown
 from reproduce.metrics import lowest_loss_head
-from reproduce.statistics import compare, family, holm
+from reproduce.statistics import compare, family, holm, points
 
 __all__ = ["compare", "family", "holm", "load", "select"]
 RULES = {
@@ -31,6 +32,7 @@ RULES = {
     "lowest_loss_head": "lowest-loss head",
     "aligned_average": "aligned average",
     "best_head_oracle": "best head (oracle)",
+    "best_epoch_and_head_oracle": "best epoch and head (oracle)",
     "kmeans_embedding": "k-means on features",
     "kmeans_pixels": "k-means on pixels",
 }
@@ -68,6 +70,7 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
     measured = ["knn_acc", "seconds", "images_per_second", "device", "collapsed", "weights_sha256"]
     columns = ["data", *FIELDS, *scores, *measured, "setting", "path"]
     table = pd.DataFrame(rows, columns=columns)
+    table = table.astype({name: float for name in [*scores, *measured[:3]]}).copy()
     order = [table["data"] != "CIFAR-10", table["data"], table["method"] != "crlc"]
     order += [table[name] for name in ("method", "entropy", "lambda1", "setting", "seed")]
     ranks = pd.concat(order, axis=1, keys=range(len(order)))
@@ -96,6 +99,12 @@ def _row(path: Path) -> dict:
     }
 
 
+def scores_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
+    """ACC, NMI and ARI of one run in percent, one row per rule; empty without labels."""
+    rows = pd.DataFrame(metrics["scores"]).reindex(runs.SCORES).T.dropna()
+    return (100 * rows).rename(index=RULES, columns=str.upper).astype(float).round(1)
+
+
 @functools.cache
 def presets() -> dict[str, dict]:
     """The files in notebooks/settings, each as a full set of settings: name -> setting -> value."""
@@ -120,15 +129,26 @@ def select(table: pd.DataFrame, *free: str, preset: str = "digits-quick", **sett
     return table[(table[fixed] == pd.Series(wanted)[fixed]).all(axis=1)]
 
 
-def changes(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's setting changes from its preset, the one that leaves the fewest changes.
+def _nearest(run: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The preset that leaves the fewest changes, and those changes; the method is not among them."""
+    value = {n: run[n] for n in SETTINGS if n != "method"}
+    value = {n: v.item() if hasattr(v, "item") else v for n, v in value.items()}
+    each = {
+        name: {n: v for n, v in value.items() if v != preset[n]}
+        for name, preset in presets().items()
+    }
+    return min(each.items(), key=lambda pair: len(pair[1]))
 
-    The method is not among them: it has a column of its own.
-    """
-    names = [name for name in SETTINGS if name != "method"]
-    value = {n: run[n].item() if hasattr(run[n], "item") else run[n] for n in names}
-    each = [{n: v for n, v in value.items() if v != preset[n]} for preset in presets().values()]
-    return min(each, key=len)
+
+def changes(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's setting changes from its preset, the one that leaves the fewest changes."""
+    return _nearest(run)[1]
+
+
+def describe(run: Mapping[str, Any]) -> str:
+    """A run's setting in words: its preset and what it changes, ``digits-quick, lambda1 0.3``."""
+    name, changed = _nearest(run)
+    return ", ".join(filter(None, [name, format_settings(changed)]))
 
 
 def format_settings(settings: Mapping[str, Any]) -> str:
@@ -136,6 +156,25 @@ def format_settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in settings.items()
     )
+
+
+def stars(kind: str) -> list[tuple[str, dict]]:
+    """The entries of notebooks/campaign.yaml of one kind, each with its data set, CIFAR-10 first.
+
+    kind: "path" (each step kept), "one" (each change alone) or "lambda1" (a grid over it).
+    """
+    return [
+        (data, star)
+        for data, block in {"CIFAR-10": "cpu", "digits": "digits"}.items()
+        for star in campaign.blocks().get(block, [])
+        if kind in star or kind in star.get("grid", {})
+    ]
+
+
+def grid(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs over lambda1 and entropy with the authors' other settings, CIFAR-10 first."""
+    settings = [{"preset": s["settings"], **s.get("with", {})} for _, s in stars("lambda1")]
+    return pd.concat([select(table, "lambda1", "entropy", **one) for one in settings])
 
 
 def variants(table: pd.DataFrame, star: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
@@ -196,26 +235,41 @@ def _verdict(claim: pd.Series) -> str:
     return "holds" if claim["clear"] and sign * claim["difference"] > 0 else "not shown"
 
 
-def markdown_table(table: pd.DataFrame) -> str:
-    """A table as GitHub and Jupyter read it."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+def claims_table(found: pd.DataFrame) -> pd.DataFrame:
+    """``claims`` as the README and the report print them; accuracies in percent, differences in points."""
+    shown = found[["data", "sentence", "ours"]].rename(columns={"sentence": "claim"})
+    difference = found.apply(points, axis=1).where(found["verdict"] != "not run", "")
+    n = found["n"].where(found["verdict"] != "not run", "")
+    return shown.assign(**{"difference [95 %]": difference, "n": n, "verdict": found["verdict"]})
+
+
+def write_claims(readme: Path, found: pd.DataFrame) -> None:
+    """Put the table of claims between its two marks in the README."""
+    rows = claims_table(found)
+    lines = [rows.columns, ["---"] * len(rows.columns), *rows.itertuples(index=False)]
+    table = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- claims -->")
+    after = rest.partition("<!-- /claims -->")[2]
+    text = f"{before}<!-- claims -->\n{table}\n<!-- /claims -->{after}"
+    readme.write_text(text, encoding="utf-8")
 
 
 # ---- more than one number per run
 
 
-def _each(table: pd.DataFrame, keep: tuple[str, ...], read: Callable[[Path], Any]) -> pd.DataFrame:
+def _each(
+    table: pd.DataFrame, keep: tuple[str, ...], names: str, read: Callable[[Path], Any]
+) -> pd.DataFrame:
     """The tables that ``read`` makes of each run directory, below each other, with "seed" and the
-    columns of ``table`` named in ``keep``; runs that lack the file are left out."""
-    parts = []
+    columns of ``table`` named in ``keep``; runs that lack the file are left out. ``names``: the
+    columns that there are at least, also without any run."""
+    parts = [pd.DataFrame(columns=[*names.split(), "seed", *keep])]
     for run in table.to_dict("records"):
-        try:
+        with contextlib.suppress(FileNotFoundError):
             part = pd.DataFrame(read(Path(run["path"])))
-        except FileNotFoundError:
-            continue
-        parts.append(part.assign(**{name: run[name] for name in ["seed", *keep]}))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+            parts.append(part.assign(**{name: run[name] for name in ["seed", *keep]}))
+    full = [part for part in parts if len(part)]
+    return pd.concat(full, ignore_index=True) if full else parts[0]
 
 
 def _metrics(path: Path) -> dict:
@@ -224,7 +278,7 @@ def _metrics(path: Path) -> dict:
 
 def history(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
     """One row per run and epoch, with the columns of history.csv."""
-    return _each(table, keep, lambda path: pd.read_csv(path / "history.csv"))
+    return _each(table, keep, "epoch loss", lambda path: pd.read_csv(path / "history.csv"))
 
 
 def heads(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
@@ -234,12 +288,13 @@ def heads(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
         found = pd.DataFrame(_metrics(path).get("heads", []), columns=["loss", "acc"])
         return found.assign(head=found.index, rank=found["loss"].rank(method="first").astype(int))
 
-    return _each(table, keep, read)
+    return _each(table, keep, "head loss acc rank", read)
 
 
 def protocols(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
     """One row per run and way to run k-means on its features: "space", "normalized", "restarts", "acc"."""
-    return _each(table, keep, lambda path: _metrics(path).get("kmeans_protocols", []))
+    names = "space normalized restarts acc nmi ari"
+    return _each(table, keep, names, lambda path: _metrics(path).get("kmeans_protocols", []))
 
 
 def probes(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
@@ -249,7 +304,7 @@ def probes(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
         layers = json.loads((path / "probes.json").read_text(encoding="utf-8"))["layers"]
         return pd.DataFrame(layers).T.rename_axis("layer").reset_index()
 
-    return _each(table, keep, read)
+    return _each(table, keep, "layer acc features", read)
 
 
 def chosen_head(metrics: Mapping[str, Any]) -> int:
@@ -277,7 +332,8 @@ def traces(table: pd.DataFrame, *keep: str, last: bool = False, every_head: bool
         rows = pd.Series(p.ravel(), index, name="probability").reset_index()
         return rows.assign(label=rows["image"].map(dict(zip(images, labels))))
 
-    return _each(table, keep, read)
+    names = "epoch image head cluster probability label"
+    return _each(table, keep, names, read)
 
 
 def mass(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
@@ -293,4 +349,4 @@ def mass(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
                 .reset_index()
             )
 
-    return _each(table, keep, read)
+    return _each(table, keep, "epoch cluster share", read)

@@ -88,3 +88,16 @@ def family(
             every[k] = compare(a, b, score, against, 1 - levels[k])
     table = pd.DataFrame(every.values(), index=pd.Index(list(every)), columns=COMPARED)
     return table.infer_objects().assign(clear=(p <= levels).to_numpy(bool))
+
+
+def signed(value: float) -> str:
+    """``+2.1`` or ``−2.1``, with a minus sign as long as the plus."""
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def points(row: Mapping) -> str:
+    """``+6.5 [1.6, 11.4]``: a difference in points and its interval, a row of ``family``."""
+    if row["test"] == "same computation":
+        return "0, the same computation"
+    low, high = (f"{row[k]:.1f}".replace("-", "−") for k in ("low", "high"))
+    return f"{signed(row['difference'])} [{low}, {high}]" if row["test"] != "none" else "not run"

@@ -47,7 +47,8 @@ def test_a_notebook_is_kept_clean(path):
         assert not cell.outputs and cell.execution_count is None
         lines = [line for line in cell.source.splitlines() if line.strip()]
         if "parameters" not in cell.metadata.get("tags", []):
-            assert len(lines) <= 8, cell.source
+            assert len(lines) <= 12, cell.source
+            assert all(len(line) <= 100 for line in lines), cell.source
         assert not re.search(r"^\s*[!%]|^class |" + ABSOLUTE, cell.source, re.M), cell.source
 
 
@@ -189,7 +190,7 @@ def test_train_runs_from_elsewhere_and_says_what_came_out(tmp_path):
         "lowest-loss head",
         "aligned average",
         "oracle",
-        "k-means on raw pixels",
+        "k-means on pixels",
     ):
         assert text in said
     assert (
@@ -237,16 +238,14 @@ def test_features_without_heads_then_a_linear_classifier_on_every_layer(tmp_path
     ]
     done = papermill(tmp_path, *tiny)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "k-means on the learned features reaches" in said_in(tmp_path / "out.ipynb").replace(
-        "**", ""
-    )
+    assert "k-means on features" in said_in(tmp_path / "out.ipynb")
     run = find(tmp_path / "runs")[0]
     done = papermill(
         tmp_path, "-p", "run_dir", str(run), "-p", "epochs", "3", notebook="linear_evaluation"
     )
     assert done.returncode == 0, done.stderr[-2000:]
     said, probes = said_in(tmp_path / "out.ipynb"), json.loads((run / "probes.json").read_text())
-    assert f"loaded {run.name}: byol on digits, epoch 2" in said and "Best after" in said
+    assert f"loaded {run.name}: byol on digits, epoch 2" in said and "nearest neighbours" in said
     assert (
         list(probes["layers"]) == ["conv1", "conv2", "conv3", "conv4", "features"]
         and probes["epochs"] == 3

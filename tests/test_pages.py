@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reproduce import figures, pages
+from reproduce import pages, plots
 from reproduce.config import ConfigError
 from reproduce.runs import ROOT
 
@@ -22,10 +22,10 @@ from reproduce.runs import ROOT
 @pytest.fixture
 def drawn():
     """Ten thin lines of ten colours, as PNG."""
-    figures.style()
+    plots.style()
     figure, ax = plt.subplots(figsize=(6, 4))
     for k in range(10):
-        ax.plot(np.sin(np.linspace(0, 6, 50) + k), color=figures.COLORS[k])
+        ax.plot(np.sin(np.linspace(0, 6, 50) + k), color=plots.COLORS[k])
     content = io.BytesIO()
     figure.savefig(content, format="png")
     plt.close(figure)
@@ -45,7 +45,7 @@ def test_few_colors_keep_every_line_its_colour(drawn):
         and np.abs(before - after).mean() < 1
         and (after[0, 0] == 255).all()
     )
-    for color in figures.COLORS[:10]:
+    for color in plots.COLORS[:10]:
         line = np.abs(before - (255 * np.array(color)).round()).max(-1) <= 1
         assert line.sum() > 50 and np.abs(after[line] - before[line]).max() < 16
 

@@ -6,7 +6,6 @@ import tomllib
 import yaml
 from packaging.requirements import Requirement
 
-from reproduce.report import findings, study
 from reproduce.runs import ROOT
 
 
@@ -91,14 +90,3 @@ def test_the_readme_names_files_that_exist():
         (ROOT / "README.md").read_text(),
     ):
         assert (ROOT / name).exists() or "<" in name or name.startswith("results/local"), name
-
-
-def test_the_readme_states_what_the_runs_say(tmp_path):
-    """The table of claims, computed again from results/, is the one in the README to the letter."""
-    again = tmp_path / "README.md"
-    again.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    rows = findings.claims(study.load(limited=True))
-    findings.write_readme_table(again, rows)
-    assert again.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(rows) > 5 and (rows["ours"] == "–").sum() == 0
-    assert findings.mean_and_spread(rows["ours"].map(len) * 0 + 0.5) == "50.0 (n = 1)"
