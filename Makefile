@@ -31,10 +31,10 @@ study: setup  ## the committed study on digits, into results/ (about three hours
 	$(RUN) sweep notebooks/settings/digits-quick.yaml -p results_dir results --keep first --jobs $(JOBS) \
 	  --grid lambda1=0,0.1,0.3,1,2 --grid entropy=batch,sample --grid seed=0,1,2,3,4
 	$(RUN) sweep notebooks/settings/digits-course.yaml -p results_dir results --keep first --jobs $(JOBS) --grid seed=0,1,2,3,4
-	$(RUN) sweep notebooks/settings/digits-course.yaml -p results_dir results --keep none --jobs $(JOBS) --grid seed=0,1,2 \
+	$(RUN) sweep notebooks/settings/digits-course.yaml -p results_dir results --keep none --jobs $(JOBS) --grid seed=0,1,2,3,4 \
 	  --one entropy=batch,entropy_smoothed=False --one head_init=kaiming,head_bias=True --one decay=weights --one logit_clamp=25 \
 	  --one normalize=True
-	$(RUN) sweep notebooks/settings/digits-quick.yaml -p results_dir results --keep none --jobs $(JOBS) --grid seed=0,1,2 \
+	$(RUN) sweep notebooks/settings/digits-quick.yaml -p results_dir results --keep none --jobs $(JOBS) --grid seed=0,1,2,3,4 \
 	  --one entropy=sample,entropy_smoothed=True --one head_init=torch,head_bias=False --one decay=all --one logit_clamp=0 \
 	  --one normalize=False --one views=apart
 	for method in crlc simclr moco byol simsiam pcl cc propos deepcluster; do \
