@@ -1,7 +1,7 @@
 """Random views of a batch, drawn for each sample, computed for all of them at once on their device.
 
-Each transform is a pure function of images ``[N, C, H, W]`` in 0..1 and of its drawn parameters, one
-value a sample, so that a test can hand torchvision the same draw and compare. ``Augment`` draws.
+Each transform is a pure function of images ``[N, C, H, W]`` in 0..1 and of its parameters, one value
+per sample, so that a test can hand torchvision the same draw and compare. ``Augment`` draws them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Augment:
         return (x - self.mean) / self.std if self.config.normalize else x
 
     def digits(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Affine, gamma, contrast, noise: for small grey images, where a crop would cost the shape."""
+        """Affine, gamma, contrast, noise: for small grey images, whose shape a crop would cut."""
         c = self.config
         angle, shear, log_gamma, log_zoom, factor, dx, dy = (
             uniform(7, len(x), generator, x.device).mul_(2).sub_(1)
@@ -68,7 +68,7 @@ class Augment:
         return (x + c.noise * noise).clamp_(0, 1)
 
     def images(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Random resized crop, flip, colour jitter, grayscale, blur: SimCLR's, as CRLC uses them."""
+        """Random resized crop, flip, colour jitter, grayscale, blur: SimCLR's, as in CRLC."""
         c, n = self.config, len(x)
         u = uniform(5, n, generator, x.device)
         box = random_boxes(x.shape[-2:], n, c.crop_scale, generator, x.device)
@@ -101,7 +101,7 @@ def affine(
 ) -> Tensor:
     """Rotation, scale, shear along x and shift about the centre, bilinear, zeros outside.
 
-    One value a sample: degrees and shear in degrees, dx and dy as shares of the side. The signs are
+    One value per sample: degrees and shear in degrees, dx and dy as shares of the side. The signs are
     torchvision's ``affine(angle, translate, scale, shear)``.
     """
     a, s = torch.deg2rad(degrees), torch.deg2rad(shear)
@@ -136,8 +136,8 @@ def random_boxes(
 
 
 def resized_crop(x: Tensor, box: Tensor, flip: Tensor, side: int = 0) -> Tensor:
-    """Cut a box out of each sample, resize it to ``side`` x ``side`` (0: the images' own size), flip
-    where asked. box: ``[4, N]``.
+    """Cut a box out of each sample, resize it to ``side`` x ``side`` (0: the images' own size),
+    flip where asked. box: ``[4, N]``.
 
     A bilinear resize is linear and separable: two small matrix products a channel,
     ``rows @ image @ columns^T``, do crop, resize (antialiased when it shrinks) and flip together.
@@ -168,8 +168,8 @@ def color_jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation (factors) and hue (turns) in an order of each sample's own.
 
     factors: ``[4, N]``; order: ``[4, N]``, a permutation of 0..3 a column, the step at each place.
-    Hue costs most and is computed once: each sample takes the other steps before it or after it, and a
-    blend by factor 1 where its turn is the other.
+    Hue costs most and is computed once: each sample takes the other steps before it or after it,
+    and a blend by factor 1 where its turn is the other.
     """
     hue_at = (order == 3).int().argmax(0)  # [N]
     factor_at = factors.gather(0, order)  # [4, N]
@@ -182,8 +182,8 @@ def color_jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 def blend(x: Tensor, step: Tensor, factor: Tensor) -> Tensor:
-    """Brightness blends with black (step 0), contrast with the mean grey (1), saturation with the grey
-    image (2), a step a sample: factor 0 is the other, 1 the image itself."""
+    """Brightness blends with black (step 0), contrast with the mean grey (1), saturation with the
+    grey image (2), a step a sample: factor 0 is the other, 1 the image itself."""
     step, factor = step.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
     gray = luma(x)
     other = torch.where(
@@ -213,8 +213,8 @@ def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
 def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue by so many turns (-0.5 to 0.5); value and chroma, as HSV has them, are kept.
 
-    Value V is the largest channel, chroma C what it has over the least. A channel at a distance of d
-    turns from the hue opposite to its own is  V - C clip(2 - 6 d, 0, 1).
+    Value V is the largest channel, chroma C what it has over the least. A channel at a distance of
+    d turns from the hue opposite to its own is  V - C clip(2 - 6 d, 0, 1).
     """
     high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     chroma = high - low
@@ -232,7 +232,7 @@ def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blur by a Gaussian of ``sigma`` pixels, one a sample, over a tenth of the side, edges reflected."""
+    """Blur each sample by its ``sigma`` in pixels, over a tenth of the side, edges reflected."""
     n, channels, height, width = x.shape
     radius = max(1, (min(height, width) // 10) // 2)
     offset = torch.arange(-radius, radius + 1, device=x.device)

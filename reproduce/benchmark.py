@@ -1,5 +1,5 @@
-"""How fast the loop is: images/s of its parts, as a share of a matrix product, beside lightly's SimCLR
-and scikit-learn's k-means. What is compared is timed in turns in one process, so that the ratios hold."""
+"""How fast the loop is: images/s of its parts, as a share of a matrix product, beside lightly's
+SimCLR and scikit-learn's k-means. What is compared is timed in turns, so that the ratios hold."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Work = dict[str, Callable[[], object]]
 
 
 def time_interleaved(work: Work, device: torch.device, seconds: float, rounds: int = 3) -> dict:
-    """Seconds that each piece of work takes, by name: each is repeated for a share of ``seconds`` in
-    every round, in turns, after a warm-up; the median over the rounds."""
+    """Seconds that each piece of work takes, by name: each is repeated for a share of ``seconds``
+    in every round, in turns, after a warm-up; the median over the rounds."""
 
     def timed(do, n: int) -> float:
         wait(device)
@@ -92,9 +92,9 @@ def loop(config: Config, precision: str, device: torch.device) -> tuple[Work, in
 
 
 def step(config: Config, seconds: float = 2.0) -> dict:
-    """{"rows": one row per precision that the device computes in, ...}: images/s of the parts and of the
-    whole step, their shares, and the arithmetic of the step as a share of a matrix product's. An image
-    counts once, however many views it is seen in."""
+    """{"rows": one row per precision that the device computes in, ...}: images/s of the parts and
+    of the whole step, their shares, and the arithmetic of the step as a share of a matrix
+    product's. An image counts once, however many views it is seen in."""
     device, b = device_of(config), config.batch_size
     native = uses_bfloat16(config.replace(precision="auto", backbone="resnet18"), device)
     rows = []
@@ -134,15 +134,15 @@ class Pictures(Dataset):
 
 
 def peer(config: Config, seconds: float = 2.0) -> dict:
-    """Our SimCLR beside lightly's with its own transforms, loss, projector and torch's loader, on the
-    configuration's network, views and batch. ConfigError where lightly is not installed."""
+    """Our SimCLR beside lightly's with its own transforms, loss, projector and torch's loader, on
+    the configuration's network, views and batch. ConfigError where lightly is not installed."""
     try:
         from lightly.loss import NTXentLoss
         from lightly.models.modules import SimCLRProjectionHead
         from lightly.transforms import SimCLRTransform
     except ImportError:
         raise ConfigError(
-            "what is 'peer', but the package lightly is not installed: pip install -e '.[benchmark]'"
+            "what is 'peer', but lightly is not installed: pip install -e '.[benchmark]'"
         ) from None
     device, shared = device_of(config), "dataset backbone width stem augmentation view_size"
     shared += " batch_size crop_scale jitter head_hidden projection_dim precision device compile"

@@ -1,4 +1,5 @@
-"""Each transform against torchvision's on single images with the same draw; then the draws themselves."""
+"""Each transform against torchvision's on single images with the same draw; then the draws
+themselves."""
 
 import itertools
 import math
@@ -22,7 +23,8 @@ def draws(n, low, high):
 
 
 def pictures(n=N, channels=3, side=32):
-    """Smooth shapes with some texture, all values in 0..1, with black and white pixels among them."""
+    """Smooth shapes with some texture, all values in 0..1, with black and white pixels among
+    them."""
     coarse = torch.rand(n, channels, 4, 4)
     x = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
     return (x + 0.1 * torch.randn(x.shape)).clamp(0, 1)
@@ -117,7 +119,8 @@ def test_resized_crop_is_torchvisions(side, size):
     [(64, 32, 0, 64), (64, 32, 5, 50), (64, 16, 10, 20), (64, 32, 1, 63)],
 )
 def test_resize_is_antialiased_when_it_shrinks(n_in, n_out, start, length):
-    """``resize_matrix`` down to fewer pixels than the box has, as torchvision's antialiased resize."""
+    """``resize_matrix`` down to fewer pixels than the box has, as torchvision's antialiased
+    resize."""
     x = pictures(1, side=n_in)[0]
     matrix = augment.resize_matrix(
         torch.tensor([float(start)]), torch.tensor([float(length)]), n_in, n_out
@@ -166,7 +169,8 @@ def test_blend_is_torchvisions(step, f):
 
 
 def test_adjust_hue_is_torchvisions_on_every_kind_of_colour():
-    """Black, white, grey, every tie between channels; turns that land on the borders of the sixths."""
+    """Black, white, grey, every tie between channels; turns that land on the borders of the
+    sixths."""
     levels = torch.tensor([0.0, 0.2, 0.5, 1.0])
     x = torch.cartesian_prod(levels, levels, levels).T.view(1, 3, 8, 8)
     for turns in [-0.5, -1 / 3, -1 / 6, -0.05, 0.0, 0.1, 1 / 6, 0.25, 1 / 3, 0.5]:
@@ -266,7 +270,8 @@ def test_boxes_lie_inside(size, least):
     "size, least", [((224, 224), 0.2), ((32, 32), 0.08), ((40, 100), 0.2), ((100, 30), 0.5)]
 )
 def test_boxes_are_distributed_as_torchvisions(size, least):
-    """Area, aspect ratio and both corners by Kolmogorov-Smirnov; the last two sizes need the fallback."""
+    """Area, aspect ratio and both corners by Kolmogorov-Smirnov; the last two sizes need the
+    fallback."""
     n = 3000
     ours = augment.random_boxes(size, n, least, generator(), "cpu")
     image = torch.zeros(3, *size)
@@ -292,7 +297,8 @@ def test_boxes_are_distributed_as_torchvisions(size, least):
 
 
 def test_a_box_that_never_fits_is_the_central_one():
-    """A square box cannot have 9 parts in 10 of such a strip: torchvision falls back to the same."""
+    """A square box cannot have 9 parts in 10 of such a strip: torchvision falls back to the
+    same."""
     for size in ((100, 20), (20, 100), (20, 101)):
         box = augment.random_boxes(size, 50, 0.9, generator(), "cpu")
         theirs = RandomResizedCrop.get_params(torch.zeros(1, *size), [0.9, 1.0], [3 / 4, 4 / 3])
@@ -425,7 +431,8 @@ def test_digits_noise_and_gamma():
 
 
 def test_images_image_by_image(monkeypatch):
-    """Crop, flip, jitter, blur one after the other, every probability 1, by torchvision with the same draws."""
+    """Crop, flip, jitter, blur one after the other, every probability 1, by torchvision with the
+    same draws."""
     calls = spy(monkeypatch, "resized_crop", "color_jitter", "gaussian_blur")
     make = augmenter(flip=1, jitter_p=1, blur=1, grayscale=0)
     x = bytes_of(6)
@@ -498,7 +505,8 @@ def test_probabilities_are_respected(setting):
 
 
 def test_decisions_are_drawn_apart(monkeypatch):
-    """Whether an image is jittered, made grey, blurred or flipped are four draws; so are blur and its sigma."""
+    """Whether an image is jittered, made grey, blurred or flipped are four draws; so are blur and
+    its sigma."""
     n = 1000
     sigmas, flips = [], []
     monkeypatch.setattr(
@@ -538,8 +546,8 @@ def test_single_channel_images(side):
 
 
 class NoHostReads(TorchDispatchMode):
-    """Refuses what would make the host wait for the device: reading a value, a shape that depends on
-    values, a tensor made from Python numbers."""
+    """Refuses what would make the host wait for the device: reading a value, a shape that depends
+    on values, a tensor made from Python numbers."""
 
     refused = (
         "_local_scalar_dense",

@@ -58,7 +58,8 @@ def test_step_times_every_precision_that_the_device_computes_in(tmp_path, monkey
 
 
 def test_the_flops_are_those_of_the_network():
-    """Twice the images of a batch, twice the work: the share of the time may change, the count may not."""
+    """Twice the images of a batch, twice the work: the share of the time may change, the count may
+    not."""
     config = Config.from_params({**TINY, "critic": "log_dot"})
     counts = []
     for b in (8, 16):

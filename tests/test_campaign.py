@@ -1,4 +1,5 @@
-"""The blocks of the campaign: which runs they hold, in which order, and one of them through papermill."""
+"""The blocks of the campaign: which runs they hold, in which order, and one of them through
+papermill."""
 
 import json
 
@@ -30,7 +31,8 @@ def test_block_1_goes_from_the_course_to_the_authors_one_factor_at_a_time():
         {"crop_scale", "jitter", "normalize"},
         {"head_bias", "head_init", "decay", "logit_clamp"},
     ]
-    # what is left between the path's end and the authors' preset is the block's own scale and three points that are no factor of it
+    # what is left between the path's end and the authors' preset is the block's own scale and three
+    # points that are no factor of it
     authors = campaign.star_of({"settings": "cifar10-paper"}, {})[0]
     assert changed(path[-1], authors) == {
         "backbone",
@@ -65,7 +67,8 @@ def test_the_block_for_a_cpu_leads_from_the_course_to_the_preset():
         "dataset split limit backbone width view_size n_views epochs batch_size schedule".split()
     )
     assert len({tuple(getattr(c, k) for k in scale) for c in configs}) == 1
-    # 5 on the path, 3 alone from either end (the fourth is on the path), 7 more of the grid, 8 seeds
+    # 5 on the path, 3 alone from either end (the fourth is on the path), 7 more of the grid, 8
+    # seeds
     assert len(configs) == len({c.hash() for c in configs}) == 5 + 3 + 3 + 7 + 8
     assert len(campaign.block("cpu", {"seed": 1})) == 18
     factors = {k for star in (from_authors, from_course) for one in star["one"] for k in one}
