@@ -257,41 +257,6 @@ def find(results: str | Path | None = None) -> list[Path]:
     )
 
 
-def table(results: str | Path | None = None):
-    """One row a finished run: its settings, its scores as ``<rule>_<score>``, seconds, device, path."""
-    import pandas as pd
-
-    rows = []
-    for path in find(results):
-        config, metrics, origin = (
-            json.loads((path / f"{f}.json").read_text())
-            for f in ("config", "metrics", "provenance")
-        )
-        scores = {f"{rule}_{k}": v for rule, s in metrics["scores"].items() for k, v in s.items()}
-        rows.append(
-            {
-                **config,
-                **scores,
-                "seconds": metrics["seconds"],
-                "images_per_second": metrics["images_per_second"],
-                "hash": path.name.rsplit("_", 1)[-1],
-                "commit": origin["git"]["commit"],
-                "device_name": origin["device"],
-                "path": str(path),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def same_settings(runs, free: tuple[str, ...] = ("seed",), **settings):
-    """The rows of ``table()`` whose settings are the defaults, but for ``settings``, and for those left ``free``."""
-    wanted = {**Config().identity(), **settings}
-    for name, value in wanted.items():
-        if name in runs and name not in free:
-            runs = runs[runs[name] == value]
-    return runs
-
-
 def weights_digest(weights: dict) -> str:
     """SHA-256 over the values of a state dict of CPU tensors, in its order."""
     digest = hashlib.sha256()

@@ -11,7 +11,8 @@ import pytest
 
 from reproduce import Config, ConfigError, launch, sweep
 from reproduce.__main__ import main
-from reproduce.runs import ROOT, find, table
+from reproduce.results import load
+from reproduce.runs import ROOT, find
 
 QUICK = ["-p", "epochs", "1", "-p", "width", "4", "-p", "n_heads", "2", "-p", "limit", "200"]
 
@@ -87,7 +88,7 @@ def test_a_sweep_runs_skips_and_survives_a_failure(tmp_path, capsys, monkeypatch
         and "batch_size is 201, more than the 200 images" in said
     )
     runs = find(results)
-    assert len(runs) == 2 and len(table(results)) == 2
+    assert len(runs) == 2 and len(load(results)) == 2
     kept = [sorted(p.name for p in run.iterdir()) for run in runs]
     assert set(sweep.BULKY) <= set(kept[0]) and not set(sweep.BULKY) & set(kept[1])
     page = (runs[0] / "train.html").read_text()

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from reproduce import Config, ConfigError, Diverged, backbones, evaluation, fit, losses
+from reproduce import Config, ConfigError, Diverged, backbones, evaluation, fit, losses, results
 from reproduce import train as loop
 from reproduce.data import write_cached
 from reproduce.methods import METHODS
-from reproduce.runs import Run, find, source_tree, table
+from reproduce.runs import Run, find, source_tree
 
 QUICK = {
     "epochs": 3,
@@ -525,7 +525,7 @@ def test_table_reads_finished_runs_only(config):
     stopped = fit(other, Run(other))
     next(stopped)
     stopped.close()
-    rows = table(config.results_dir)
+    rows = results.load(config.results_dir)
     assert len(rows) == 1 and rows.loc[0, "seed"] == 0
     assert (
         rows.loc[0, "aligned_average_acc"]
