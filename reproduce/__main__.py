@@ -1,4 +1,4 @@
-"""``python -m reproduce train | sweep | apply | export | …``: a thin layer over ``fit``, ``sweep`` and the notebooks."""
+"""``python -m reproduce train | sweep | apply | …``: a thin layer over the package's functions."""
 
 from __future__ import annotations
 
@@ -12,141 +12,91 @@ from reproduce.runs import ROOT
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m reproduce", description="Deep image clustering, reproduced."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    one = commands.add_parser("train", help="one run, as notebooks/train.ipynb without Jupyter")
-    one.add_argument("-f", "--settings", help="YAML file of settings, as papermill's -f")
-    one.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
-    )
-
-    many = commands.add_parser(
-        "sweep", help="many runs through papermill; finished ones are skipped"
-    )
-    many.add_argument("settings", help="YAML file of settings")
-    many.add_argument(
-        "--grid", action="append", default=[], metavar="NAME=V,V", help="repeat for a product"
-    )
-    many.add_argument(
-        "--one",
-        action="append",
-        default=[],
-        metavar="NAME=V[,NAME=V]",
-        help="repeat: each factor changed alone",
-    )
-    many.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
-    )
-    many.add_argument(
-        "--launcher",
-        choices=("local", "slurm"),
-        default="local",
-        help="processes here, or jobs of a Slurm cluster (pip install -e '.[cluster]')",
-    )
-    many.add_argument(
-        "--slurm",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600",
-    )
-
-    pages = commands.add_parser("report", help="the figure notebooks executed, as pages")
-    pages.add_argument(
-        "--results-dir",
-        default=ROOT / "results" / "local",
-        help="folder of run directories, where the pages go too (default: results/local)",
-    )
-    pages.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
-
-    speed = commands.add_parser(
-        "benchmark", help="images/s of the loop; peer: beside lightly; kmeans: beside sklearn"
-    )
-    speed.add_argument("what", nargs="?", choices=("step", "peer", "kmeans"), default="step")
-    speed.add_argument("-f", "--settings", help="YAML file of settings")
-    speed.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
-    )
-    speed.add_argument("--seconds", type=float, default=2.0, help="for each thing that is timed")
-    speed.add_argument(
-        "--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)"
-    )
-
-    blocks = commands.add_parser(
-        "campaign",
-        help="the study on CIFAR-10, in blocks of about 25 minutes on one GPU; resumable",
-    )
-    blocks.add_argument("block", help="1, 2, 3, 4, cpu or digits, as in notebooks/campaign.yaml")
-    blocks.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="for every run",
-    )
-
-    new = commands.add_parser("apply", help="the clusters of new images, by a finished run")
-    new.add_argument("run", help="its directory")
-    new.add_argument(
-        "images", help="a folder, flat or nested, a data file .npz, or a data set's name"
-    )
-    new.add_argument(
-        "-o", "--out", required=True, help="CSV file: file, cluster, probability, margin"
-    )
-    new.add_argument("--embedding", default="", help=".npy file for the features, a row per image")
-    new.add_argument("--batch", type=int, default=256, help="images at a time; changes no result")
-    new.add_argument("--skip", action="store_true", help="leave out images that cannot be read")
-
-    model = commands.add_parser("export", help="a finished run as one file, for use without this")
-    model.add_argument("run", help="its directory")
-    model.add_argument("out", help="model.pt2, or model.onnx (pip install -e '.[onnx]')")
-
-    for runs in (many, blocks):
-        runs.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
-        runs.add_argument(
-            "--minutes",
-            type=float,
-            default=math.inf,
-            help="no run is started that would end later: it is left for the next call",
-        )
-        runs.add_argument(
-            "--keep",
-            choices=("all", "first", "none"),
-            default="all",
-            help="which runs keep notebook, HTML and embedding: all, the first seed of a setting, none",
-        )
-
-    args = parser.parse_args(words)
+    args = parser().parse_args(words)
     try:
-        return {
-            "train": train,
-            "sweep": sweep,
-            "report": report,
-            "benchmark": benchmark,
-            "campaign": campaign,
-            "apply": apply,
-            "export": export,
-        }[args.command](args)
+        return args.run_command(args)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
+def parser() -> argparse.ArgumentParser:
+    every = argparse.ArgumentParser(
+        "python -m reproduce", description="Deep image clustering, reproduced."
+    )
+    commands = every.add_subparsers(dest="command", required=True)
+
+    def command(function, help: str, *parents: argparse.ArgumentParser):
+        added = commands.add_parser(function.__name__, help=help, parents=parents)
+        added.set_defaults(run_command=function)
+        return added.add_argument
+
+    def parent() -> argparse.ArgumentParser:
+        return argparse.ArgumentParser(add_help=False)
+
+    names, preset, many = parent(), parent(), parent()
+    names.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+    preset.add_argument("-f", "--settings", help="YAML file of settings, as papermill's -f")
+    many.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
+    late = "no run is started that would end later: it is left for the next call"
+    many.add_argument("--minutes", type=float, default=math.inf, help=late)
+    kept = "runs that keep notebook, HTML and embedding: all, the first seed of a setting, none"
+    many.add_argument("--keep", choices=("all", "first", "none"), default="all", help=kept)
+
+    command(train, "one run, as notebooks/train.ipynb without Jupyter", preset, names)
+
+    add = command(sweep, "many runs through papermill; finished ones are skipped", names, many)
+    add("settings", help="YAML file of settings")
+    repeat = dict(action="append", default=[])
+    add("--grid", **repeat, metavar="NAME=V,V", help="repeat for a product")
+    add("--one", **repeat, metavar="NAME=V[,NAME=V]", help="repeat: each factor changed alone")
+    where = "processes here, or jobs of a Slurm cluster (pip install -e '.[cluster]')"
+    add("--launcher", choices=("local", "slurm"), default="local", help=where)
+    asked = "repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600"
+    add("--slurm", **repeat, metavar="NAME=VALUE", help=asked)
+
+    add = command(
+        campaign, "the study on CIFAR-10, in blocks that fit a GPU; resumable", names, many
+    )
+    add("block", help="1, 2, 3, 4, cpu or digits, as in notebooks/campaign.yaml")
+
+    add = command(report, "the figure notebooks executed, as pages")
+    where = "folder of run directories, where the pages go too (default: results/local)"
+    add("--results-dir", default=ROOT / "results" / "local", help=where)
+    add("--jobs", type=int, default=2, help="notebooks at a time")
+
+    add = command(
+        benchmark,
+        "images/s of the loop; peer: beside lightly; kmeans: beside sklearn",
+        preset,
+        names,
+    )
+    add("what", nargs="?", choices=("step", "peer", "kmeans"), default="step")
+    add("--seconds", type=float, default=2.0, help="for each thing that is timed")
+    add("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
+
+    add = command(apply, "the clusters of new images, by a finished run")
+    add("run", help="its directory")
+    add("images", help="a folder, flat or nested, a data file .npz, or a data set's name")
+    add("-o", "--out", required=True, help="CSV file: file, cluster, probability, margin")
+    add("--embedding", default="", help=".npy file for the features, one row per image")
+    add("--batch", type=int, default=256, help="images at a time; changes no result")
+    add("--skip", action="store_true", help="leave out images that cannot be read")
+
+    add = command(export, "a finished run as one file, for use without this package")
+    add("run", help="its directory")
+    add("out", help="model.pt2, or model.onnx (pip install -e '.[onnx]')")
+    return every
+
+
 def given(args) -> dict:
-    """The settings file, overridden by ``-p name value`` (values read as YAML, like papermill's -y)."""
-    settings = read_settings(args.settings) if args.settings else {}
-    return {
-        **settings,
-        **{
-            name: read_yaml(value, f"{short_repr(name)}: {short_repr(value)}")
-            for name, value in args.parameter
-        },
-    }
+    """The settings file, overridden by ``-p name value`` (read as YAML, like papermill's -y)."""
+    settings = read_settings(args.settings) if getattr(args, "settings", None) else {}
+    for name, value in args.parameter:
+        settings[name] = read_yaml(value, f"{short_repr(name)}: {short_repr(value)}")
+    return settings
 
 
 def train(args) -> int:
@@ -173,18 +123,19 @@ def train(args) -> int:
 def sweep(args) -> int:
     from reproduce import sweep as driver
 
-    configs = driver.expand(
-        given(args), driver.parse_grid(args.grid), [driver.parse_one(word) for word in args.one]
-    )
+    ones = [driver.parse_one(word) for word in args.one]
+    configs = driver.expand(given(args), driver.parse_grid(args.grid), ones)
     options = {k: v for word in args.slurm for k, v in driver.parse_one(word, "slurm").items()}
     if options and args.launcher != "slurm":
         raise ConfigError(
             f"slurm is {short_repr(options)}, but launcher is 'local': add --launcher slurm"
         )
-    return told(driver.sweep(configs, args.jobs, args.keep, args.launcher, options, args.minutes))
+    return print_outcome(
+        driver.sweep(configs, args.jobs, args.keep, args.launcher, options, args.minutes)
+    )
 
 
-def told(rows: list[dict]) -> int:
+def print_outcome(rows: list[dict]) -> int:
     """Print how a sweep's runs ended; 1 if one failed."""
     from reproduce import sweep as driver
 
@@ -222,8 +173,9 @@ def campaign(args) -> int:
     from reproduce.campaign import block
     from reproduce.sweep import sweep as run
 
-    args.settings = None
-    return told(run(block(args.block, given(args)), args.jobs, args.keep, minutes=args.minutes))
+    return print_outcome(
+        run(block(args.block, given(args)), args.jobs, args.keep, minutes=args.minutes)
+    )
 
 
 def apply(args) -> int:

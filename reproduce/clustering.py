@@ -1,11 +1,11 @@
-"""k-means and Gaussian mixtures on tensors: all restarts, clusters and samples of a step computed at once.
+"""k-means and Gaussian mixtures on tensors: all restarts, clusters and samples at once.
 
-Arguments, seeding and stopping follow scikit-learn. Both are deterministic given their seed and leave
-the global random state alone.
+Arguments, seeding and stopping follow scikit-learn. Both are deterministic given their seed and
+leave the global random state alone.
 
-Shapes: N samples of D features, R restarts, K clusters, T trials at each step of the seeding. Inside,
-samples end in a one, ``[N, D + 1]``: the product that gives x . c then also subtracts |c|^2 / 2, and
-the sum over a cluster also counts its samples.
+Shapes: N samples of D features, R restarts, K clusters, T trials at each step of the seeding.
+Inside, samples end in a one, ``[N, D + 1]``: the product that gives x . c then also subtracts
+|c|^2 / 2, and the sum over a cluster also counts its samples.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BUFFER = {
-    "cpu": 8 << 20,
-    "cuda": 64 << 20,
-}  # bytes of a chunk; what fits a processor's cache is quickest
+BUFFER = {"cpu": 8 << 20, "cuda": 64 << 20}  # bytes of a chunk: what fits a cache is quickest
 
 
 @contextlib.contextmanager
@@ -38,9 +35,10 @@ def plainly():
 class KMeans:
     """k-means from ``n_init`` greedy k-means++ starts; the best result is kept.
 
-    tol: a restart has converged when its centroids moved by a squared distance of at most this times
-    the mean variance of the features, or when no sample changed its cluster. metric: "cosine" gives
-    samples and centroids length one, so that |x - c|^2 = 2 (1 - cos). batch_size: samples in a chunk.
+    tol: a restart has converged when its centroids moved by a squared distance of at most this
+    times the mean variance of the features, or when no sample changed its cluster. metric: "cosine"
+    gives samples and centroids length one, so that |x - c|^2 = 2 (1 - cos). batch_size: samples in
+    a chunk.
 
     After ``fit``: ``cluster_centers_ [K, D]``, ``labels_ [N]``, ``inertia_`` (sum of squared
     distances) and ``n_iter_``.
@@ -81,10 +79,8 @@ class KMeans:
         self.cluster_centers_, self.n_iter_ = centroids[best] + self.origin, n_iter[best]
         centroids = (self.cluster_centers_ - self.origin)[None]  # rounded as predict sees them
         labels, _ = nearest(x, centroids, self.batch_size)
-        self.inertia_ = float(
-            deviations(x, centroids, labels, self.batch_size).sum(dtype=torch.float64)
-        )
-        self.labels_ = labels[0]
+        square = deviations(x, centroids, labels, self.batch_size)
+        self.inertia_, self.labels_ = float(square.sum(dtype=torch.float64)), labels[0]
         return self
 
     @plainly()
@@ -98,12 +94,9 @@ class KMeans:
         return self.fit(x).labels_
 
     def _prepare(self, x: Tensor) -> Tensor:
-        """Normalised or centred, with ones; far from the origin |x - c|^2 would lose its digits in float32."""
-        return F.pad(
-            F.normalize(x, dim=-1) if self.metric == "cosine" else x - self.origin,
-            (0, 1),
-            value=1.0,
-        )
+        """Normalised or centred (far from the origin |x - c|^2 loses its digits), with ones."""
+        x = F.normalize(x, dim=-1) if self.metric == "cosine" else x - self.origin
+        return F.pad(x, (0, 1), value=1.0)
 
 
 class GaussianMixture:
@@ -168,11 +161,11 @@ class GaussianMixture:
         return self
 
     def _maximise(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted sums of (x^2, x, 1) ``[R, K, 2D + 1]`` -> weights ``[R, K]``, means, variances ``[R, K, D]``."""
+        """Weighted sums of (x^2, x, 1) ``[R, K, 2D + 1]`` -> weights ``[R, K]``, means and
+        variances ``[R, K, D]``."""
         mass = moments[..., -1:]
-        square, mean = (moments[..., :-1] / mass.clamp_min(torch.finfo(mass.dtype).tiny)).chunk(
-            2, -1
-        )
+        least = torch.finfo(mass.dtype).tiny
+        square, mean = (moments[..., :-1] / mass.clamp_min(least)).chunk(2, -1)
         variance = square - mean.square()
         if self.covariance_type == "spherical":
             variance = variance.mean(-1, keepdim=True).expand_as(mean)
@@ -196,7 +189,7 @@ class GaussianMixture:
 
 
 def until_converged(step, state, max_iter: int):
-    """Repeat ``state, done = step(*state)``, tensors ``[R, ...]``; a restart that is done leaves the batch.
+    """Repeat ``state, done = step(*state)``, tensors ``[R, ...]``; what is done leaves the batch.
 
     Returns the last state of each restart and its number of steps.
     """
@@ -220,39 +213,33 @@ def plus_plus(
 ) -> Tensor:
     """Greedy k-means++: ``[N, D + 1]`` -> ``[R, K, D]``.
 
-    Each centroid is one of T samples drawn in proportion to their squared distance from the centroids
-    so far: the one that leaves the least sum of these distances.
+    Each centroid is one of T samples drawn in proportion to their squared distance from the
+    centroids so far: the one that leaves the least sum of these distances.
     """
-    n, trials, restart = (
-        len(x),
-        2 + int(math.log(n_clusters)),
-        torch.arange(n_init, device=x.device),
-    )
-    generator = torch.Generator().manual_seed(
-        seed
-    )  # the processor's, so that every device gets the same draws
+    n, trials = len(x), 2 + int(math.log(n_clusters))
+    restart = torch.arange(n_init, device=x.device)
+    # the processor's generator, so that every device gets the same draws
+    generator = torch.Generator().manual_seed(seed)
     candidates = torch.randint(n, (n_init, 1), generator=generator).to(x.device)
-    uniform = torch.rand(n_clusters, n_init, trials, generator=generator, dtype=torch.float64).to(
-        x.device
-    )
+    uniform = torch.rand(n_clusters, n_init, trials, generator=generator, dtype=torch.float64)
     square, chosen = x[:, :-1].square().sum(-1), []
     closest = torch.full((n_init, n), math.inf, dtype=x.dtype, device=x.device)
 
     def reach(index):
-        """Squared distances from the closest centroid if ``x[index]`` is one: ``[R, T]`` -> chunks of ``[R, T, N]``."""
+        """``[R, T]`` -> chunks of ``[R, T, N]``: squared distances from the closest centroid if
+        ``x[index]`` is one."""
         rows = biased(x[index, :-1])
         for part, s, near in chunks(batch_size, len(rows), x, square, closest):
             distance = torch.addmm(s, rows, part.T, alpha=-2).view(*index.shape, -1)
             yield torch.minimum(distance, near[:, None], out=distance)
 
-    for u in uniform:
+    for u in uniform.to(x.device):
         best = sum(part.sum(-1) for part in reach(candidates)).argmin(-1)
         chosen.append(candidates[restart, best])
         closest = torch.cat([part[:, 0] for part in reach(chosen[-1][:, None])], -1).clamp_min_(0)
         cumulative = closest.cumsum(-1, dtype=torch.float64)
-        candidates = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp_max_(
-            n - 1
-        )
+        drawn = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
+        candidates = drawn.clamp_max_(n - 1)
     return x[torch.stack(chosen, 1), :-1]
 
 
@@ -264,7 +251,7 @@ def lloyd(
     cosine: bool = False,
     batch_size: int | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """Lloyd's iterations from ``[R, K, D]`` -> the final centroids, and the iterations of each restart."""
+    """Lloyd's iterations from ``[R, K, D]`` -> the last centroids, and each restart's count."""
     tol = tol * x[:, :-1].var(0, correction=0).mean()
 
     def step(centroids, before):
@@ -285,7 +272,7 @@ def lloyd(
 
 
 def nearest(x: Tensor, centroids: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
-    """The nearest of ``[R, K, D]`` to each sample: labels and scores x . c - |c|^2 / 2, both ``[R, N]``."""
+    """The nearest of ``[R, K, D]``: labels and scores x . c - |c|^2 / 2, both ``[R, N]``."""
     rows = biased(centroids)
     parts = [
         largest((rows @ part.T).view(*centroids.shape[:2], -1))
@@ -299,17 +286,17 @@ def largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The maximum over K and its index: ``[R, K, n]`` -> ``[R, n]`` twice."""
     if scores.device.type != "cpu":
         return scores.max(1)
-    # max() looks for the index one element at a time; max pooling, channels last, takes many samples at
-    # once: ten times quicker for K = 10, twice for K = 1000
+    # max() looks for the index one element at a time; max pooling, channels last, takes many
+    # samples
+    # at once: ten times quicker for K = 10, twice for K = 1000
     r, k, n = scores.shape
-    values, index = F.max_pool2d(
-        scores.view(r, k, 1, n).permute(0, 3, 1, 2), (k, 1), return_indices=True
-    )
+    channels_last = scores.view(r, k, 1, n).permute(0, 3, 1, 2)
+    values, index = F.max_pool2d(channels_last, (k, 1), return_indices=True)
     return values.view(r, n), index.view(r, n)
 
 
 def totals(x: Tensor, labels: Tensor, k: int, batch_size: int | None = None) -> Tensor:
-    """The sum of the samples in each cluster, whose last column is their number: ``[R, N]`` -> ``[R, K, D + 1]``."""
+    """``[R, N]`` -> ``[R, K, D + 1]``: sums over clusters, their last column the sizes."""
     r, n = labels.shape
     if k > 32:  # then sorting samples by cluster is quicker than a product with zeros and ones
         flat = (labels + k * torch.arange(r, device=x.device)[:, None]).view(-1)
@@ -317,9 +304,8 @@ def totals(x: Tensor, labels: Tensor, k: int, batch_size: int | None = None) -> 
         return F.embedding_bag(flat.argsort(stable=True) % n, x, begin, mode="sum").view(r, k, -1)
     out = x.new_zeros(r * k, x.shape[1])
     for part, chosen in chunks(batch_size, r * k, x, labels):
-        out.addmm_(
-            x.new_zeros(r, k, len(part)).scatter_(1, chosen[:, None], 1.0).flatten(0, 1), part
-        )
+        member = x.new_zeros(r, k, len(part)).scatter_(1, chosen[:, None], 1.0)
+        out.addmm_(member.flatten(0, 1), part)
     return out.view(r, k, -1)
 
 
@@ -333,7 +319,7 @@ def means(total: Tensor, old: Tensor, cosine: bool) -> Tensor:
 def reseed(
     total: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, batch_size: int | None = None
 ) -> Tensor:
-    """``totals``, changed in place, after the empty clusters took the samples farthest from their centroids."""
+    """``totals``, in place, after empty clusters took the samples farthest from their centroids."""
     empty = total[..., -1] == 0
     number = empty.sum(-1, keepdim=True)
     most = int(number.max())
@@ -349,26 +335,23 @@ def reseed(
 def deviations(
     x: Tensor, centroids: Tensor, labels: Tensor, batch_size: int | None = None
 ) -> Tensor:
-    """|x_i - c|^2 from the labelled centroid, ``[R, N]``, by differences: exact also where it is tiny."""
+    """|x_i - c|^2 from the labelled centroid, ``[R, N]``, by differences: exact where tiny."""
     r, _, d = centroids.shape
     restart = torch.arange(r, device=x.device)[:, None]
+    parts = chunks(batch_size, r * d, x, labels)
     return torch.cat(
-        [
-            (part[:, :-1] - centroids[restart, chosen]).square().sum(-1)
-            for part, chosen in chunks(batch_size, r * d, x, labels)
-        ],
-        -1,
+        [(part[:, :-1] - centroids[restart, chosen]).square().sum(-1) for part, chosen in parts], -1
     )
 
 
 def joints(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor):
     """For each chunk, the statistics (x^2, x, 1) ``[n, 2D + 1]`` and log p(k, x_i) ``[R, K, n]``.
 
-    log w + log N(x; m, v) = x^2 . (-1 / 2v) + x . (m / v) + log w - sum_d (m^2 / v + log 2 pi v) / 2
+    log w + log N(x; m, v)
+        = x^2 . (-1 / 2v) + x . (m / v) + log w - sum_d (m^2 / v + log 2 pi v) / 2
     """
-    constant = (
-        weights.log() - (means.square() / variances + (2 * math.pi * variances).log()).sum(-1) / 2
-    )
+    exponent = means.square() / variances + (2 * math.pi * variances).log()
+    constant = weights.log() - exponent.sum(-1) / 2
     rows = torch.cat([-0.5 / variances, means / variances, constant[..., None]], -1).flatten(0, 1)
     for (part,) in chunks(None, max(rows.shape), x):
         statistics = torch.cat([part[:, :-1].square(), part], -1)
@@ -376,7 +359,8 @@ def joints(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor):
 
 
 def expect(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of (x^2, x, 1) weighted by responsibilities ``[R, K, 2D + 1]``, and the mean log-likelihood ``[R]``."""
+    """Sums of (x^2, x, 1) weighted by responsibilities ``[R, K, 2D + 1]``, and the mean
+    log-likelihood ``[R]``."""
     r, k, d = means.shape
     moments, likelihood = x.new_zeros(r * k, 2 * d + 1), x.new_zeros(r)
     for statistics, joint in joints(x, weights, means, variances):
@@ -387,12 +371,14 @@ def expect(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor) -> tupl
 
 
 def biased(c: Tensor) -> Tensor:
-    """(c, -|c|^2 / 2), whose product with (x, 1) is largest for the nearest c: ``[R, K, D]`` -> ``[R K, D + 1]``."""
+    """(c, -|c|^2 / 2), whose product with (x, 1) is largest for the nearest c: ``[R, K, D]`` ->
+    ``[R K, D + 1]``."""
     return torch.cat([c, -c.square().sum(-1, keepdim=True) / 2], -1).flatten(0, 1)
 
 
 def chunks(batch_size: int | None, rows: int, x: Tensor, *others: Tensor):
-    """x ``[N, D + 1]`` and others ``[..., N]`` in chunks of n samples, so that ``[rows, n]`` fits the buffer."""
+    """x ``[N, D + 1]`` and others ``[..., N]`` in chunks of n samples, so that ``[rows, n]`` fits
+    the buffer."""
     size = batch_size or max(1, BUFFER.get(x.device.type, 64 << 20) // (x.element_size() * rows))
     return zip(x.split(size), *(other.split(size, -1) for other in others))
 

@@ -1,9 +1,10 @@
-"""Data sets as uint8 tensors: digits (ships with scikit-learn), CIFAR-10, CIFAR-20 and STL-10 (downloaded
-by torchvision), or a folder of one's own images.
+"""Data sets as uint8 tensors: digits (ships with scikit-learn), CIFAR-10, CIFAR-20 and STL-10
+(downloaded by torchvision), or a folder of one's own images.
 
-A data set is built once and kept as one file in ``data_dir``, with images, labels, split, classes, files,
-skipped and the SHA-256 of all of them. A machine without network needs just that file, ``<name>.npz``;
-a folder's file is made anew when the folder changes. The SHA-256 stands in every run.
+A data set is built once and kept as one file in ``data_dir``, with images, labels, split, classes,
+files, skipped and the SHA-256 of all of them. A machine without network needs just that file,
+``<name>.npz``; a folder's file is made anew when the folder changes. The SHA-256 stands in every
+run.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ from reproduce.config import Config, ConfigError
 from reproduce.folder import fingerprint, list_folder, read_folder
 from reproduce.runs import ROOT, atomic
 
-ARRAYS, TEXTS = (
-    {"images": "u1", "labels": "<i8", "split": "u1"},
-    ("classes", "files", "skipped"),
-)  # in a cached file
+# what a cached file holds
+ARRAYS = {"images": "u1", "labels": "<i8", "split": "u1"}
+TEXTS = ("classes", "files", "skipped")
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,11 @@ class Images:
     def part(self, which: str, limit: int = 0) -> Images:
         """The images of 'train', 'test' or 'all', in their order.
 
-        With a limit only so many of them, drawn without a look at labels and the same on every call:
-        the 100 of one limit are among the 200 of another.
+        With a limit only so many of them, drawn without a look at labels and the same on every
+        call: the 100 of one limit are among the 200 of another.
         """
-        of_part = (
-            torch.ones(len(self))
-            if which == "all"
-            else self.split == ("train", "test").index(which)
-        )
-        keep = of_part.nonzero()[:, 0]
+        wanted = {"train": (0,), "test": (1,), "all": (0, 1)}[which]
+        keep = torch.isin(self.split, self.split.new_tensor(wanted)).nonzero()[:, 0]
         if 0 < limit < len(keep):
             drawn = torch.randperm(len(keep), generator=torch.Generator().manual_seed(0))[:limit]
             keep = keep[drawn.sort()[0]]
@@ -88,7 +84,8 @@ def moments(images: Images) -> tuple[Tensor, Tensor]:
 
 
 def load(config: Config) -> Images:
-    """The data set of a configuration, from its cached file if there is one; ConfigError if it cannot be had."""
+    """The data set of a configuration, from its cached file if there is one; ConfigError if it
+    cannot be had."""
     root = Path(os.path.expanduser(config.data_dir)) if config.data_dir else ROOT / "data"
     if config.dataset == "folder":
         folder = Path(os.path.expanduser(config.folder))
@@ -104,14 +101,10 @@ def load(config: Config) -> Images:
     if not os.path.exists(path):
         with file_lock(path):
             if not path.exists():  # still: another process may have made it meanwhile
-                write_cached(
-                    path,
-                    **(
-                        read_folder(folder, found, classes, config)
-                        if config.dataset == "folder"
-                        else fetch(name, root)
-                    ),
-                )
+                if config.dataset == "folder":
+                    write_cached(path, **read_folder(folder, found, classes, config))
+                else:
+                    write_cached(path, **fetch(name, root))
     return read_cached(name, path)
 
 
@@ -119,31 +112,27 @@ def load(config: Config) -> Images:
 
 
 def fetch(name: str, root: Path) -> dict:
+    sources = {"digits": digits, "cifar10": cifar10, "cifar20": cifar20, "stl10": stl10}
     try:
-        return {"digits": digits, "cifar10": cifar10, "cifar20": cifar20, "stl10": stl10}[name](
-            root
-        )
+        return sources[name](root)
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError
         raise ConfigError(
             f"dataset {name!r} is not in data_dir {str(root)!r} and cannot be downloaded "
-            f"({getattr(error, 'reason', error)}): connect to a network once, or copy {name}.npz into that folder "
-            f"from a machine that has it"
+            f"({getattr(error, 'reason', error)}): connect to a network once, or copy {name}.npz "
+            f"into that folder from a machine that has it"
         ) from None
 
 
 def digits(root: Path) -> dict:
-    """scikit-learn's 1,797 digits, 1 x 8 x 8, grey levels 0..16 spread over 0..255; the last fifth is the test part."""
+    """scikit-learn's 1,797 digits, 1 x 8 x 8, grey levels 0..16 spread over 0..255; the last fifth
+    is the test part."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16))[:, None]
     split = np.arange(len(pixels)) >= len(pixels) * 4 // 5
-    return {
-        "images": pixels,
-        "labels": bunch.target,
-        "split": split,
-        "classes": [str(d) for d in range(10)],
-    }
+    classes = [str(digit) for digit in range(10)]
+    return {"images": pixels, "labels": bunch.target, "split": split, "classes": classes}
 
 
 def cifar10(root: Path) -> dict:
@@ -151,9 +140,8 @@ def cifar10(root: Path) -> dict:
     from torchvision.datasets import CIFAR10
 
     parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
-    return joined(
-        [p.data.transpose(0, 3, 1, 2) for p in parts], [p.targets for p in parts], parts[0].classes
-    )
+    images = [p.data.transpose(0, 3, 1, 2) for p in parts]
+    return joined(images, [p.targets for p in parts], parts[0].classes)
 
 
 def cifar20(root: Path) -> dict:
@@ -165,10 +153,9 @@ def cifar20(root: Path) -> dict:
         pickle.loads((root / CIFAR100.base_folder / file).read_bytes(), encoding="latin1")
         for file in ("train", "test", "meta")
     )  # torchvision has compared their MD5
+    images = [p.data.transpose(0, 3, 1, 2) for p in parts]
     return joined(
-        [p.data.transpose(0, 3, 1, 2) for p in parts],
-        [train["coarse_labels"], test["coarse_labels"]],
-        meta["coarse_label_names"],
+        images, [part["coarse_labels"] for part in (train, test)], meta["coarse_label_names"]
     )
 
 
@@ -181,14 +168,14 @@ def stl10(root: Path) -> dict:
 
 
 def joined(images: list, labels: list, classes: list) -> dict:
-    """A training and a test part as one data set, each in the order of its images' SHA-256: from wherever a copy of a data set
-    came and however it was shuffled, its cached file and its ``limit`` first images are the same."""
-    orders = [
-        sorted(
-            range(len(x)), key=lambda i: (hashlib.sha256(np.ascontiguousarray(x[i])).digest(), y[i])
-        )
-        for x, y in zip(images, labels)
-    ]
+    """A training and a test part as one data set, each sorted by its images' SHA-256: wherever a
+    copy of a data set came from, its cached file and its ``limit`` first images are the same."""
+
+    def order(x, y) -> list[int]:
+        digests = [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in x]
+        return sorted(range(len(x)), key=lambda i: (digests[i], y[i]))
+
+    orders = [order(x, y) for x, y in zip(images, labels)]
     return {
         "images": np.concatenate([x[order] for x, order in zip(images, orders)]),
         "labels": np.concatenate([np.asarray(y)[order] for y, order in zip(labels, orders)]),
@@ -209,16 +196,14 @@ def file_lock(path: Path):
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        raise ConfigError(
-            f"data_dir {str(path.parent)!r} cannot be written: {error.strerror}"
-        ) from None
+        why = f"cannot be written: {error.strerror}"
+        raise ConfigError(f"data_dir {str(path.parent)!r} {why}") from None
 
 
 def canonical(**content) -> dict[str, np.ndarray]:
     """The arrays of a cached file, with the same types and byte order on every machine."""
-    return {k: np.ascontiguousarray(content[k], dtype) for k, dtype in ARRAYS.items()} | {
-        k: np.asarray(content.get(k, ()), np.str_) for k in TEXTS
-    }
+    arrays = {k: np.ascontiguousarray(content[k], dtype) for k, dtype in ARRAYS.items()}
+    return arrays | {k: np.asarray(content.get(k, ()), np.str_) for k in TEXTS}
 
 
 def content_hash(arrays: dict[str, np.ndarray]) -> str:
@@ -237,19 +222,16 @@ def write_cached(path: Path, **content) -> None:
 
 
 def read_cached(name: str, path: Path) -> Images:
+    remedy = "delete it, and it is made again"
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = canonical(**{key: file[key] for key in (*ARRAYS, *TEXTS)})
             sha256 = str(file["sha256"])
     except Exception as error:  # zipfile and numpy raise many kinds
-        raise ConfigError(
-            f"data file {str(path)!r} is damaged or of another kind "
-            f"({str(error) or type(error).__name__}): delete it, and it is made again"
-        ) from None
+        why = f"is damaged or of another kind ({str(error) or type(error).__name__})"
+        raise ConfigError(f"data file {str(path)!r} {why}: {remedy}") from None
     if content_hash(arrays) != sha256:
-        raise ConfigError(
-            f"data file {str(path)!r} is not what its SHA-256 says: delete it, and it is made again"
-        )
+        raise ConfigError(f"data file {str(path)!r} is not what its SHA-256 says: {remedy}")
     labels = arrays["labels"].astype(np.int64, copy=False)  # in this machine's byte order
     pixels, labels, split = map(torch.from_numpy, (arrays["images"], labels, arrays["split"]))
     classes, files, skipped = (tuple(arrays[name].tolist()) for name in TEXTS)

@@ -1,6 +1,8 @@
-"""A folder of one's own images: which files it holds, of which class, and each of them as uint8 pixels.
+"""A folder of one's own images: which files it holds, of which class, and each of them as uint8
+pixels.
 
-Either a file is read rightly or it is named: nothing that looks like an image is passed over in silence.
+Either a file is read rightly or it is named: nothing that looks like an image is passed over in
+silence.
 """
 
 from __future__ import annotations
@@ -25,63 +27,47 @@ Found = list[tuple[Path, int, int]]  # image file, label (-1 without), split (0 
 def list_folder(folder: Path) -> tuple[Found, list[str]]:
     """Each image file with its label and its split, and the names of the classes.
 
-    ``<folder>/{train,test}/<class>/*``, ``<folder>/<class>/*``, or without labels ``<folder>/{train,test}/*``,
-    ``<folder>/*``. Hidden files and those without the suffix of an image are passed over. A class may be
-    missing in test, but not in train.
+    ``<folder>/{train,test}/<class>/*``, ``<folder>/<class>/*``, or without labels
+    ``<folder>/{train,test}/*``, ``<folder>/*``. Hidden files and those without the suffix of an
+    image are passed over. A class may be missing in test, but not in train.
     """
     if not folder.is_dir():
-        raise wrong(
-            folder, "is a file: name a folder of images" if folder.exists() else "does not exist"
-        )
+        what = "is a file: name a folder of images" if folder.exists() else "does not exist"
+        raise wrong(folder, what)
     folders, images = entries(folder)
     named = {d.name.lower(): d for d in folders}
     parts = [named[part] for part in ("train", "test") if part in named] or [folder]
     if "test" in named and "train" not in named:
-        raise wrong(
-            folder, "holds 'test' but no 'train': add it, or rename 'test' if it is a class"
-        )
+        what = "holds 'test' but no 'train': add it, or rename 'test' if it is a class"
+        raise wrong(folder, what)
     for entry in folders + images if "train" in named else []:
         if entry not in parts:
-            raise wrong(
-                folder,
-                f"holds {entry.name!r} beside 'train': only 'train' and 'test' are read then, "
-                f"move or rename it",
-            )
+            why = "only 'train' and 'test' are read then, move or rename it"
+            raise wrong(folder, f"holds {entry.name!r} beside 'train': {why}")
     found, classes = [], []
     for split, part in enumerate(parts):
         folders, images = entries(part)
         if folders and images:
-            raise wrong(
-                part,
-                f"holds images ({images[0].name!r}) beside class folders ({folders[0].name!r}): "
-                f"put each image into a class folder, or have none",
-            )
+            both = f"images ({images[0].name!r}) beside class folders ({folders[0].name!r})"
+            raise wrong(part, f"holds {both}: put each image into a class folder, or have none")
         if split == 0:
             classes = [d.name for d in folders]
         elif bool(folders) != bool(classes):
-            raise wrong(
-                folder,
-                "has class folders in one of 'train' and 'test' only: have them in both, or in none",
-            )
+            what = "has class folders in one of 'train' and 'test' only"
+            raise wrong(folder, f"{what}: have them in both, or in none")
         for directory in folders or [part]:
             if folders and directory.name not in classes:
-                raise wrong(
-                    directory, f"has no counterpart among the {len(classes)} classes of 'train'"
-                )
+                what = f"has no counterpart among the {len(classes)} classes of 'train'"
+                raise wrong(directory, what)
             nested, images = entries(directory)
             if nested:
-                raise wrong(
-                    directory,
-                    f"is a class, but holds a folder, {nested[0].name!r}: move its images up",
-                )
+                what = f"is a class, but holds a folder, {nested[0].name!r}: move its images up"
+                raise wrong(directory, what)
             if not images:
-                raise wrong(
-                    directory,
-                    f"holds no image: fill or remove it (looked for {' '.join(SUFFIXES)})",
-                )
-            found += [
-                (file, classes.index(directory.name) if folders else -1, split) for file in images
-            ]
+                looked = f"looked for {' '.join(SUFFIXES)}"
+                raise wrong(directory, f"holds no image: fill or remove it ({looked})")
+            label = classes.index(directory.name) if folders else -1
+            found += [(file, label, split) for file in images]
     return found, classes
 
 
@@ -137,7 +123,8 @@ def wrong(folder: Path, what: str) -> ConfigError:
 
 
 def fingerprint(folder: Path, found: Found, config: Config) -> str:
-    """Twelve hexadecimal digits that change with the folder's files and with the way they are read."""
+    """Twelve hexadecimal digits that change with the folder's files and with the way they are
+    read."""
     stamps = []
     for file, _, _ in found:
         stat = file.stat() if file.exists() else file.lstat()
@@ -151,19 +138,16 @@ def relative(file: Path, folder: Path) -> str:
 
 
 def read_folder(folder: Path, found: Found, classes: list[str], config: Config) -> dict:
-    """Every image, decoded in parallel, at most eight at a time; those that cannot be read are named together
-    in one ConfigError, or left out and named in ``skipped``."""
+    """Every image, decoded in parallel, at most eight at a time; those that cannot be read are
+    named together in one ConfigError, or left out and named in ``skipped``."""
     paths, labels, split = zip(*found)
     pixels = np.empty((len(paths), 3, config.side, config.side), np.uint8)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter(
-            "ignore"
-        )  # here, because threads would overwrite each other's filters
+        warnings.simplefilter("ignore")  # here: threads would overwrite each other's filters
         reasons = list(pool.map(fill, pixels, paths))
     good = np.array([not reason for reason in reasons])
-    emptied = sorted(
-        {path.parent for path in paths} - {path.parent for path, kept in zip(paths, good) if kept}
-    )
+    kept = [path for path, reason in zip(paths, reasons) if not reason]
+    emptied = sorted({path.parent for path in paths} - {path.parent for path in kept})
     bad = {relative(path, folder): reason for path, reason in zip(paths, reasons) if reason}
     if bad and (config.bad_images == "stop" or emptied):
         then = (
@@ -177,13 +161,14 @@ def read_folder(folder: Path, found: Found, classes: list[str], config: Config) 
         "labels": np.array(labels)[good],
         "split": np.array(split)[good],
         "classes": classes,
-        "files": [relative(path, folder) for path, kept in zip(paths, good) if kept],
+        "files": [relative(path, folder) for path in kept],
         "skipped": list(bad),
     }
 
 
 def fill(place: np.ndarray, file: Path) -> str:
-    """Read an image into its place, ``[3, side, side]``; returns the reason if that cannot be done."""
+    """Read an image into its place, ``[3, side, side]``; returns the reason if that cannot be
+    done."""
     try:
         if not file.is_file():
             return "not a file" if file.exists() else "a link to nothing"
@@ -196,19 +181,17 @@ def fill(place: np.ndarray, file: Path) -> str:
     except Image.DecompressionBombError:
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
     except Exception as error:  # Pillow raises many kinds for a broken file
-        return (
-            getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
-        )
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return why.splitlines()[0]
 
 
 def read_image(file: Path, side: int) -> np.ndarray:
-    """uint8 ``[3, side, side]``: the first frame, upright by its EXIF, RGB, on white where it is transparent;
-    the shorter side resized to ``side``, the centre cut out."""
-    # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one to be turned
+    """uint8 ``[3, side, side]``: the first frame, upright by its EXIF, RGB, on white where it is
+    transparent; the shorter side resized to ``side``, the centre cut out."""
+    # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one
+    # to be turned
     with open(file, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
-        image.draft(
-            None, (2 * side, 2 * side)
-        )  # a large JPEG is decoded at a half, a quarter or an eighth
+        image.draft(None, (2 * side, 2 * side))  # a large JPEG at a half, a quarter or an eighth
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F":
             raise ValueError("floating-point grey levels, whose range is not known")

@@ -1,4 +1,4 @@
-"""Following a run from outside the notebook: TensorBoard's event files, Weights & Biases. Both are off unless asked for."""
+"""Following a run outside the notebook: TensorBoard, Weights & Biases; off unless asked for."""
 
 from __future__ import annotations
 
@@ -25,67 +25,47 @@ def check(config: Config) -> None:
 
 
 def log_epochs(config: Config, run: Run, rows: Iterable[dict]) -> Iterator[dict]:
-    """Pass the rows of ``fit`` on, and tell each to whoever follows the run.
+    """Yield the rows of ``fit``, each after it was logged to whatever follows the run.
 
-    A continued run yields its earlier rows again, so everything is told anew and no step twice.
+    A continued run yields its earlier rows again, so all is logged anew and no step twice.
     """
-    if not (config.tensorboard or config.wandb):
-        return rows
-    return told(
-        rows,
-        [
-            kind(config, run)
-            for kind, wanted in (
-                (TensorBoard, config.tensorboard),
-                (WeightsAndBiases, config.wandb),
-            )
-            if wanted
-        ],
-    )
-
-
-def told(rows: Iterable[dict], followers: list) -> Iterator[dict]:
+    loggers = [TensorBoard(run)] if config.tensorboard else []
     try:
+        loggers += [WeightsAndBiases(run)] if config.wandb else []
         for row in rows:
-            for follower in followers:
-                follower.log(
-                    {label(k): v for k, v in row.items() if k != "epoch" and v is not None},
-                    row["epoch"],
-                )
+            scalars = {k: v for k, v in row.items() if k != "epoch" and v is not None}
+            for logger in loggers:
+                logger.log({scalar_name(k): v for k, v in scalars.items()}, row["epoch"])
             yield row
-        for follower in followers:
-            follower.finish()
+        for logger in loggers:
+            logger.finish()
     finally:
-        for follower in followers:
-            follower.close()
+        for logger in loggers:
+            logger.close()
 
 
-def label(column: str) -> str:
-    """Accuracies in one group of pictures, the rest by their own name."""
+def scalar_name(column: str) -> str:
+    """Accuracies in one group of charts, the rest by their own name."""
     return f"accuracy/{column.removesuffix('_acc')}" if column.endswith("_acc") else column
 
 
 class TensorBoard:
     """Scalars, and the embedding for the projector, in the run directory's ``tensorboard/``."""
 
-    def __init__(self, config: Config, run: Run):
+    def __init__(self, run: Run):
         self.run, self.writer = run, None
 
-    def writing(self):
+    def log(self, scalars: dict, epoch: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         if self.writer is None:
-            place = (
-                self.run.path if self.run.finished and self.run.config.resume else self.run.partial
-            )
-            shutil.rmtree(place / "tensorboard", ignore_errors=True)
-            self.writer = SummaryWriter(str(place / "tensorboard"))
-        return self.writer
-
-    def log(self, scalars: dict, epoch: int) -> None:
+            shown_again = self.run.finished and self.run.config.resume
+            folder = (self.run.path if shown_again else self.run.partial) / "tensorboard"
+            shutil.rmtree(folder, ignore_errors=True)
+            self.writer = SummaryWriter(str(folder))
         for name, value in scalars.items():
-            self.writing().add_scalar(name, value, epoch)
-        self.writing().flush()
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
 
     def finish(self) -> None:
         """The run has its final name now, and the embedding lies there."""
@@ -94,17 +74,10 @@ class TensorBoard:
         self.close()
         if (self.run.path / "embeddings.npz").exists():
             stored = dict(np.load(self.run.path / "embeddings.npz"))
-            columns = [k for k in stored if k != "embedding"]
+            features = stored.pop("embedding").astype(np.float32)
+            named = [list(map(str, row)) for row in zip(*stored.values())]  # label and clusters
             with SummaryWriter(str(self.run.path / "tensorboard")) as writer:
-                named = [
-                    list(map(str, row)) for row in zip(*(stored[c] for c in columns))
-                ]  # an image's label and clusters
-                writer.add_embedding(
-                    stored["embedding"].astype(np.float32),
-                    named,
-                    metadata_header=columns,
-                    tag="features",
-                )
+                writer.add_embedding(features, named, metadata_header=list(stored), tag="features")
 
     def close(self) -> None:
         if self.writer is not None:
@@ -112,11 +85,13 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """The same scalars under the project that the setting ``wandb`` names; WANDB_MODE=offline keeps them on this machine."""
+    """The same scalars in the project that the setting ``wandb`` names; with WANDB_MODE=offline
+    they stay on this machine."""
 
-    def __init__(self, config: Config, run: Run):
+    def __init__(self, run: Run):
         import wandb
 
+        config = run.config
         run.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.session = wandb.init(
@@ -131,8 +106,8 @@ class WeightsAndBiases:
         except (wandb.errors.Error, OSError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"wandb is {config.wandb!r}, but Weights & Biases cannot be reached ({why}): log in with 'wandb login', "
-                f"or set WANDB_MODE=offline"
+                f"wandb is {config.wandb!r}, but Weights & Biases cannot be reached ({why}): "
+                f"log in with 'wandb login', or set WANDB_MODE=offline"
             ) from None
 
     def log(self, scalars: dict, epoch: int) -> None:

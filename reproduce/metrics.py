@@ -12,21 +12,17 @@ from torch import Tensor
 
 
 def contingency(labels, assignments) -> np.ndarray:
-    """Counts ``[clusters, classes]`` of how often an assignment meets a label. Both int ``[N]``, from 0 on."""
+    """Counts ``[clusters, classes]`` of how often an assignment meets a label. Both int ``[N]``,
+    from 0 on."""
     labels, assignments = (np.asarray(a).ravel() for a in (labels, assignments))
+    both = "labels and assignments must be"
     if labels.shape != assignments.shape or not labels.size:
-        raise ValueError(
-            "labels and assignments must be of one length, at least 1, "
-            f"got {labels.size} and {assignments.size}"
-        )
+        sizes = f"{labels.size} and {assignments.size}"
+        raise ValueError(f"{both} of one length, at least 1, got {sizes}")
     if labels.dtype.kind not in "iu" or assignments.dtype.kind not in "iu":
-        raise ValueError(
-            f"labels and assignments must be whole numbers, got {labels.dtype} and {assignments.dtype}"
-        )
+        raise ValueError(f"{both} whole numbers, got {labels.dtype} and {assignments.dtype}")
     if labels.min() < 0 or assignments.min() < 0:
-        raise ValueError(
-            "labels and assignments must be 0 or more; images without a label cannot be scored"
-        )
+        raise ValueError(f"{both} 0 or more; images without a label cannot be scored")
     table = np.zeros((assignments.max() + 1, labels.max() + 1), dtype=np.int64)
     np.add.at(table, (assignments, labels), 1)
     return table
@@ -39,7 +35,8 @@ def accuracy(labels, assignments) -> float:
 
 
 def matching(labels, assignments) -> np.ndarray:
-    """For each cluster the class that the best one-to-one matching gives it, -1 for none (Hungarian)."""
+    """For each cluster the class that the best one-to-one matching gives it, -1 for none
+    (Hungarian)."""
     table = contingency(labels, assignments)
     clusters, classes = linear_sum_assignment(table, maximize=True)
     matched = np.full(len(table), -1)
@@ -48,41 +45,43 @@ def matching(labels, assignments) -> np.ndarray:
 
 
 def clustering_scores(labels, assignments) -> dict[str, float]:
-    """{"acc", "nmi", "ari"}: accuracy under the best one-to-one matching, normalised mutual information
-    (arithmetic mean), adjusted Rand index."""
+    """{"acc", "nmi", "ari"}: accuracy under the best one-to-one matching, normalised mutual
+    information (arithmetic mean), adjusted Rand index."""
     from sklearn.metrics import adjusted_rand_score
 
     acc = accuracy(labels, assignments)
     labels, assignments = np.asarray(labels).ravel(), np.asarray(assignments).ravel()
-    return {
-        "acc": acc,
-        "nmi": nmi(labels, assignments),
-        "ari": float(adjusted_rand_score(labels, assignments)),
-    }
+    ari = float(adjusted_rand_score(labels, assignments))
+    return {"acc": acc, "nmi": nmi(labels, assignments), "ari": ari}
 
 
 def nmi(a, b) -> float:
-    """Normalised mutual information (arithmetic mean) of two clusterings, or of a clustering and labels. Both int ``[N]``."""
+    """Normalised mutual information (arithmetic mean) of two clusterings, or of a clustering and
+    labels. Both int ``[N]``."""
     from sklearn.metrics import normalized_mutual_info_score
 
     return float(normalized_mutual_info_score(np.asarray(a).ravel(), np.asarray(b).ravel()))
 
 
 def many_to_one_accuracy(labels, assignments) -> float:
-    """Accuracy when each cluster takes its commonest class (purity): for more clusters than classes."""
+    """Accuracy when each cluster takes its commonest class (purity): for more clusters than
+    classes."""
     table = contingency(labels, assignments)
     return float(table.max(1).sum() / table.sum())
 
 
 def align_heads(probabilities: Tensor) -> Tensor:
-    """``[H, N, K]`` -> the same, every head's clusters permuted to agree best with those of head 0."""
+    """``[H, N, K]`` -> the same, every head's clusters permuted to agree best with those of head
+    0."""
     return take_order(probabilities, head_order(probabilities))
 
 
 def head_order(probabilities: Tensor) -> Tensor:
-    """``[H, N, K]`` -> ``[H, K]``: for each cluster of head 0 the one of each head that agrees best with it.
+    """``[H, N, K]`` -> ``[H, K]``: for each cluster of head 0 the one of each head that agrees best
+    with it.
 
-    Hungarian matching on the co-occurrence ``p_0^T p_h`` of the heads' probabilities; no label is used.
+    Hungarian matching on the co-occurrence ``p_0^T p_h`` of the heads' probabilities; no label is
+    used.
     """
     if probabilities.dim() != 3:
         raise ValueError(
@@ -90,9 +89,7 @@ def head_order(probabilities: Tensor) -> Tensor:
         )
     p = probabilities.detach().float()
     together = (p[0].T @ p).cpu().numpy()  # [H, K, K]
-    order = np.stack(
-        [linear_sum_assignment(t, maximize=True)[1] for t in together]
-    )  # [H, K], once a run
+    order = np.stack([linear_sum_assignment(t, maximize=True)[1] for t in together])  # [H, K]
     return torch.from_numpy(order).to(probabilities.device)
 
 
@@ -105,18 +102,17 @@ def lowest_loss_head(head_losses) -> int:
     """The head with the lowest loss: a choice without labels. head_losses: ``[H]``, finite."""
     head_losses = np.asarray(head_losses, dtype=float)
     if head_losses.ndim != 1 or not head_losses.size or not np.isfinite(head_losses).all():
-        raise ValueError(
-            f"lowest_loss_head takes the finite losses of one head or more, got {head_losses.tolist()}"
-        )
+        wanted = "the finite losses of one head or more"
+        raise ValueError(f"lowest_loss_head takes {wanted}, got {head_losses.tolist()}")
     return int(head_losses.argmin())
 
 
 def collapse_monitor(embedding: Tensor, assignments: Tensor, n_clusters: int) -> dict[str, float]:
     """Signs of collapse. embedding ``[N, D]``, assignments int ``[N]``.
 
-    embedding_std: mean over D of the deviation of the L2-normalised embedding, times sqrt(D): about 1
-    when spread over the sphere, 0 when all are one (SimSiam, fig. 2). Then the share of the largest
-    cluster and the number of clusters in use.
+    embedding_std: mean over D of the deviation of the L2-normalised embedding, times sqrt(D): about
+    1 when spread over the sphere, 0 when all are one (SimSiam, fig. 2). Then the share of the
+    largest cluster and the number of clusters in use.
     """
     z = torch.nn.functional.normalize(embedding.float(), dim=-1)
     mass = torch.bincount(assignments, minlength=n_clusters)
@@ -130,7 +126,8 @@ def collapse_monitor(embedding: Tensor, assignments: Tensor, n_clusters: int) ->
 def collapse_reason(monitor: dict[str, float], n_clusters: int) -> str:
     """Why ``collapse_monitor`` shows a collapsed run, in a sentence; empty if it does not."""
     if not monitor["embedding_std"] > 0.1:
-        return f"all embeddings are nearly the same (standard deviation {monitor['embedding_std']:.3f}, spread out it is 1)"
+        deviation = f"standard deviation {monitor['embedding_std']:.3f}, spread out it is 1"
+        return f"all embeddings are nearly the same ({deviation})"
     if monitor["nonempty_clusters"] <= n_clusters / 2:
         return f"only {monitor['nonempty_clusters']} of {n_clusters} clusters are in use"
     if monitor["largest_cluster"] > 0.9:

@@ -1,5 +1,5 @@
-"""What frozen features are worth: k nearest neighbours and a linear classifier. Both are trained on labels,
-so their accuracies are not those of a clustering."""
+"""What frozen features are worth: k nearest neighbours and a linear classifier. Both are trained on
+labels, so their accuracies are not those of a clustering."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def knn_accuracy(
     itself: bool = False,
     chunk: int = 4096,
 ) -> float:
-    """Accuracy of a vote among the k most similar images, each weighted by exp(cosine / temperature) (Wu et al., CVPR 2018).
+    """Accuracy of a vote among the k most similar images, each weighted by exp(cosine /
+    temperature) (Wu et al., CVPR 2018).
 
-    bank: ``[M, D]`` with labels ``[M]``; queries: ``[N, D]`` with labels ``[N]``. itself: the queries are the
-    bank, and none votes for itself. With fewer than k images in the bank, all of them vote.
+    bank: ``[M, D]`` with labels ``[M]``; queries: ``[N, D]`` with labels ``[N]``. itself: the
+    queries are the bank, and none votes for itself. With fewer than k images in the bank, all of
+    them vote.
     """
     bank, n_classes = (
         F.normalize(bank.float(), dim=-1),
@@ -52,16 +54,14 @@ def linear_accuracy(
     batch_size: int = 256,
     seed: int = 0,
 ) -> float:
-    """Accuracy of a softmax classifier on frozen features: SGD with momentum .9, no weight decay, the rate divided by
-    10 after 60 % and 80 % of the epochs (100 of them in the papers).
+    """Accuracy of a softmax classifier on frozen features: SGD with momentum .9, no weight decay,
+    the rate divided by 10 after 60 % and 80 % of the epochs (100 of them in the papers).
 
-    train: ``[M, D]``, test: ``[N, D]``, with labels. Features are standardised by the training part, which a linear
-    layer could do itself, so that one rate fits all.
+    train: ``[M, D]``, test: ``[N, D]``, with labels. Features are standardised by the training
+    part, which a linear layer could do itself, so that one rate fits all.
     """
     mean, std = train.mean(0), train.std(0, correction=0)
-    scale = torch.where(
-        std > 1e-6, std, 1
-    )  # what never changes in training stays as it is in the test
+    scale = torch.where(std > 1e-6, std, 1)  # what never changes in training stays as it is
     train, test = (F.pad((x.float() - mean) / scale, (0, 1), value=1.0) for x in (train, test))
     train_labels, test_labels = train_labels.to(train.device), test_labels.to(train.device)
     n_classes = int(max(train_labels.max(), test_labels.max())) + 1
@@ -71,11 +71,10 @@ def linear_accuracy(
     generator = torch.Generator(train.device).manual_seed(seed)
     for epoch in range(epochs):
         rate = learning_rate * 0.1 ** sum(epoch >= round(part * epochs) for part in (0.6, 0.8))
-        for index in torch.randperm(len(train), generator=generator, device=train.device).split(
-            batch_size
-        ):
+        order = torch.randperm(len(train), generator=generator, device=train.device)
+        for index in order.split(batch_size):
             x, y = train[index], targets[index]
-            # the gradient of cross-entropy; what has all but vanished is cut, as arithmetic on such numbers is slow
+            # the gradient of cross-entropy; tiny numbers are cut, on which arithmetic is slow
             error = F.hardshrink((x @ weight).softmax(-1) - y, 1e-12)
             momentum.mul_(0.9).addmm_(x.mT, error, alpha=1 / len(index))
             weight.sub_(momentum, alpha=rate)

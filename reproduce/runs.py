@@ -1,7 +1,7 @@
 """The run directory: what a run leaves behind, how it is written, and where it came from.
 
-While a run lasts, its checkpoints live in ``<run>.partial``; a finished run is renamed to ``<run>``, so
-that nothing half-written is ever read as whole.
+While a run lasts, its checkpoints live in ``<run>.partial``; a finished run is renamed to
+``<run>``, so that nothing half-written is ever read as whole.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from reproduce.weights import labels_used
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 SCORES = ("acc", "nmi", "ari")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -53,19 +54,14 @@ class Run:
     """One run's directory, ``<results_dir>/<data set>/<method>/<name>``."""
 
     def __init__(self, config: Config):
-        results = (
-            os.path.expanduser(config.results_dir)
-            if config.results_dir
-            else ROOT / "results" / "local"
-        )
+        results = config.results_dir or ROOT / "results" / "local"
+        folder = Path(os.path.realpath(os.path.expanduser(results)))
         self.config = config
-        self.path = Path(os.path.realpath(results)) / config.dataset / config.method / name(config)
+        self.path = folder / config.dataset / config.method / run_name(config)
         self.partial = self.path.with_name(self.path.name + ".partial")
         # called after each step with the steps done and all steps, to tell how far it is
         self.on_step: Callable[[int, int], None] | None = None
-        self.notes: list[
-            str
-        ] = []  # what a reader of the notebook should know, as "continued at epoch 12"
+        self.notes: list[str] = []  # for the notebook's reader, as "continued after epoch 12"
 
     @property
     def finished(self) -> bool:
@@ -75,37 +71,33 @@ class Run:
         return json.loads((self.path / file).read_text())
 
     def history(self) -> list[dict]:
-        """The rows that the run yielded, one an epoch; None where a column was not measured."""
+        """The rows that the run yielded, one per epoch; None where a column was not measured."""
+
+        def number(column: str, text: str):
+            return None if text == "" else int(text) if column == "epoch" else float(text)
+
         with open(self.path / "history.csv", newline="") as file:
-            return [
-                {
-                    k: None if v == "" else int(v) if k == "epoch" else float(v)
-                    for k, v in row.items()
-                }
-                for row in csv.DictReader(file)
-            ]
+            return [{k: number(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
 
     @contextlib.contextmanager
     def lock(self):
-        """Own the directory while training; a second process is refused, and a killed one lets go."""
+        """Own the directory while training; a second process is refused, a killed one lets go."""
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
             lock = open(self.partial / "lock", "a+")
         except OSError as error:
-            raise ConfigError(
-                f"results_dir: {str(self.partial)!r} cannot be written: {error.strerror}"
-            ) from None
+            why = f"cannot be written: {error.strerror}"
+            raise ConfigError(f"results_dir: {str(self.partial)!r} {why}") from None
         with lock, self.writing():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 lock.seek(0)
+                owner = lock.read().strip() or "another process"
                 raise ConfigError(
-                    f"results_dir: {str(self.path)!r} is being written by {lock.read().strip() or 'another process'}"
+                    f"results_dir: {str(self.path)!r} is being written by {owner}"
                 ) from None
-            for remnant in self.partial.glob(
-                ".*.tmp"
-            ):  # of a process that was killed while writing
+            for remnant in self.partial.glob(".*.tmp"):  # of a process killed while writing
                 remnant.unlink()
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -114,17 +106,12 @@ class Run:
 
     @contextlib.contextmanager
     def writing(self):
-        """A disk that is full or not writable is said in one sentence; what was whole before stays whole."""
+        """One sentence for a disk that is full or not writable; what was whole before stays
+        whole."""
         try:
             yield
         except OSError as error:
-            if error.errno not in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-                errno.EROFS,
-                errno.EACCES,
-                errno.EIO,
-            ):
+            if error.errno not in DISK_ERRORS:
                 raise
             raise ConfigError(
                 f"results_dir: {str(self.partial)!r} cannot be written any more: {error.strerror}; "
@@ -148,12 +135,10 @@ class Run:
                 previous.unlink(missing_ok=True)
                 os.link(current, previous)
                 previous.replace(self.partial / "checkpoint.previous.pt")
-                previous.unlink(
-                    missing_ok=True
-                )  # still there if both names were the same file already
+                previous.unlink(missing_ok=True)  # still there if both were the same file already
 
     def load_checkpoint(self) -> dict | None:
-        """The newest whole checkpoint, or None if there is none; a damaged one is passed over, not in silence."""
+        """The newest whole checkpoint, or None; one that is damaged is passed over, with a note."""
         damaged = []
         for file in ("checkpoint.pt", "checkpoint.previous.pt"):
             path = self.partial / file
@@ -177,14 +162,7 @@ class Run:
         for file in self.partial.glob("checkpoint*.pt"):
             file.unlink()
 
-    def finish(
-        self,
-        metrics: dict,
-        history: list[dict],
-        weights: dict,
-        assignments: list[dict],
-        **arrays: dict,
-    ) -> None:
+    def finish(self, metrics: dict, history: list, weights: dict, assignments: list, **arrays):
         """Write everything that a finished run leaves behind, then give the directory its name."""
         settings = dataclasses.asdict(self.config)
         for where in ("results_dir", "data_dir"):  # a place on one machine, of no use on another
@@ -207,24 +185,22 @@ class Run:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what only an unfinished run needs; a kill right after ``finish`` gave the name left it behind."""
+        """Remove what only an unfinished run needs; a kill within ``finish`` may leave it
+        behind."""
         for file in ("lock", "checkpoint.pt", "checkpoint.previous.pt"):
             (self.path / file).unlink(missing_ok=True)
 
     def write_history(self, history: list[dict]) -> None:
-        self.write_csv(
-            "history.csv",
-            [
-                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-                for row in history
-            ],
-        )
+        def rounded(value):
+            return f"{value:.6g}" if isinstance(value, float) else value
+
+        rows = [{k: rounded(v) for k, v in row.items()} for row in history]
+        self.write_csv("history.csv", rows)
 
     def write_csv(self, file: str, rows: list[dict]) -> None:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
         with open(self.partial / file, "w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(
-                out, list(dict.fromkeys(c for row in rows for c in row)), lineterminator="\n"
-            )
+            writer = csv.DictWriter(out, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -232,29 +208,27 @@ class Run:
         (self.partial / file).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def name(config: Config) -> str:
-    """A readable name with the hash of all settings: ``lambda1-0.3_entropy-sample_seed-0_1a2b3c4d``."""
-    shown = ["lambda1", "entropy"] if config.method == "crlc" else []
-    parts = [
-        f"{k}-{v:g}" if isinstance(v, float) else f"{k}-{v}"
-        for k in shown + ["seed"]
-        for v in [getattr(config, k)]
-    ]
-    return "_".join(parts + [config.hash()])
+def run_name(config: Config) -> str:
+    """A readable name with the hash of all settings, as
+    ``lambda1-1_entropy-batch_seed-0_4f1f51fa``."""
+    crlc = (
+        f"lambda1-{config.lambda1:g}_entropy-{config.entropy}_" if config.method == "crlc" else ""
+    )
+    return f"{crlc}seed-{config.seed}_{config.hash()}"
 
 
 def find(results: str | Path | None = None) -> list[Path]:
-    """Finished run directories below ``results`` (default: the committed ones in results/), oldest name first.
+    """Finished run directories below ``results`` (default: the committed ones), sorted by name.
 
     Directories called ``local`` are left out unless they are named.
     """
     root = Path(results) if results else ROOT / "results"
-    found = (p.parent for p in root.rglob("metrics.json"))
-    return sorted(
-        p
-        for p in found
-        if "local" not in p.relative_to(root).parts and not p.name.endswith(".partial")
-    )
+    runs = sorted(file.parent for file in root.rglob("metrics.json"))
+    return [
+        run
+        for run in runs
+        if "local" not in run.relative_to(root).parts and run.suffix != ".partial"
+    ]
 
 
 def weights_digest(weights: dict) -> str:
@@ -300,12 +274,12 @@ def processor() -> str:
 @functools.cache
 def git_state() -> dict:
     def git(*words):
+        command = ["git", "-C", str(ROOT), *words]
         try:
-            return subprocess.run(
-                ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
-            ).stdout.strip()
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
+        return done.stdout.strip()
 
     changed = git("status", "--porcelain", "--", "reproduce", "notebooks")
     return {
@@ -319,26 +293,22 @@ def git_state() -> dict:
 def source_tree() -> str:
     """The identifier that git gives to the tree ``reproduce/``, computed without git.
 
-    ``git log --format=%H --all | while read c; do git rev-parse $c:reproduce; done`` finds its commits.
+    ``git log --format=%H --all | while read c; do git rev-parse $c:reproduce; done`` finds its
+    commits.
     """
 
     def digest(kind: str, content: bytes) -> bytes:
         return hashlib.sha1(f"{kind} {len(content)}\0".encode() + content).digest()
 
     def tree(folder: Path) -> bytes:
-        entries = []
+        entries = {}  # by the name that git sorts by
         for item in folder.iterdir():
+            name = item.name.encode()
             if item.is_dir() and item.name != "__pycache__":
-                entries.append(
-                    (item.name + "/", b"40000 " + item.name.encode() + b"\0" + tree(item))
-                )
+                entries[item.name + "/"] = b"40000 " + name + b"\0" + tree(item)
             elif item.suffix == ".py":
-                entries.append(
-                    (
-                        item.name,
-                        b"100644 " + item.name.encode() + b"\0" + digest("blob", item.read_bytes()),
-                    )
-                )
-        return digest("tree", b"".join(entry for _, entry in sorted(entries)))
+                blob = digest("blob", item.read_bytes())
+                entries[item.name] = b"100644 " + name + b"\0" + blob
+        return digest("tree", b"".join(entry for _, entry in sorted(entries.items())))
 
     return tree(PACKAGE).hex()

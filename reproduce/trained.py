@@ -21,9 +21,9 @@ from reproduce.runs import ROOT, atomic, weights_digest
 class Trained:
     """A finished run's method with its weights, for looking at its features.
 
-    Strict: ConfigError if the run is not finished, if its weights are missing or damaged, are not those that its
-    metrics were measured on, or do not fit the method. ``said`` tells what was loaded. A run does not keep where
-    its images lay: ``data_dir`` says it, as in a configuration.
+    Strict: ConfigError if the run is not finished, or if its weights are missing, damaged, not
+    those that its metrics were measured on, or do not fit the method. data_dir: where its images
+    are, which a run does not keep.
     """
 
     def __init__(self, run: str | Path, data_dir: str = ""):
@@ -31,9 +31,7 @@ class Trained:
         self.config, self.metrics, weights = load_weights(run, data_dir)
         self.images = data.load(self.config)
         if self.images.sha256 != self.metrics["data"]["sha256"]:
-            raise ConfigError(
-                f"run_dir: {str(run)!r} was trained on other images than {self.images.name!r} holds now"
-            )
+            raise wrong_run(run, f"was trained on other images than {self.images.name!r} holds now")
         part = self.images.part("all" if self.config.split == "all" else "train", self.config.limit)
         self.method = new_method(self.config, self.metrics, weights, part.pixels.shape[1])
         self.method.eval().requires_grad_(False)
@@ -44,7 +42,8 @@ class Trained:
         scores = self.metrics["scores"]
         rule = next((r for r in ("aligned_average", "kmeans_embedding") if r in scores), None)
         acc = f", {rule.replace('_', ' ')} ACC {scores[rule]['acc']:.1%}" if rule else ""
-        return f"loaded {self.path.name}: {self.config.method} on {self.images.name}, epoch {self.metrics['epochs']}{acc}"
+        epoch = f"{self.images.name}, epoch {self.metrics['epochs']}"
+        return f"loaded {self.path.name}: {self.config.method} on {epoch}{acc}"
 
     def keep(self, found: dict) -> None:
         """Write ``probes.json`` into the run directory."""
@@ -52,7 +51,7 @@ class Trained:
             temporary.write_text(json.dumps(found, indent=1) + "\n")
 
     def parts(self) -> tuple[data.Images, data.Images]:
-        """Training and test images; where there is no test part, every fifth image is kept for it."""
+        """Training and test images; where there is no test part, every fifth image is one."""
         train, test = (self.images.part(which, self.config.limit) for which in ("train", "test"))
         if len(test):
             return train, test
@@ -61,9 +60,11 @@ class Trained:
 
     @torch.no_grad()
     def layers(self, pixels: Tensor, batch: int = 512, at_most: int = 9216) -> dict[str, Tensor]:
-        """Features ``[N, D]`` after each layer in ``backbone.probed`` (with its ReLU), and the backbone's output,
-        "features". Maps are averaged over a grid that leaves at most ``at_most`` numbers (Zhang et al., ECCV 2016)."""
-        found: dict[str, list[Tensor]] = {name: [] for name in self.method.backbone.probed}
+        """Features ``[N, D]`` after each layer in ``backbone.probed`` (with its ReLU), and the
+        backbone's output, "features". Maps are averaged over a grid that leaves at most ``at_most``
+        numbers (Zhang et al., ECCV 2016)."""
+        backbone = self.method.backbone
+        found: dict[str, list[Tensor]] = {name: [] for name in [*backbone.probed, "features"]}
 
         def keep(name):
             def hook(module, inputs, output):
@@ -72,56 +73,52 @@ class Trained:
 
             return hook
 
-        modules = dict(self.method.backbone.named_modules())
         hooks = [
-            modules[module].register_forward_hook(keep(name))
-            for name, module in self.method.backbone.probed.items()
+            backbone.get_submodule(module).register_forward_hook(keep(name))
+            for name, module in backbone.probed.items()
         ]
         try:
-            output = [
-                self.method.backbone(self.augment.clean(part)).float()
-                for part in pixels.split(batch)
-            ]
+            for part in pixels.split(batch):
+                found["features"].append(backbone(self.augment.clean(part)).float())
         finally:
             for hook in hooks:
                 hook.remove()
-        return {
-            **{name: torch.cat(parts) for name, parts in found.items()},
-            "features": torch.cat(output),
-        }
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def wrong_run(run: str | Path, what: str) -> ConfigError:
+    return ConfigError(f"run_dir: {str(run)!r} {what}")
 
 
 def load_weights(run: str | Path, data_dir: str = "") -> tuple[Config, dict, dict]:
-    """The settings, the metrics and the weights of a finished run, which its metrics were measured on."""
+    """The settings of a finished run, its metrics, and the weights that they were measured on."""
     path = Path(run).expanduser()
     if not (path / "metrics.json").exists():
-        raise ConfigError(
-            f"run_dir: {str(run)!r} is not the directory of a finished run (it has no metrics.json)"
-        )
+        raise wrong_run(run, "is not the directory of a finished run (it has no metrics.json)")
     if not (path / "model.pt").exists():
-        raise ConfigError(
-            f"run_dir: {str(run)!r} has no model.pt: weights are kept where a run was made, not committed; make it again"
+        raise wrong_run(
+            run,
+            "has no model.pt: weights are kept where a run was made, not committed; make it again",
         )
     metrics = read_json(path / "metrics.json")
     config = Config.from_params({**read_json(path / "config.json"), "data_dir": data_dir})
-    if metrics.get("status") != "finished":
-        raise ConfigError(
-            f"run_dir: {str(run)!r} is not a finished run: the status in its metrics.json is {metrics.get('status')!r}"
-        )
-    if metrics["epochs"] < config.epochs or not config.epochs:
-        raise ConfigError(
-            f"run_dir: {str(run)!r} was trained for {metrics['epochs']} of {config.epochs} epochs: "
-            f"an untrained model is not evaluated"
+    status, epochs = metrics.get("status"), metrics.get("epochs")
+    if status != "finished":
+        raise wrong_run(run, f"is not a finished run: its metrics.json has the status {status!r}")
+    if epochs < config.epochs or not config.epochs:
+        raise wrong_run(
+            run,
+            f"was trained for {epochs} of {config.epochs} epochs: "
+            f"an untrained model is not evaluated",
         )
     try:
         weights = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes of the unpickler
-        raise ConfigError(
-            f"run_dir: {str(path / 'model.pt')!r} cannot be read: {type(error).__name__}"
-        ) from None
+        raise wrong_run(path / "model.pt", f"cannot be read: {type(error).__name__}") from None
     if weights_digest(weights) != metrics["weights_sha256"]:
-        raise ConfigError(
-            f"run_dir: {str(path / 'model.pt')!r} does not hold the weights that this run's metrics were measured on"
+        raise wrong_run(
+            path / "model.pt",
+            "does not hold the weights that this run's metrics were measured on",
         )
     return config, metrics, weights
 
@@ -146,71 +143,52 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"run_dir: {str(path)!r} cannot be read: {type(error).__name__}"
-        ) from None
+        raise wrong_run(path, f"cannot be read: {type(error).__name__}") from None
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"run_dir: {str(path)!r} must hold names and values, got a {type(content).__name__}"
-        )
+        raise wrong_run(path, f"must hold names and values, got a {type(content).__name__}")
     return content
 
 
 def probe(trained: Trained, epochs: int = 100) -> dict:
-    """Linear evaluation of every layer: {"layers": {name: {"acc", "features"}}, "knn_acc", "n_train", "n_test", "epochs"}."""
+    """Linear evaluation of every layer:
+    {"layers": {name: {"acc", "features"}}, "knn_acc", "n_train", "n_test", "epochs"}."""
     train, test = trained.parts()
     if not train.labelled:
         raise ConfigError(f"linear evaluation needs labels, and data set {train.name!r} has none")
     x, y = trained.layers(train.pixels), trained.layers(test.pixels)
-    layers = {
-        name: {
-            "acc": probes.linear_accuracy(x[name], train.labels, y[name], test.labels, epochs),
-            "features": x[name].shape[1],
-        }
-        for name in x
-    }
+    layers = {}
+    for name in x:
+        acc = probes.linear_accuracy(x[name], train.labels, y[name], test.labels, epochs)
+        layers[name] = {"acc": acc, "features": x[name].shape[1]}
     knn = probes.knn_accuracy(x["features"], train.labels, y["features"], test.labels)
-    return {
-        "layers": layers,
-        "knn_acc": knn,
-        "n_train": len(train),
-        "n_test": len(test),
-        "epochs": epochs,
-    }
+    sizes = {"n_train": len(train), "n_test": len(test)}
+    return {"layers": layers, "knn_acc": knn, **sizes, "epochs": epochs}
 
 
-def chosen(namespace: Mapping[str, Any]) -> Trained:
-    """The run that the parameters of notebooks/linear_evaluation.ipynb name (pass ``globals()``)."""
-    given = {
-        k: v
-        for k, v in namespace.items()
-        if isinstance(v, (bool, int, float, str)) and not k.startswith("_")
-    }
-    for name in given:
+def from_notebook(namespace: Mapping[str, Any]) -> Trained:
+    """The run that the parameters of linear_evaluation.ipynb name (pass ``globals()``)."""
+    simple = (bool, int, float, str)
+    for name in (k for k, v in namespace.items() if isinstance(v, simple) and k[0] != "_"):
         if name not in ("run_dir", "epochs"):
             raise ConfigError(unknown(name, ("run_dir", "epochs")))
-    if (
-        not isinstance(given["epochs"], int)
-        or isinstance(given["epochs"], bool)
-        or given["epochs"] < 1
-    ):
-        raise ConfigError(
-            f"epochs must be a whole number of at least 1, got {short_repr(given['epochs'])}"
-        )
-    if not isinstance(given["run_dir"], str):
-        raise ConfigError(f"run_dir must be a text, got {short_repr(given['run_dir'])}")
-    return Trained(given["run_dir"] or newest(ROOT / "results" / "local"))
+    run_dir, epochs = namespace["run_dir"], namespace["epochs"]
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        raise ConfigError(f"epochs must be a whole number of at least 1, got {short_repr(epochs)}")
+    if not isinstance(run_dir, str):
+        raise ConfigError(f"run_dir must be a text, got {short_repr(run_dir)}")
+    return Trained(run_dir or newest(ROOT / "results" / "local"))
 
 
 def newest(results: Path) -> Path:
-    """The directory of the run that finished last, of those whose weights are there; ConfigError if there is none."""
+    """Of the runs that have their weights, the directory of the one that finished last."""
     found = [
-        p
-        for p in Path(results).rglob("model.pt")
-        if (p.parent / "metrics.json").exists() and ".partial" not in p.parent.name
+        path
+        for path in Path(results).rglob("model.pt")
+        if (path.parent / "metrics.json").exists() and ".partial" not in path.parent.name
     ]
     if not found:
         raise ConfigError(
-            "run_dir is empty, and no run of this machine has weights: run notebooks/train.ipynb first, or name a run directory"
+            "run_dir is empty, and no run of this machine has weights: "
+            "run notebooks/train.ipynb first, or name a run directory"
         )
-    return max(found, key=lambda p: p.stat().st_mtime).parent
+    return max(found, key=lambda path: path.stat().st_mtime).parent

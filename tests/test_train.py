@@ -57,6 +57,7 @@ def test_a_run_leaves_everything_behind(config):
         "aligned_average_acc",
     } <= rows[0].keys()
     assert sorted(p.name for p in run.path.iterdir()) == [
+        "apply.npz",
         "config.json",
         "embeddings.npz",
         "history.csv",
