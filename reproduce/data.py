@@ -59,8 +59,9 @@ class Images:
         With a limit only so many of them, drawn without a look at labels and the same on every
         call: the 100 of one limit are among the 200 of another.
         """
-        wanted = {"train": (0,), "test": (1,), "all": (0, 1)}[which]
-        keep = torch.isin(self.split, self.split.new_tensor(wanted)).nonzero()[:, 0]
+        parts = ("train", "test")
+        wanted = self.split >= 0 if which == "all" else self.split == parts.index(which)
+        keep = wanted.nonzero()[:, 0]
         if 0 < limit < len(keep):
             drawn = torch.randperm(len(keep), generator=torch.Generator().manual_seed(0))[:limit]
             keep = keep[drawn.sort()[0]]
