@@ -1,4 +1,4 @@
-"""A finished run on images that it has never seen: a table of their clusters, or one program that makes it."""
+"""A finished run on images that it has never seen: a table of their clusters."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Clusterer(nn.Module):
 
 
 def squared_distances(x: Tensor, centroids: Tensor) -> Tensor:
-    """``[N, D]`` and ``[K, D]`` -> ``[N, K]``, above 0; centred, so that float32 keeps its digits."""
+    """``[N, D]`` and ``[K, D]`` -> ``[N, K]``, above 0; centred, to keep float32's digits."""
     origin = centroids.mean(0)
     x, c = x - origin, centroids - origin
     square = x.square().sum(-1, keepdim=True) + c.square().sum(-1)
@@ -77,7 +77,7 @@ def squared_distances(x: Tensor, centroids: Tensor) -> Tensor:
 
 
 def read_names(run: Path, n_clusters: int) -> dict[int, str]:
-    """The names that a user gave to clusters, ``3: cats``, in ``names.yaml`` of the run directory."""
+    """The names that a user gave to clusters, ``3: cats``, in the run's ``names.yaml``."""
     path = Path(run) / "names.yaml"
     names = read_settings(path) if path.exists() else {}
     for cluster, name in names.items():
@@ -101,8 +101,8 @@ def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
         )
         if tuple(images.pixels.shape[1:]) != clusterer.shape:
             raise ConfigError(
-                f"images: those of {source!r} are {tuple(images.pixels.shape[1:])} (channels, height,"
-                f" width), but the run was trained on {clusterer.shape}"
+                f"images: those of {source!r} are {tuple(images.pixels.shape[1:])} (channels, "
+                f"height, width), but the run was trained on {clusterer.shape}"
             )
         files = list(images.files) or [str(i) for i in range(len(images))]
         for i in range(0, len(images), size):
@@ -136,8 +136,8 @@ def apply(
     the next cluster and, without clustering heads, distance from the centroid; and ``embedding``,
     the features ``[N, D]`` float32 in the same order. Memory does not grow with the images.
 
-    Returns {"images", "skipped", "sizes"}. ConfigError where images cannot be read, unless ``skip``:
-    then nothing is written, and all of them are counted.
+    Returns {"images", "skipped", "sizes"}. ConfigError where images cannot be read, unless
+    ``skip``: then nothing is written, and all of them are counted.
     """
     clusterer = Clusterer(run, "cuda" if torch.cuda.is_available() else "cpu")
     targets = [Path(target).expanduser() for target in (out, embedding) if target]

@@ -1,7 +1,8 @@
 """Random views of a batch, drawn for each sample, computed for all of them at once on their device.
 
-Each transform is a pure function of images ``[N, C, H, W]`` in 0..1 and of its parameters, one value
-per sample, so that a test can hand torchvision the same draw and compare. ``Augment`` draws them.
+Each transform is a pure function of images ``[N, C, H, W]`` in 0..1 and of its parameters, one
+value per sample, so that a test can hand torchvision the same draw and compare. ``Augment`` draws
+them.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ def affine(
 ) -> Tensor:
     """Rotation, scale, shear along x and shift about the centre, bilinear, zeros outside.
 
-    One value per sample: degrees and shear in degrees, dx and dy as shares of the side. The signs are
-    torchvision's ``affine(angle, translate, scale, shear)``.
+    One value per sample: degrees and shear in degrees, dx and dy as shares of the side. The signs
+    are torchvision's ``affine(angle, translate, scale, shear)``.
     """
     a, s = torch.deg2rad(degrees), torch.deg2rad(shear)
     cos, sin, tan = a.cos(), a.sin(), s.tan()

@@ -12,7 +12,8 @@ from reproduce.config import Config
 def build(config: Config, channels: int) -> nn.Module:
     """The backbone of a configuration: images ``[N, channels, H, W]`` -> ``[N, n_features]``.
 
-    ``.n_features`` is that width; ``.probed`` names the layers that a linear probe looks at, and their modules.
+    ``.n_features`` is that width; ``.probed`` names the layers that a linear probe looks at, and
+    their modules.
     """
     seen = 2 if config.sobel else channels
     if config.backbone == "small":
@@ -27,7 +28,7 @@ def build(config: Config, channels: int) -> nn.Module:
 
 
 class Small(nn.Module):
-    """A residual net of four 3x3 convolutions, for images of about 8 x 8: trains in seconds on a CPU."""
+    """A residual net of four 3x3 convolutions, for images of about 8 x 8: seconds on a CPU."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -47,11 +48,12 @@ class Small(nn.Module):
 
 
 class Compact(nn.Module):
-    """A residual net of nine convolutions for photographs of 16 to 64 pixels on a CPU: all its arithmetic
-    lies in wide 3x3 convolutions, so that it runs at nearly the speed of a matrix product.
+    """A residual net of nine convolutions for photographs of 16 to 64 pixels on a CPU: all its
+    arithmetic lies in wide 3x3 convolutions, so that it runs at nearly the speed of a matrix
+    product.
 
-    Three stages of ``width``, 2 and 4 times as many channels, a residual block each. stem 'cifar': 4x4
-    stride 2; 'imagenet': 7x7 stride 2 and max-pool, which leaves a quarter of the pixels.
+    Three stages of ``width``, 2 and 4 times as many channels, a residual block each. stem 'cifar':
+    4x4 stride 2; 'imagenet': 7x7 stride 2 and max-pool, which leaves a quarter of the pixels.
     """
 
     def __init__(self, stem: str, channels: int, width: int):
@@ -107,8 +109,8 @@ def kaiming(net: nn.Module) -> None:
 def resnet(name: str, stem: str, channels: int) -> nn.Module:
     """torchvision's ResNet without its classifier.
 
-    stem 'imagenet': 7x7 stride 2 and max-pool, as defined there. stem 'cifar': 3x3 stride 1, no pool,
-    which keeps a 32 x 32 image at a 4 x 4 final map; the other stem leaves 1 x 1.
+    stem 'imagenet': 7x7 stride 2 and max-pool, as defined there. stem 'cifar': 3x3 stride 1, no
+    pool, which keeps a 32 x 32 image at a 4 x 4 final map; the other stem leaves 1 x 1.
     """
     import torchvision
 
@@ -152,10 +154,12 @@ LAYERS = {
 
 
 class ConvNet(nn.Module):
-    """AlexNet or VGG-16 with batch norm, as DeepCluster trains them: convolutions, then two wide layers with dropout.
+    """AlexNet or VGG-16 with batch norm, as DeepCluster trains them: convolutions, then two wide
+    layers with dropout.
 
-    The output is taken *before* the last ReLU: half of what k-means could tell apart would else be zero. side: of
-    the images; fewer pixels than ImageNet's 224 leave a smaller map before the wide layers.
+    The output is taken *before* the last ReLU: half of what k-means could tell apart would else be
+    zero. side: of the images; fewer pixels than ImageNet's 224 leave a smaller map before the wide
+    layers.
     """
 
     def __init__(self, name: str, stem: str, channels: int, side: int):
@@ -199,8 +203,8 @@ class ConvNet(nn.Module):
 
 
 class Sobel(nn.Module):
-    """Horizontal and vertical edges of the gray image: ``[N, C, H, W]`` -> ``[N, 2, H, W]``. Colour is gone, so that no
-    cluster can be one of a colour."""
+    """Horizontal and vertical edges of the gray image: ``[N, C, H, W]`` -> ``[N, 2, H, W]``. Colour
+    is gone, so that no cluster can be one of a colour."""
 
     def __init__(self, channels: int):
         super().__init__()

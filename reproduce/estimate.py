@@ -13,7 +13,8 @@ LONG = 3600  # seconds on a processor, beyond which the advice is given
 
 
 class Estimate:
-    """Called after each step with the number of steps done and of all steps; ``say`` is called once.
+    """Called after each step with the number of steps done and of all steps; ``say`` is called
+    once.
 
     It looks at the clock alone, never at the device: a GPU's first steps are still in its queue, so
     it waits for ``wait`` seconds, by when the queue has filled and steps take their own time.

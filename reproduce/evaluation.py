@@ -115,8 +115,8 @@ class Evaluator:
         return chosen
 
     def heads_order(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """The heads ``[H]`` from the lowest loss on, and the order ``[H, K]`` of their clusters that
-        agrees best with that of the first."""
+        """The heads ``[H]`` from the lowest loss on, and the order ``[H, K]`` of their clusters
+        that agrees best with that of the first."""
         losses = self.head_losses or [0.0] * len(probabilities)
         rank = torch.from_numpy(np.argsort(losses, kind="stable")).to(probabilities.device)
         return rank, metrics.head_order(probabilities[rank])

@@ -40,7 +40,7 @@ def style() -> None:
 
 
 def folder(results_dir: str | Path = "") -> Path:
-    """Where figures go: figures/ of the repository, or of another folder of results; made if need be."""
+    """Where figures go: figures/ of the repository, or of another folder of results."""
     path = Path(results_dir).expanduser() / "figures" if results_dir else ROOT / "figures"
     path.mkdir(exist_ok=True)
     return path
@@ -165,8 +165,9 @@ def cluster_mass(mass: pd.DataFrame, ax) -> None:
 
 
 def umap_of_run(path: str | Path, n: int, store: Path) -> pd.DataFrame:
-    """UMAP of a run's features for at most n images, evenly spread: "x", "y", "label", and "cluster"
-    (of the aligned average, else of k-means), numbered like the class that it matches best.
+    """UMAP of a run's features for at most n images, evenly spread: "x", "y", "label", and
+    "cluster" (of the aligned average, else of k-means), numbered like the class that it matches
+    best.
 
     A seed does not make two machines draw the same UMAP, so the coordinates are kept in the file
     ``store`` under a hash of the features, and what is there is not computed again.

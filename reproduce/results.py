@@ -1,8 +1,8 @@
 """Finished runs as tables: load them, select settings, compare two of them with an interval.
 
-``load`` gives one row per finished run. ``history``, ``heads``, ``protocols``, ``probes``, ``traces``
-and ``mass`` give what a run recorded in more than one number, as one tidy table over several runs.
-Labels enter here only as the scores that runs wrote down.
+``load`` gives one row per finished run. ``history``, ``heads``, ``protocols``, ``probes``,
+``traces`` and ``mass`` give what a run recorded in more than one number, as one tidy table over
+several runs. Labels enter here only as the scores that runs wrote down.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def select(table: pd.DataFrame, *free: str, preset: str = "digits-quick", **sett
 
 
 def _nearest(run: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The preset that leaves the fewest changes, and those changes; the method is not among them."""
+    """The preset that leaves the fewest changes, and those changes (never the method)."""
     value = {n: run[n] for n in SETTINGS if n != "method"}
     value = {n: v.item() if hasattr(v, "item") else v for n, v in value.items()}
     each = {
@@ -191,11 +191,11 @@ def variants(table: pd.DataFrame, star: Mapping[str, Any]) -> dict[str, pd.DataF
 def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     """Every claim of notebooks/claims.yaml, measured: one row per claim, in the file's order.
 
-    A claim names two settings, each by what it changes from a preset, or one setting and a threshold
-    in percent; a rule; and a direction (above, below, or same: the same computation). Claims with
-    one "family" are corrected together. "verdict" is *holds* where the corrected interval excludes 0
-    in that direction, *not shown* where it does not, *not run* where runs are missing; "recorded" is
-    the verdict that the prose was written for. table: ``load()``.
+    A claim names two settings, each by what it changes from a preset, or one setting and a
+    threshold in percent; a rule; and a direction (above, below, or same: the same computation).
+    Claims with one "family" are corrected together. "verdict" is *holds* where the corrected
+    interval excludes 0 in that direction, *not shown* where it does not, *not run* where runs are
+    missing; "recorded" is the verdict that the prose was written for. table: ``load()``.
     """
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
     pairs = {claim["id"]: _sides(table, claim) for claim in written}
@@ -236,7 +236,7 @@ def _verdict(claim: pd.Series) -> str:
 
 
 def claims_table(found: pd.DataFrame) -> pd.DataFrame:
-    """``claims`` as the README and the report print them; accuracies in percent, differences in points."""
+    """``claims`` as the README and the report print them; in percent and points."""
     shown = found[["data", "sentence", "ours"]].rename(columns={"sentence": "claim"})
     difference = found.apply(points, axis=1).where(found["verdict"] != "not run", "")
     n = found["n"].where(found["verdict"] != "not run", "")
@@ -282,7 +282,7 @@ def history(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
 
 
 def heads(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
-    """One row per run and clustering head: "head", "loss", "acc", and "rank" of its loss, 1 lowest."""
+    """One row per run and clustering head: "head", "loss", "acc", "rank" of its loss from 1."""
 
     def read(path: Path) -> pd.DataFrame:
         found = pd.DataFrame(_metrics(path).get("heads", []), columns=["loss", "acc"])
@@ -292,7 +292,7 @@ def heads(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
 
 
 def protocols(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
-    """One row per run and way to run k-means on its features: "space", "normalized", "restarts", "acc"."""
+    """One row per run and protocol of k-means: "space", "normalized", "restarts", "acc"."""
     names = "space normalized restarts acc nmi ari"
     return _each(table, keep, names, lambda path: _metrics(path).get("kmeans_protocols", []))
 

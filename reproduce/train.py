@@ -27,12 +27,13 @@ class Diverged(RuntimeError):
 def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     """Train, evaluate, and leave a run directory; yield one dict an epoch.
 
-    {"epoch", "learning_rate", "loss", its terms, "seconds", "images_per_second", and in epochs with an
-    evaluation the accuracies by selection rule and the collapse monitor}
+    {"epoch", "learning_rate", "loss", its terms, "seconds", "images_per_second", and in epochs with
+    an evaluation the accuracies by selection rule and the collapse monitor}
 
     An interrupted run is continued after its last whole epoch, to the same bits on one CPU with one
     number of threads. A finished one is not trained again: its rows are yielded from its directory.
-    Raises ConfigError before any work if the data cannot be trained on, Diverged if a loss is not finite.
+    Raises ConfigError before any work if the data cannot be trained on, Diverged if a loss is not
+    finite.
     """
     run = run or Run(config)
     loggers.check(config)
@@ -47,7 +48,8 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     n_clusters = check(config, images)
     if config.method in ("pcl", "propos") and config.epochs <= config.prototype_warmup:
         run.notes.append(
-            f"prototype_warmup is {config.prototype_warmup} and epochs {config.epochs}: no prototype ever enters the loss"
+            f"prototype_warmup is {config.prototype_warmup} and epochs {config.epochs}: "
+            "no prototype ever enters the loss"
         )
     with run.lock():
         if not config.resume:
@@ -69,7 +71,8 @@ def check(config: Config, images: data.Images) -> int:
         )
     if not config.n_clusters and not images.labelled:
         raise ConfigError(
-            f"n_clusters is 0, but data set {images.name!r} has no classes to count: say how many clusters"
+            f"n_clusters is 0, but data set {images.name!r} has no classes to count: "
+            "say how many clusters"
         )
     n_clusters = config.n_clusters or len(images.classes)
     n_eval = n["all"] if config.split == "all" else n["test"]
@@ -79,11 +82,13 @@ def check(config: Config, images: data.Images) -> int:
         )
     if n_clusters < 2:
         raise ConfigError(
-            f"n_clusters is {n_clusters}: data set {images.name!r} has one class; say how many clusters"
+            f"n_clusters is {n_clusters}: data set {images.name!r} has one class; "
+            "say how many clusters"
         )
     if config.method == "deepcluster" and (config.pseudo_clusters or 10 * n_clusters) > n_train:
         raise ConfigError(
-            f"pseudo_clusters is {config.pseudo_clusters or 10 * n_clusters}, more than the {n_train} images to train on"
+            f"pseudo_clusters is {config.pseudo_clusters or 10 * n_clusters}, "
+            f"more than the {n_train} images to train on"
         )
     if config.method == "pcl" and max(config.granularities) > n_train:
         raise ConfigError(
@@ -297,8 +302,8 @@ def draw_order(
 ) -> tuple[Tensor, Tensor]:
     """An epoch's images ``[steps * B]``, and what is left of the last permutation.
 
-    epoch: a permutation each, the last part batch dropped. endless: one permutation after the other,
-    so that no image is ever dropped.
+    epoch: a permutation each, the last part batch dropped. endless: one permutation after the
+    other, so that no image is ever dropped.
     """
     need = steps * config.batch_size
     order = left_over if config.sampler == "endless" else left_over[:0]
@@ -308,7 +313,8 @@ def draw_order(
 
 
 def record(named: dict[str, Tensor], terms: Tensor, row: dict, epoch: int) -> Tensor | None:
-    """Put the epoch's means into the row; return the heads' mean losses. Diverged where a term is not finite."""
+    """Put the epoch's means into the row; return the heads' mean losses. Diverged where a term is
+    not finite."""
     column, head_losses = 0, None
     for name, value in named.items():
         values = terms[:, column : column + value.numel()]
@@ -316,7 +322,8 @@ def record(named: dict[str, Tensor], terms: Tensor, row: dict, epoch: int) -> Te
         if not values.isfinite().all():
             step = int((~values.isfinite()).any(1).nonzero()[0, 0])
             raise Diverged(
-                f"{name} is {float(values[step][~values[step].isfinite()][0])} at epoch {epoch}, step {step}: "
+                f"{name} is {float(values[step][~values[step].isfinite()][0])} "
+                f"at epoch {epoch}, step {step}: "
                 f"lower learning_rate, or see the run's history; the last whole epoch is kept"
             )
         if name == "head_losses":

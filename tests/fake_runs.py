@@ -1,4 +1,5 @@
-"""Run directories as ``fit`` leaves them, with invented contents: what the reading side is tested on."""
+"""Run directories as ``fit`` leaves them, with invented contents: what the reading side is tested
+on."""
 
 import dataclasses
 import json
@@ -83,8 +84,8 @@ def write_method(
     probes=None,
     **settings,
 ):
-    """A run of any method at its default settings, ``settings`` beside: crlc and cc with heads, the others scored by k-means.
-    curve: the accuracies of its evaluations, two epochs apart."""
+    """A run of any method at its default settings, ``settings`` beside: crlc and cc with heads, the
+    others scored by k-means. curve: the accuracies of its evaluations, two epochs apart."""
     headed = method in ("crlc", "cc")
     stored = {
         k: v

@@ -186,7 +186,8 @@ def test_alexnet_and_vgg16(name, stem, side, maps, last):
 
 
 def test_features_are_taken_before_the_last_relu():
-    """Negative values reach k-means, where a ReLU would have put zeros. Dropout is for training only."""
+    """Negative values reach k-means, where a ReLU would have put zeros. Dropout is for training
+    only."""
     net, x = built(1, backbone="alexnet", side=16), torch.rand(8, 1, 16, 16)
     assert not torch.equal(net(x), net(x))
     features = net.eval()(x)

@@ -57,7 +57,8 @@ plt.show()
 
 ---
 import pandas as pd
-pd.DataFrame({"setting": ["first", "second"], "ACC": ["97.4 ± 0.8", "9.0"]} | {f"wide column {i}": [i, i] for i in range(20)})
+wide = {f"wide column {i}": [i, i] for i in range(20)}
+pd.DataFrame({"setting": ["first", "second"], "ACC": ["97.4 ± 0.8", "9.0"]} | wide)
 """,
 }
 
@@ -72,7 +73,8 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """A function that opens an address at a width; nothing may fail on the console or ask a network."""
+    """A function that opens an address at a width; nothing may fail on the console or ask a
+    network."""
     context, wrong = browser.new_context(), []
     context.set_default_timeout(20_000)
 
@@ -233,7 +235,8 @@ def every_page(folder):
 
 
 def check(path, visit):
-    """No sideways scroll on a telephone, a text for every picture, links to what exists, ink on paper."""
+    """No sideways scroll on a telephone, a text for every picture, links to what exists, ink on
+    paper."""
     page = visit(path, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
     for picture in page.locator("img").all():

@@ -129,7 +129,8 @@ def test_seeding_is_as_good_as_scikit_learns(digits):
 
 @pytest.mark.parametrize("k, tol", [(10, 1e-4), (10, 0.0), (60, 1e-4)])
 def test_from_one_start_each_restart_does_what_scikit_learn_does(digits, k, tol):
-    """Same centroids after the same number of iterations, though the restarts end at different times."""
+    """Same centroids after the same number of iterations, though the restarts end at different
+    times."""
     x = torch.from_numpy(digits).double()
     x += 0.01 * torch.randn_like(x)  # whole numbers have ties
     x -= x.mean(0)
@@ -230,7 +231,8 @@ def test_seeding_again_takes_the_farthest_samples_from_their_clusters():
 
 
 def test_an_empty_cluster_keeps_a_restart_going():
-    """The first centroid is at rest on the mean of all samples, but the second has none: that is no end."""
+    """The first centroid is at rest on the mean of all samples, but the second has none: that is no
+    end."""
     x = torch.tensor([[-3.0], [-1.0], [1.0], [3.0]])
     centroids, n_iter = clustering.lloyd(
         padded(x), torch.tensor([[[0.0], [100.0]]]), max_iter=50, tol=1e-4
@@ -243,7 +245,8 @@ def test_an_empty_cluster_keeps_a_restart_going():
 
 @pytest.mark.parametrize("k", [5, 8])
 def test_duplicates(k):
-    """Five different samples, ten times each: nothing remains, also where there are clusters to spare."""
+    """Five different samples, ten times each: nothing remains, also where there are clusters to
+    spare."""
     x = torch.randn(5, 3).repeat(10, 1)
     model = KMeans(k, n_init=4).fit(x)
     assert model.inertia_ == pytest.approx(0, abs=1e-9) and len(model.labels_.unique()) == 5
@@ -364,7 +367,8 @@ class Watch(TorchFunctionMode):
 
 @pytest.mark.parametrize("k", [10, 50])
 def test_memory_is_bounded(monkeypatch, k):
-    """Nothing is larger than the labels of all restarts; distances from all centroids would be many times that."""
+    """Nothing is larger than the labels of all restarts; distances from all centroids would be many
+    times that."""
     monkeypatch.setitem(clustering.BUFFER, "cpu", 100_000)
     with Watch() as watch:
         KMeans(k, n_init=10, max_iter=2).fit(torch.randn(2000, 4))
@@ -524,7 +528,8 @@ def test_a_step_of_em_is_that_of_a_loop(covariance, monkeypatch):
 @pytest.mark.parametrize("covariance", COVARIANCE)
 @pytest.mark.parametrize("singular", [False, True])
 def test_likelihood_never_decreases(covariance, singular):
-    """One iteration more at a time. Singular: some samples many times over, so that variances reach the floor."""
+    """One iteration more at a time. Singular: some samples many times over, so that variances reach
+    the floor."""
     x = torch.randn(150, 3, dtype=torch.float64)
     if singular:
         x[:90], x[:, 2] = x[:3].repeat(30, 1), 1.0

@@ -1,4 +1,5 @@
-"""A wrong setting is answered by one sentence that names it; a right one leaves a hash that means it."""
+"""A wrong setting is answered by one sentence that names it; a right one leaves a hash that means
+it."""
 
 import dataclasses
 import inspect
@@ -345,7 +346,8 @@ OF_SOME = [name for name, f in FIELDS.items() if f.metadata["only"]]
 
 @pytest.mark.parametrize("name", OF_SOME)
 def test_a_setting_that_the_method_does_not_know(name):
-    """It is refused, with the methods that know it; at its default it says nothing, and all know the others."""
+    """It is refused, with the methods that know it; at its default it says nothing, and all know
+    the others."""
     f, value = FIELDS[name], another(FIELDS[name])
     methods, knowing = FIELDS["method"].metadata["choices"], f.metadata["only"]
     assert set(knowing) < set(methods)
@@ -370,8 +372,8 @@ def test_a_setting_that_the_method_does_not_know(name):
 
 @pytest.mark.parametrize("method, cls", METHODS.items())
 def test_a_method_reads_the_settings_that_it_knows(method, cls):
-    """Each is read in the file of its class, of one that it builds on, in base.py or by the loop; and
-    no file but base.py, which serves all, reads another that belongs to some methods."""
+    """Each is read in the file of its class, of one that it builds on, in base.py or by the loop;
+    and no file but base.py, which serves all, reads another that belongs to some methods."""
     files = {inspect.getmodule(c) for c in cls.__mro__ if c.__module__.startswith("reproduce.")}
     base, loop = inspect.getmodule(Momentum), ("train", "augment")
     own = read_in(inspect.getsource(file) for file in files - {base})
@@ -541,7 +543,8 @@ def test_every_setting_has_a_hash_of_its_own():
 
 
 def test_the_hash_is_of_what_differs_from_the_defaults():
-    """So a setting that is added later leaves the hashes of earlier runs as they were: they are fixed here."""
+    """So a setting that is added later leaves the hashes of earlier runs as they were: they are
+    fixed here."""
     assert Config().hash() == "44136fa3"
     config = Config.from_params({"seed": 3, "lambda1": 0.3})
     assert config.hash() == Config.from_params({"lambda1": 0.3, "seed": 3.0}).hash() == "a2fdeb43"

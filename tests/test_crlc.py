@@ -1,4 +1,5 @@
-"""CRLC's loss against the same, head by head, from the formulas; and what each of its settings does."""
+"""CRLC's loss against the same, head by head, from the formulas; and what each of its settings
+does."""
 
 import inspect
 import math
@@ -20,7 +21,8 @@ SMALL = dict(width=3, n_heads=2, head_hidden=7, projection_dim=5, batch_size=B)
 
 
 def made(**settings):
-    """A CRLC of few units in float64, the same weights whatever the loss; two views of six images."""
+    """A CRLC of few units in float64, the same weights whatever the loss; two views of six
+    images."""
     torch.manual_seed(0)
     config = Config.from_params({**SMALL, **settings})
     method = CRLC(config, backbones.build(config, 1), K, 100).double().train()
@@ -36,7 +38,8 @@ def loss_of(method, views):
 
 
 def passes(config):
-    """Which images batch norm sees together, as indices into both views' images one after the other."""
+    """Which images batch norm sees together, as indices into both views' images one after the
+    other."""
     share = B // config.batchnorm_split
     for device in range(config.batchnorm_split):
         mine = list(range(device * share, (device + 1) * share))
@@ -45,7 +48,8 @@ def passes(config):
 
 
 def from_the_formulas(method, views):
-    """lambda2 FC + mean over heads of (PC - lambda1 H + clamp), one image and one head at a time."""
+    """lambda2 FC + mean over heads of (PC - lambda1 H + clamp), one image and one head at a
+    time."""
     c = method.config
     images = torch.cat([*views])
     features = torch.empty(2 * B, method.backbone.n_features, dtype=torch.float64)
@@ -153,7 +157,8 @@ def test_loss_is_that_of_the_formulas(settings, other):
 
 
 def test_the_entropy_is_maximised():
-    """A larger lambda1 is a smaller loss, by the entropy, which no coefficient scales in the history."""
+    """A larger lambda1 is a smaller loss, by the entropy, which no coefficient scales in the
+    history."""
     one, two = (loss_of(*made(lambda1=x)) for x in (1, 2))
     torch.testing.assert_close(one["loss"] - two["loss"], one["entropy"])
     torch.testing.assert_close(one["entropy"], two["entropy"])
@@ -273,7 +278,8 @@ def test_views_apart_have_batch_norms_of_their_own():
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("views_setting", ["apart", "together"])
 def test_batchnorm_split_is_as_on_n_devices(views_setting, n):
-    """Each device has 1/n of the images, in both views; a device's other images do not reach its features."""
+    """Each device has 1/n of the images, in both views; a device's other images do not reach its
+    features."""
     method, views = made(views=views_setting, batchnorm_split=n)
     features = method.encode([*views]).view(2, B, -1)
     share = B // n
@@ -327,7 +333,8 @@ def test_heads_linear_is_separate_linear_layers(bias):
 
 
 def test_initial_ranges():
-    """kaiming: uniform of gain sqrt(2) over the inputs, zero bias; torch: as nn.Linear draws both."""
+    """kaiming: uniform of gain sqrt(2) over the inputs, zero bias; torch: as nn.Linear draws
+    both."""
     kaiming, torchs = HeadsLinear(4, 50, 60, True, "kaiming"), HeadsLinear(4, 50, 60, True, "torch")
     theirs = nn.Linear(50, 12_000)
     assert kaiming.bias.count_nonzero() == 0

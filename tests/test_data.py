@@ -1,4 +1,5 @@
-"""The data part: what is read is read rightly, what is not is named, and the cached file is true."""
+"""The data part: what is read is read rightly, what is not is named, and the cached file is
+true."""
 
 import hashlib
 import io
@@ -27,7 +28,8 @@ DIGITS = "9aa7af9093aeff0556edc52dddac4f1ad41557a06e0057141937ff88a240d7e5"
 
 @pytest.fixture
 def home(tmp_path):
-    """An empty place, with ``home / "images"`` for a folder and ``home / "data"`` for cached files."""
+    """An empty place, with ``home / "images"`` for a folder and ``home / "data"`` for cached
+    files."""
     (tmp_path / "images").mkdir()
     return tmp_path
 
@@ -114,7 +116,8 @@ def test_a_cached_file_is_all_that_is_needed(home, monkeypatch):
 def test_without_network_one_sentence_says_what_to_do(home, dataset, no_network):
     text = refused(home, dataset=dataset)
     assert text == (
-        f"dataset '{dataset}' is not in data_dir '{home / 'data'}' and cannot be downloaded ([Errno -2] Name or "
+        f"dataset '{dataset}' is not in data_dir '{home / 'data'}' and cannot be downloaded "
+        "([Errno -2] Name or "
         f"service not known): connect to a network once, or copy {dataset}.npz into that folder "
         f"from a machine that has it"
     )
@@ -582,8 +585,8 @@ def test_a_bad_image_is_named_or_left_out(home, name):
     (home / "images" / name).write_bytes(content)
     head, line = refused(home).split("\n")
     assert (
-        head
-        == f"folder '{home}/images' has 1 of 3 images that cannot be read (-p bad_images skip leaves them out):"
+        head == f"folder '{home}/images' has 1 of 3 images that cannot be read "
+        "(-p bad_images skip leaves them out):"
     )
     assert (
         line.startswith(f"  '{name}': {reason}")
@@ -692,8 +695,8 @@ def test_nothing_may_be_emptied(home, files, bad, empty, bad_images):
         (home / "images" / file).write_bytes(b"x")
     text = refused(home, bad_images=bad_images)
     assert (
-        f"has {len(bad)} of {len(files)} images that cannot be read; without them '{home}/{empty}' is empty:"
-        in text
+        f"has {len(bad)} of {len(files)} images that cannot be read; "
+        f"without them '{home}/{empty}' is empty:" in text
     )
     assert all(f"'{file}'" in text for file in bad)
 

@@ -1,4 +1,5 @@
-"""Parameters of any kind, by every road: each gives a configuration that survives being stored, or one line that names the culprit."""
+"""Parameters of any kind, by every road: each gives a configuration that survives being stored, or
+one line that names the culprit."""
 
 import argparse
 import dataclasses
@@ -159,7 +160,8 @@ mild = st.lists(
 
 
 def outcome(make, *culprits):
-    """The configuration, or None after one line that names one of the culprits. Anything else is raised."""
+    """The configuration, or None after one line that names one of the culprits. Anything else is
+    raised."""
     try:
         config = make()
     except ConfigError as error:
@@ -183,7 +185,8 @@ def too_long(number) -> bool:
 
 
 def stands(config):
-    """It survives being stored in every way that the project has, and a run can be looked for with it."""
+    """It survives being stored in every way that the project has, and a run can be looked for with
+    it."""
     assert isinstance(config, Config)
     stored = dataclasses.asdict(config)
     assert Config.from_params(stored) == config
@@ -199,7 +202,8 @@ def stands(config):
 @EXAMPLES
 @given(params | mild)
 def test_any_parameters(params):
-    """As a mapping, and as the variables of a notebook: what papermill injects are Python's plain values, and no mistyped name is passed over."""
+    """As a mapping, and as the variables of a notebook: what papermill injects are Python's plain
+    values, and no mistyped name is passed over."""
     if config := outcome(lambda: Config.from_params(params), *params):
         stands(config)
         for name, value in params.items():

@@ -1,7 +1,9 @@
-"""``kill -9`` at any moment: the same command goes on, and what it leaves behind equals, bit for bit, what no kill ever touched.
+"""``kill -9`` at any moment: the same command goes on, and what it leaves behind equals, bit for
+bit, what no kill ever touched.
 
-Importing torch takes seconds, so this file is also a program, ``python tests/test_kill.py``: it imports once and forks a process for
-each command, which is killed after a random share of its processor time, or right before or after a random call to the disk.
+Importing torch takes seconds, so this file is also a program, ``python tests/test_kill.py``: it
+imports once and forks a process for each command, which is killed after a random share of its
+processor time, or right before or after a random call to the disk.
 """
 
 import csv
@@ -52,7 +54,8 @@ TO_DISK = [
 
 
 def serve() -> None:
-    """Read a line a command, [words, processor seconds or None, call or None, log]; answer [status, processor seconds, calls]."""
+    """Read a line a command, [words, processor seconds or None, call or None, log]; answer [status,
+    processor seconds, calls]."""
     import scipy.optimize  # noqa: F401 what a command imports on its way is imported once
     import torch._dynamo
     import tqdm  # noqa: F401
@@ -83,7 +86,8 @@ def serve() -> None:
 
 
 def one_command(words: list[str], number: int | None, log: str) -> None:
-    """A command in a process of its own, which dies at its ``number``-th moment right before or after a call to the disk."""
+    """A command in a process of its own, which dies at its ``number``-th moment right before or
+    after a call to the disk."""
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     moments = 0
@@ -116,7 +120,8 @@ def one_command(words: list[str], number: int | None, log: str) -> None:
 
 @pytest.fixture(scope="module")
 def forks():
-    """A function that runs one command in a fork, killed or not; returns status (-9: killed), processor seconds, calls to the disk."""
+    """A function that runs one command in a fork, killed or not; returns status (-9: killed),
+    processor seconds, calls to the disk."""
     server = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
@@ -184,7 +189,8 @@ def left_behind(folder: Path) -> dict:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_at_random_moments(forks, tmp_path, method):
-    """Twenty kills for crlc, five for each other method, often several in one run; every other one right at a call to the disk."""
+    """Twenty kills for crlc, five for each other method, often several in one run; every other one
+    right at a call to the disk."""
     status, seconds, calls = forks(command(tmp_path / "whole", method), tmp_path / "whole")
     assert status == 0, (tmp_path / "whole" / "log").read_text()
     whole = left_behind(tmp_path / "whole")
@@ -211,7 +217,8 @@ def test_killed_at_random_moments(forks, tmp_path, method):
 
 
 def test_killed_by_another_process(forks, tmp_path):
-    """The real command, in a process of its own, killed from outside soon after it has written a checkpoint, then let be."""
+    """The real command, in a process of its own, killed from outside soon after it has written a
+    checkpoint, then let be."""
     assert forks(command(tmp_path / "whole", "crlc"), tmp_path / "whole")[0] == 0
     words, draw = command(tmp_path, "crlc"), random.Random(0)
     partial, kills = (
@@ -243,7 +250,8 @@ def test_killed_by_another_process(forks, tmp_path):
 
 @pytest.mark.parametrize("left", [0, 1, 31, 32, 33, 1000, -1])
 def test_a_truncated_checkpoint_is_passed_over_and_the_notebook_says_so(tmp_path, capsys, left):
-    """Whatever is left of it, the checkpoint before it is used; with both cut off, nothing starts anew in silence."""
+    """Whatever is left of it, the checkpoint before it is used; with both cut off, nothing starts
+    anew in silence."""
     config = Config.from_params(
         {**TINY, "results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")}
     )

@@ -1,4 +1,5 @@
-"""Run directories as tables: which runs are found, how settings are selected, what is read of each."""
+"""Run directories as tables: which runs are found, how settings are selected, what is read of
+each."""
 
 import json
 

@@ -36,7 +36,8 @@ def tiny(tmp_path, **settings):
 
 
 def scalars(folder):
-    """Every scalar that the event files hold, in the order in which they were written: {name: [(step, value)]}."""
+    """Every scalar that the event files hold, in the order in which they were written: {name:
+    [(step, value)]}."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     found = {}
@@ -124,7 +125,8 @@ def test_a_finished_run_gets_event_files_when_asked_for_them_and_none_otherwise(
     [
         (
             dict(tensorboard=True),
-            "tensorboard is True, but the package tensorboard is not installed: pip install tensorboard",
+            "tensorboard is True, but the package tensorboard is not installed: "
+            "pip install tensorboard",
         ),
         (
             dict(wandb="mine"),
@@ -187,7 +189,8 @@ def test_wandb_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Session(refuse=True))
     with pytest.raises(
         ConfigError,
-        match=r"^wandb is 'mine', but Weights & Biases cannot be reached \(api_key not configured\): log in with 'wandb login', or set WANDB_MODE=offline$",
+        match=r"^wandb is 'mine', but Weights & Biases cannot be reached \(api_key not "
+        r"configured\): log in with 'wandb login', or set WANDB_MODE=offline$",
     ):
         next(fit(tiny(tmp_path, wandb="mine")))
 
@@ -238,7 +241,8 @@ def test_a_terminal_has_a_bar(monkeypatch, capsys):
 
 
 def test_an_executed_notebook_is_quiet_and_a_live_one_has_a_bar(monkeypatch):
-    """One kernel. nbclient, and so papermill, lets no cell ask for input, even when it was started from a JupyterLab, which does."""
+    """One kernel. nbclient, and so papermill, lets no cell ask for input, even when it was started
+    from a JupyterLab, which does."""
     monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/train.ipynb")
     manager, client = start_new_kernel()
 

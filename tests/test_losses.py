@@ -1,5 +1,5 @@
-"""Each loss against a loop over samples and heads in float64, against values known in closed form, and
-under changes that must not matter."""
+"""Each loss against a loop over samples and heads in float64, against values known in closed form,
+and under changes that must not matter."""
 
 import math
 import time
@@ -60,7 +60,8 @@ def over_heads(f, *tensors):
 
 
 def agree(fast, slow, inputs, dtype):
-    """Values of each head and gradients of their weighted sum, at the precision of the inputs' type."""
+    """Values of each head and gradients of their weighted sum, at the precision of the inputs'
+    type."""
     atol = 1e-12 if dtype == torch.float64 else 1e-6
     leaves = [x.detach().clone().to(dtype).requires_grad_() for x in inputs]
     exact = [x.detach().double().requires_grad_() for x in leaves]
@@ -151,7 +152,8 @@ def test_probability_contrast_is_the_loop(critic, shape, dtype):
 
 @pytest.mark.parametrize("critic", CRITICS)
 def test_probability_contrast_does_not_mind_names(critic):
-    """Which view comes first, the order of the images and the names of the clusters do not matter."""
+    """Which view comes first, the order of the images and the names of the clusters do not
+    matter."""
     p1, p2 = probabilities(2, 3, 8, 5)
     value = losses.probability_contrast(p1, p2, critic)
     images, clusters = torch.randperm(8), torch.randperm(5)
@@ -246,7 +248,8 @@ def clear(p1, p2):
 
 
 def test_linear_time_is_the_same_function():
-    """B = 512, K = 10, H = 10: the form without B x B has the value and the gradients of the form with it."""
+    """B = 512, K = 10, H = 10: the form without B x B has the value and the gradients of the form
+    with it."""
     p = losses.smooth(probabilities(2, 10, 512, 10), 0.01)
     for dtype, heads, atol in ((torch.float64, 1, 1e-12), (torch.float32, 10, 1e-6)):
         fast, slow = (p[:, :heads].clone().to(dtype).requires_grad_() for _ in range(2))
@@ -258,8 +261,9 @@ def test_linear_time_is_the_same_function():
 
 
 def test_linear_time_is_linear(record_property):
-    """Forward and backward at B = 512, K = 10, H = 10 on two threads, in one process: 50 times faster was
-    the aim; 20 is asserted, of the shortest of several, which a busy machine lengthens least."""
+    """Forward and backward at B = 512, K = 10, H = 10 on two threads, in one process: 50 times
+    faster was the aim; 20 is asserted, of the shortest of several, which a busy machine lengthens
+    least."""
     p = losses.smooth(probabilities(2, 10, 512, 10, dtype=torch.float32), 0.01).requires_grad_()
 
     def seconds(f, repeats):
@@ -310,7 +314,8 @@ def test_tiny_and_extreme_batches_are_finite(p1, p2, critic):
 
 
 def test_most_of_a_clusters_mass_on_one_sample():
-    """Where the sum over the others is small beside the sample's own, the subtraction must not lose it."""
+    """Where the sum over the others is small beside the sample's own, the subtraction must not lose
+    it."""
     p1 = torch.full((8, 4), 1e-3)
     p1[:, 1] = 1 - 3e-3
     p1[0] = torch.tensor([1 - 3e-3, 1e-3, 1e-3, 1e-3])
@@ -467,7 +472,8 @@ def test_alignment_is_the_loop(shape, dtype):
 
 
 def test_alignment_in_closed_form():
-    """0 where they agree at any length, 2 at right angles, 4 at opposites; neither order nor length matters."""
+    """0 where they agree at any length, 2 at right angles, 4 at opposites; neither order nor length
+    matters."""
     z = torch.eye(4, dtype=torch.float64)
     for other, expected in ((7 * z, 0), (z.roll(1, 0), 2), (-0.1 * z, 4)):
         assert float(losses.alignment(z, other)) == pytest.approx(expected, abs=1e-12)
@@ -494,7 +500,8 @@ def test_cluster_contrast_is_the_loop(shape, dtype):
 
 
 def test_cluster_contrast_in_closed_form():
-    """Balanced one-hot: clusters at right angles. Undecided: all clusters are one. Neither views nor names matter."""
+    """Balanced one-hot: clusters at right angles. Undecided: all clusters are one. Neither views
+    nor names matter."""
     p = torch.eye(4, dtype=torch.float64).repeat(5, 1)
     assert float(losses.cluster_contrast(p, p)) == pytest.approx(
         -1 + math.log(math.e + 6), abs=1e-12
@@ -533,7 +540,8 @@ def test_concentration_is_the_loop(k, n):
 
 
 def test_concentration_of_one_sample_or_none_is_the_widest():
-    """Its one sample may lie on the prototype: a temperature near 0, which would tie the whole gradient to it."""
+    """Its one sample may lie on the prototype: a temperature near 0, which would tie the whole
+    gradient to it."""
     cluster = torch.tensor([0] * 4 + [1] * 4 + [2])
     distance = torch.tensor([0.1] * 4 + [0.5] * 4 + [0.0])
     phi = losses.concentration(distance, cluster, 4, 1.0)
@@ -597,7 +605,8 @@ def test_prototype_contrast_in_closed_form():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("n_clusters", [5, 9])
 def test_prototype_scattering_is_the_loop(n_clusters, dtype):
-    """However many clusters there are: those that the batch lacks are neither positive nor negative."""
+    """However many clusters there are: those that the batch lacks are neither positive nor
+    negative."""
     z1, z2 = 3 * torch.randn(2, 8, 4, dtype=torch.float64)
     z2 = z2.to(dtype)
     agree(
@@ -612,7 +621,8 @@ def test_prototype_scattering_is_the_loop(n_clusters, dtype):
 
 
 def test_prototype_scattering_in_closed_form():
-    """Three clusters at right angles, the same in both views; then one cluster, which has nothing to be apart from."""
+    """Three clusters at right angles, the same in both views; then one cluster, which has nothing
+    to be apart from."""
     z, cluster = (
         torch.eye(3, 6, dtype=torch.float64).repeat(2, 1),
         torch.tensor([1, 3, 4]).repeat(2),
@@ -665,7 +675,8 @@ def uniform():
 
 
 def one_hot_products():
-    """p~ . p~ of two smoothed one-hot predictions: of one cluster, of two; and the entropy of one."""
+    """p~ . p~ of two smoothed one-hot predictions: of one cluster, of two; and the entropy of
+    one."""
     high, low = 1 - GAMMA + GAMMA / K, GAMMA / K
     same = high**2 + (K - 1) * low**2
     other = 2 * high * low + (K - 2) * low**2
@@ -788,7 +799,8 @@ def test_smooth():
 
 
 def test_logit_clamp():
-    """Each entry's excess times the logit; only the excess is pulled, and it is a constant to the gradient."""
+    """Each entry's excess times the logit; only the excess is pulled, and it is a constant to the
+    gradient."""
     logits = torch.tensor(
         [[30.0, -20.0, 0.0], [25.0, -27.0, 26.0]], dtype=torch.float64, requires_grad=True
     )

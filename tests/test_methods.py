@@ -1,5 +1,5 @@
-"""Every method's loss against the same by hand from its paper, on a few images in float64: what it keeps from one step
-or epoch to the next, what no gradient may reach, and that it learns."""
+"""Every method's loss against the same by hand from its paper, on a few images in float64: what it
+keeps from one step or epoch to the next, what no gradient may reach, and that it learns."""
 
 import copy
 import dataclasses
@@ -81,8 +81,8 @@ def loss_of(method, views):
 
 
 def by_hand(method, views):
-    """Projections of either view by the online network, and by the target in its own training mode; on a copy, so that
-    no running statistics move."""
+    """Projections of either view by the online network, and by the target in its own training mode;
+    on a copy, so that no running statistics move."""
     twin = copy.deepcopy(method)
     z1, z2 = twin.projector(twin.backbone(torch.cat([*views]))).chunk(2)
     k1, k2 = twin.target(torch.cat([*views])).chunk(2) if hasattr(twin, "target") else (None, None)
@@ -129,7 +129,8 @@ def test_neither_the_order_of_images_nor_that_of_views_matters(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_state_dict_is_the_whole_of_a_method(name):
-    """Taken after a step and put into another, strictly: the same outputs, and the same loss in the same epoch."""
+    """Taken after a step and put into another, strictly: the same outputs, and the same loss in the
+    same epoch."""
     method, views = ready(name)
     loss_of(method, views).backward()
     for p in method.parameters():
@@ -176,7 +177,8 @@ def test_under_autocast_the_loss_is_float32(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_batch_norm_split_and_views_apart_reach_projector_and_target(name):
-    """Each is another loss, and in no pass does batch norm see more images than one device holds."""
+    """Each is another loss, and in no pass does batch norm see more images than one device
+    holds."""
     seen = {}
     for settings, size in (
         ({}, 2 * B),
@@ -229,7 +231,8 @@ def test_the_ramp_ends_with_a_target_that_stands_still():
 
 @pytest.mark.parametrize("name", MOMENTUM)
 def test_the_targets_batch_norm_is_its_own(name):
-    """It sees the batch in training mode; its running statistics are those of its own activations, not averaged ones."""
+    """It sees the batch in training mode; its running statistics are those of its own activations,
+    not averaged ones."""
     method, views = ready(name)
     for p in method.target.parameters():
         p.data += 0.5
@@ -255,7 +258,8 @@ def test_simclr_is_the_loop():
 
 
 def test_byol_sums_over_the_views():
-    """2 - 2 cos of either view's prediction with the target's projection of the other; a mean would halve the gradient."""
+    """2 - 2 cos of either view's prediction with the target's projection of the other; a mean would
+    halve the gradient."""
     method, views = made("byol")
     for p in method.target.parameters():
         p.data *= 1.3
@@ -266,7 +270,8 @@ def test_byol_sums_over_the_views():
 
 
 def test_simsiam_stops_the_gradient():
-    """-(cos + cos) / 2, whose gradient is that with the projections held fixed on the other side."""
+    """-(cos + cos) / 2, whose gradient is that with the projections held fixed on the other
+    side."""
     method, views = made("simsiam")
     theirs = copy.deepcopy(method)
     z1, z2 = theirs.projector(theirs.backbone(torch.cat([*views]))).chunk(2)
@@ -319,7 +324,8 @@ def test_cc_is_the_loop():
 
 
 def loop_moco(method, views, t=0.3):
-    """Either view's queries against the other's keys, and the queue as it is; one image and one negative at a time."""
+    """Either view's queries against the other's keys, and the queue as it is; one image and one
+    negative at a time."""
     q1, q2, k1, k2 = by_hand(method, views)
     unit, total = (lambda x: x / x.norm()), 0.0
     for queries, keys in ((q1, k2), (q2, k1)):
@@ -332,7 +338,8 @@ def loop_moco(method, views, t=0.3):
 
 
 def test_moco_is_the_loop_and_its_queue_first_in_first_out():
-    """Three steps: the loss of each knows the keys of the steps before, not its own; the newest come first."""
+    """Three steps: the loss of each knows the keys of the steps before, not its own; the newest
+    come first."""
     method, _ = made("moco")
     start = method.queue.clone()
     close(start.norm(dim=-1), torch.ones(24, dtype=torch.float64), atol=1e-6)
@@ -378,7 +385,8 @@ def test_keys_come_back_in_order():
 
 
 def test_keys_meet_other_images_than_their_queries(monkeypatch):
-    """Of six images on two devices: queries with 0, 1, 2 or 3, 4, 5; keys as the shuffle has it, in both views."""
+    """Of six images on two devices: queries with 0, 1, 2 or 3, 4, 5; keys as the shuffle has it, in
+    both views."""
     method, views = made("moco", batchnorm_split=2, shuffle_keys=True)
     order = torch.tensor([4, 0, 3, 2, 5, 1])
     monkeypatch.setattr(torch, "randperm", lambda n, **_: order if n == B else None)
@@ -410,7 +418,8 @@ def test_pcl_is_moco_until_the_warmup_is_over():
 
 
 def test_pcl_is_the_loop():
-    """Mean over granularities and views of the contrast with all prototypes of one clustering, each at its own phi."""
+    """Mean over granularities and views of the contrast with all prototypes of one clustering, each
+    at its own phi."""
     method, views = ready("pcl", prototype_weight=0.7)
     q1, q2, *_ = by_hand(method, views)
     parts = [
@@ -425,7 +434,8 @@ def test_pcl_is_the_loop():
 
 
 def directions(sizes, dim=D):
-    """Bundles of directions at right angles, of some length: images of cluster k lie around axis k."""
+    """Bundles of directions at right angles, of some length: images of cluster k lie around axis
+    k."""
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[
         torch.randperm(sum(sizes))
     ]
@@ -476,7 +486,8 @@ def test_propos_is_byol_until_the_warmup_is_over():
 
 
 def test_propos_is_the_loop(monkeypatch):
-    """What predicts is a neighbour of the projection; what is scattered are the projections themselves, against the target's."""
+    """What predicts is a neighbour of the projection; what is scattered are the projections
+    themselves, against the target's."""
     method, views = ready("propos", sigma=0.4, prototype_weight=0.7)
     method.cluster[INDEX] = torch.tensor([0, 2, 2, 0, 2, 0])  # the batch has no image of cluster 1
     for p in method.target.parameters():
@@ -497,7 +508,8 @@ def test_propos_is_the_loop(monkeypatch):
 
 
 def test_positive_sampling_is_as_wide_as_sigma():
-    """Without noise twice the same, with it not, and the more the further: sigma^2 in expectation, by the second derivative."""
+    """Without noise twice the same, with it not, and the more the further: sigma^2 in expectation,
+    by the second derivative."""
     change = {}
     for sigma in (0.0, 0.01, 0.1):
         method, views = ready("propos", sigma=sigma)
@@ -544,7 +556,8 @@ class Signed(nn.Module):
 
 
 def test_deepcluster_is_the_loop():
-    """Cross-entropy of both views with the pseudo-label of their image, behind the ReLU that the features stand before."""
+    """Cross-entropy of both views with the pseudo-label of their image, behind the ReLU that the
+    features stand before."""
     config = Config.from_params({"method": "deepcluster", "pseudo_clusters": 4, "batch_size": B})
     method = METHODS["deepcluster"](config, Signed(), K, N).double()
     method.pseudo_labels = torch.randint(4, (N,))
@@ -564,7 +577,8 @@ def test_deepcluster_is_the_loop():
 
 
 def test_pseudo_labels_are_new_each_epoch_and_compared_with_the_last():
-    """reassigned_nmi is between two clusterings, none of which is the labels; the top layer starts anew with each."""
+    """reassigned_nmi is between two clusterings, none of which is the labels; the top layer starts
+    anew with each."""
     method, _ = made("deepcluster", pca=3)
     assert (method.pseudo_labels == -1).all() and method.k == 4
     x, labels = directions([10, 10, 10, 10])
@@ -597,7 +611,8 @@ def test_pseudo_labels_are_new_each_epoch_and_compared_with_the_last():
 
 
 def test_images_are_drawn_uniformly_over_clusters_and_within_them():
-    """Clusters of 1, 10, 0 and 29 images: each that is not empty has a third of 30,000 draws, spread over its images."""
+    """Clusters of 1, 10, 0 and 29 images: each that is not empty has a third of 30,000 draws,
+    spread over its images."""
     method, _ = made("deepcluster")
     sizes = [1, 10, 0, 29]
     method.pseudo_labels = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes))[
@@ -654,7 +669,8 @@ def test_deepclusters_top_layer_may_have_no_momentum():
 
 
 def test_whitened_features():
-    """Decorrelated, of variance one before they get length one; against the singular vectors of numpy."""
+    """Decorrelated, of variance one before they get length one; against the singular vectors of
+    numpy."""
     x = (
         torch.randn(200, 6, dtype=torch.float64)
         @ torch.diag(torch.tensor([9.0, 5, 3, 2, 1, 0.5], dtype=torch.float64))
@@ -678,7 +694,8 @@ def test_whitened_features():
 
 
 def test_whitening_leaves_out_what_does_not_vary():
-    """A dead feature, one that repeats another, fewer images than features; and features that are all one."""
+    """A dead feature, one that repeats another, fewer images than features; and features that are
+    all one."""
     x = torch.randn(50, 3)
     x = torch.cat([x, x[:, :1], torch.full((50, 1), 2.0)], 1)
     out = whitened(x, 256)
@@ -695,7 +712,9 @@ RUN = dict(limit=600, width=16, batch_size=16, learning_rate=0.2, evaluate_every
 QUEUE = dict(
     temperature=0.2, queue_size=128, ema=0.95, batch_size=32, learning_rate=0.1
 )  # a longer one holds images' own old keys
-SHORT = {  # what lets each learn in ten epochs of 600 digits, and the accuracy that it then has at least: over three seeds (deepcluster: two) it had .08 more
+# what lets each learn in ten epochs of 600 digits, and the accuracy that it then reaches at least:
+# over three seeds (deepcluster: two) it reached .08 more
+SHORT = {
     "simclr": (dict(temperature=0.2), 0.7),
     "moco": (QUEUE, 0.7),
     "byol": (dict(ema=0.95), 0.58),
@@ -739,7 +758,8 @@ def test_every_method_learns_digits(tmp_path, name):
 
 
 def test_a_history_tells_reassignments_from_agreement_with_the_labels(tmp_path):
-    """reassigned_nmi compares two clusterings, pseudo_nmi one with the labels: taking one for the other flatters."""
+    """reassigned_nmi compares two clusterings, pseudo_nmi one with the labels: taking one for the
+    other flatters."""
     rows, run = ran(tmp_path, "deepcluster", limit=200, epochs=3, width=8, pseudo_clusters=20)
     assert rows[0]["reassigned_nmi"] is None and all(
         0 < row["reassigned_nmi"] < 1 for row in rows[1:]
@@ -757,7 +777,8 @@ def test_a_history_tells_reassignments_from_agreement_with_the_labels(tmp_path):
 
 @pytest.mark.parametrize("collapses", [False, True])
 def test_a_collapse_is_said(tmp_path, monkeypatch, collapses):
-    """Views drawn together with neither a stop-gradient nor a predictor: in a few steps all images have one feature."""
+    """Views drawn together with neither a stop-gradient nor a predictor: in a few steps all images
+    have one feature."""
     if collapses:
 
         def loss(self, views, index):
@@ -781,8 +802,9 @@ def test_a_collapse_is_said(tmp_path, monkeypatch, collapses):
 
 @pytest.mark.parametrize("method", ["crlc", "byol", "pcl", "deepcluster"])
 def test_compiled_it_learns_the_same(tmp_path, monkeypatch, method):
-    """A target network, queues, prototypes, two passes of batch norm: what torch.compile traces computes what was written. The
-    backend here is the one that only traces; the one that makes kernels takes a minute."""
+    """A target network, queues, prototypes, two passes of batch norm: what torch.compile traces
+    computes what was written. The backend here is the one that only traces; the one that makes
+    kernels takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     own = {
         "crlc": {"n_heads": 2, "views": "apart", "batchnorm_split": 2},
@@ -808,7 +830,8 @@ def test_compiled_it_learns_the_same(tmp_path, monkeypatch, method):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_step_reads_nothing_back_from_the_device(name, optimizer):
-    """On a GPU each such read would wait for it: loss, backward, update and moving averages issue none."""
+    """On a GPU each such read would wait for it: loss, backward, update and moving averages issue
+    none."""
     method, views = ready(name, optimizer=optimizer, sobel=True)
     update = build_optimizer(method.config, method)
 

@@ -1,4 +1,5 @@
-"""A folder as it comes from outside, through a whole run: what can be read is clustered, the rest is named in one report or counted."""
+"""A folder as it comes from outside, through a whole run: what can be read is clustered, the rest
+is named in one report or counted."""
 
 import csv
 import io

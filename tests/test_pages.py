@@ -1,4 +1,5 @@
-"""Executed notebooks as they are kept: small, without a place or a time, and still the same pictures."""
+"""Executed notebooks as they are kept: small, without a place or a time, and still the same
+pictures."""
 
 import base64
 import io

@@ -1,4 +1,5 @@
-"""Neighbours and linear classifiers against loops and scikit-learn; finished runs, loaded strictly or refused."""
+"""Neighbours and linear classifiers against loops and scikit-learn; finished runs, loaded strictly
+or refused."""
 
 import dataclasses
 import json
@@ -89,7 +90,8 @@ def test_knn_with_equal_votes_is_scikit_learns(blurred, k):
 
 
 def test_nobody_votes_for_itself():
-    """Pairs of the same image with two labels: its twin is its nearest neighbour, and always wrong."""
+    """Pairs of the same image with two labels: its twin is its nearest neighbour, and always
+    wrong."""
     x, labels = torch.randn(20, 6).repeat(2, 1), torch.cat([torch.zeros(20), torch.ones(20)]).long()
     for chunk in (4096, 7):
         assert probes.knn_accuracy(x, labels, x, labels, k=1, itself=True, chunk=chunk) == 0
@@ -100,7 +102,8 @@ def test_nobody_votes_for_itself():
 
 
 def test_linear_separates_what_is_separable():
-    """Classes on either side of planes; one that no plane cuts out is not found. A scale per feature changes nothing."""
+    """Classes on either side of planes; one that no plane cuts out is not found. A scale per
+    feature changes nothing."""
     x = torch.randn(600, 4)
     halves = (x[:, 0] + x[:, 1] > 0).long() + 2 * (x[:, 2] > 0).long()
     x = x[keep := ((x[:, 0] + x[:, 1]).abs() > 0.1) & (x[:, 2].abs() > 0.1)]
@@ -135,7 +138,8 @@ def test_linear_is_scikit_learns_on_digits():
 
 
 def test_linear_knows_nothing_of_the_test_part():
-    """Neither its features' scale nor its order reaches the classifier; a feature that is constant does no harm."""
+    """Neither its features' scale nor its order reaches the classifier; a feature that is constant
+    does no harm."""
     x, y = torch.randn(200, 5), torch.arange(200) % 3
     x[:, 0] += y
     x[:, 4] = 2.0
@@ -288,7 +292,8 @@ def test_other_images_than_it_was_trained_on(finished, data_dir, tmp_path):
 
 
 def test_layers_of_the_small_network(finished, data_dir):
-    """Each layer's features against a forward by hand, whole maps at their full size; batches do not matter."""
+    """Each layer's features against a forward by hand, whole maps at their full size; batches do
+    not matter."""
     run = Trained(finished, data_dir)
     pixels = run.images.part("all", run.config.limit).pixels
     found = run.layers(pixels)
@@ -327,7 +332,8 @@ def test_layers_of_the_small_network(finished, data_dir):
 def test_a_probe_is_scored_on_images_that_it_did_not_learn(
     finished, data_dir, has_test_part, n_train, n_test
 ):
-    """Digits have a test part, which is used though the run was made on all; without one a fifth is kept."""
+    """Digits have a test part, which is used though the run was made on all; without one a fifth is
+    kept."""
     run = Trained(finished, data_dir)
     if not has_test_part:
         run.images = dataclasses.replace(run.images, split=torch.zeros_like(run.images.split))

@@ -1,12 +1,17 @@
 """The project's own files agree with each other."""
 
 import re
+import subprocess
+import sys
 import tomllib
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 
 from reproduce.runs import ROOT
+
+MOST_LINES = 6_700  # of the package, with comments and docstrings
 
 
 def pins(text):
@@ -38,7 +43,8 @@ def test_conda_and_pip_make_the_same_environment():
     )
 
 
-ABSOLUTE = r"""(?:[\"' >=(])(?:/(?!usr/bin/env|proc/cpuinfo|path/to)[A-Za-z]\w*/[\w.-]|[A-Z]:\\)"""  # a path that only one machine has
+# a path that only one machine has
+ABSOLUTE = r"""(?:[\"' >=(])(?:/(?!usr/bin/env|proc/cpuinfo|path/to)[A-Za-z]\w*/[\w.-]|[A-Z]:\\)"""
 
 
 def test_what_an_absolute_path_is():
@@ -90,3 +96,16 @@ def test_the_readme_names_files_that_exist():
         (ROOT / "README.md").read_text(),
     ):
         assert (ROOT / name).exists() or "<" in name or name.startswith("results/local"), name
+
+
+@pytest.mark.parametrize("words", [["check"], ["format", "--check"]])
+def test_code_is_formatted_and_no_line_is_longer_than_100_columns(words):
+    command = [sys.executable, "-m", "ruff", *words, "--no-cache", "reproduce", "tests"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_package_stays_thin():
+    files = list((ROOT / "reproduce").rglob("*.py"))
+    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+    assert lines <= MOST_LINES, f"{lines} lines of code in reproduce/"

@@ -1,9 +1,10 @@
 """Each preset's training step against the released code's, written out naively in float64.
 
-The network is small and the batch is eight images, but every other setting is the preset's own: what
-the released code does (its weights and averages, its batch norm a device, its shuffle, its queue, its
-optimiser) is written here by hand, as number or as loop, so that a changed line of a preset or of a
-method fails. Two steps: the second loss also tells whether weights, target and queue moved rightly.
+The network is small and the batch is eight images, but every other setting is the preset's own:
+what the released code does (its weights and averages, its batch norm a device, its shuffle, its
+queue, its optimiser) is written here by hand, as number or as loop, so that a changed line of a
+preset or of a method fails. Two steps: the second loss also tells whether weights, target and queue
+moved rightly.
 """
 
 import copy
@@ -232,7 +233,8 @@ def moco_kmeans(r, views):
 
 
 def pcl(r, views, warm=True):
-    """MoCo, and a hundredth of the prototypes' term: mean over granularities, sum over directions."""
+    """MoCo, and a hundredth of the prototypes' term: mean over granularities, sum over
+    directions."""
     q1, q2 = r.on_devices(4, r.online, views)
     k1, k2 = r.keys(4, views, shuffled=True)
     loss = info_nce(q1, k2, r.net.queue, 0.1) + info_nce(q2, k1, r.net.queue, 0.1)

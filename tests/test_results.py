@@ -17,7 +17,8 @@ EXECUTED = sorted(
 
 
 def failures(notebook) -> list[str]:
-    """What speaks against an executed notebook: an exception, or a code cell that no one ran to its end."""
+    """What speaks against an executed notebook: an exception, or a code cell that no one ran to its
+    end."""
     found = []
     if notebook.metadata.get("papermill", {}).get("exception"):
         found.append("papermill stopped at an exception")

@@ -1,4 +1,5 @@
-"""Differences between settings: paired by seed, exact where nothing differs, corrected in families."""
+"""Differences between settings: paired by seed, exact where nothing differs, corrected in
+families."""
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,8 @@ def test_seeds_that_do_not_pair_are_compared_by_welch():
 
 
 def test_equal_weights_are_one_computation_whatever_the_other_seeds_say():
-    """The case that was printed as +3.7 ± 6.2: three seeds that are the baseline's, and two more."""
+    """The case that was printed as +3.7 ± 6.2: three seeds that are the baseline's, and two
+    more."""
     base = runs([0.7, 0.68, 0.77, 0.6, 0.61], weights=list("abcde"))
     clamp = runs([0.7, 0.68, 0.77], weights=list("abc"))
     found = compare(clamp, base)

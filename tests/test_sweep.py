@@ -79,7 +79,8 @@ def test_a_sweep_runs_skips_and_survives_a_failure(tmp_path, capsys, monkeypatch
     assert main([*words, "--grid", "seed=0,1", "--one", "batch_size=201", "--jobs", "2"]) == 1
     said = capsys.readouterr().out
     assert re.search(
-        r"batch_size +finished +failed +ACC +seconds\n +64 +2 +0 +\d+\.\d +\d+\.\d\n +201 +0 +2 +– +–\n",
+        r"batch_size +finished +failed +ACC +seconds\n +64 +2 +0 +\d+\.\d +\d+\.\d\n"
+        r" +201 +0 +2 +– +–\n",
         said,
     )
     assert (
@@ -126,7 +127,8 @@ def test_the_summary_joins_seeds_and_names_what_varies(tmp_path):
     alone = sweep.summary(rows[:2])
     assert alone.values.tolist() == [[2, 0, pytest.approx(5), 15]]
     (tmp_path / "1" / "metrics.json").write_text(
-        '{"seconds": 1, "scores": {"kmeans_embedding": {"acc": 0.5}, "aligned_average": {"acc": 0.7}}}'
+        '{"seconds": 1, "scores": {"kmeans_embedding": {"acc": 0.5},'
+        ' "aligned_average": {"acc": 0.7}}}'
     )
     assert sweep.summary(rows[1:2])["ACC"].tolist() == pytest.approx([70])
 
@@ -154,7 +156,8 @@ def test_one_failure_stops_no_other(tmp_path, monkeypatch, capsys):
 
 
 def test_no_run_is_started_that_would_end_too_late(tmp_path, monkeypatch, capsys):
-    """Of 960 seconds three runs of 300 fit, a fourth would not; what is finished already costs nothing."""
+    """Of 960 seconds three runs of 300 fit, a fourth would not; what is finished already costs
+    nothing."""
     clock, ran = [0.0], []
     monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
 

@@ -280,7 +280,8 @@ def test_a_disk_that_fills_up_ends_in_a_sentence_and_loses_nothing(config, monke
     )
     with pytest.raises(
         ConfigError,
-        match="cannot be written any more: No space left on device; the last whole checkpoint is kept",
+        match="cannot be written any more: No space left on device; "
+        "the last whole checkpoint is kept",
     ):
         list(training)
     monkeypatch.undo()
@@ -289,7 +290,8 @@ def test_a_disk_that_fills_up_ends_in_a_sentence_and_loses_nothing(config, monke
 
 @pytest.mark.parametrize("fatal", range(7))
 def test_dying_at_any_rename_loses_nothing(config, tmp_path, monkeypatch, fatal):
-    """The process dies at one rename, of a checkpoint or of the finished run, and is started again."""
+    """The process dies at one rename, of a checkpoint or of the finished run, and is started
+    again."""
     whole, rows = train(config.replace(results_dir=str(tmp_path / "whole")))
     real, renames = Path.replace, itertools.count()
 
@@ -342,7 +344,8 @@ def test_prototypes_that_never_come_are_said(config):
 
 
 def test_the_monitor_of_collapse_sees_images_of_every_class():
-    """Sorted by class, 512 from the front would be of one: 5,000 images whose first class has one embedding are no collapse."""
+    """Sorted by class, 512 from the front would be of one: 5,000 images whose first class has one
+    embedding are no collapse."""
     embedding = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
     embedding[:600] = 1.0
     evaluator = SimpleNamespace(method=SimpleNamespace(space="backbone"), n_clusters=10)
@@ -404,7 +407,8 @@ def test_weight_decay_on_weights_only(config):
 
 
 def test_a_predictor_has_a_rate_of_its_own(config):
-    """Its groups, and no others, are multiplied and stay at the peak; nothing of the target network is there."""
+    """Its groups, and no others, are multiplied and stay at the peak; nothing of the target network
+    is there."""
     config = config.replace(
         method="byol", n_heads=10, predictor_rate=3.0, predictor_schedule="constant"
     )
@@ -429,7 +433,8 @@ def test_a_predictor_has_a_rate_of_its_own(config):
 
 @pytest.mark.parametrize("schedule", ["same", "constant"])
 def test_the_predictors_rate_through_a_run(config, monkeypatch, schedule):
-    """SimSiam's stays at the peak to the last step, while the rest follows a cosine down to nothing."""
+    """SimSiam's stays at the peak to the last step, while the rest follows a cosine down to
+    nothing."""
     optimizers, seen = [], []
     real_build, real_step = loop.build_optimizer, torch.optim.SGD.step
     monkeypatch.setattr(
@@ -459,8 +464,8 @@ def test_the_predictors_rate_through_a_run(config, monkeypatch, schedule):
 
 @pytest.mark.parametrize("optimizer", [{}, {"optimizer": "adam", "learning_rate": 1e-3}])
 def test_a_renewed_top_layer_has_no_momentum(config, monkeypatch, optimizer):
-    """DeepCluster's classifier is new in each epoch: the last one's momentum is not its own, nor are Adam's moments and
-    its count of steps. All else keeps its."""
+    """DeepCluster's classifier is new in each epoch: the last one's momentum is not its own, nor
+    are Adam's moments and its count of steps. All else keeps its."""
     found = []
     real = loop.build_optimizer
 
@@ -536,7 +541,8 @@ def test_table_reads_finished_runs_only(config):
 
 
 def test_digits_are_learnt(config):
-    """In 8 epochs of the default settings, without labels, well beyond k-means on pixels in the features."""
+    """In 8 epochs of the default settings, without labels, well beyond k-means on pixels in the
+    features."""
     run, rows = train(
         config.replace(limit=0, epochs=8, width=16, n_heads=5, head_hidden=64, evaluate_every=8)
     )
