@@ -51,9 +51,8 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise ConfigError(
             f"weights is 'imagenet', but {known.url} cannot be downloaded "
-            f"({getattr(error, 'reason', error)}): connect to a network once, or copy that file "
-            "into "
-            f"{str(Path(torch.hub.get_dir()) / 'checkpoints')!r}"
+            f"({getattr(error, 'reason', error)}): connect to a network once, or copy "
+            f"that file into {str(Path(torch.hub.get_dir()) / 'checkpoints')!r}"
         ) from None
 
 
