@@ -24,6 +24,10 @@ report: setup  ## six runs on digits, every figure notebook, results/local/index
 pages: setup  ## the committed pages, figures and README's table made again from the runs in results/ (1 minute)
 	$(RUN) report --results-dir results --jobs $(JOBS)
 
+clusters: setup  ## your own images: make clusters FOLDER=my_images K=8 trains, writes clusters.csv and a page to look at
+	@test -n "$(FOLDER)" && test -n "$(K)" || { echo "say which images and how many clusters: make clusters FOLDER=my_images K=8"; exit 1; }
+	$(RUN) clusters "$(FOLDER)" $(K) $(ARGS)
+
 test: setup  ## the tests (at most 15 minutes)
 	$(BIN)/python -m pytest
 
@@ -49,4 +53,4 @@ study: setup  ## the committed study on digits, into results/ (about three hours
 clean:  ## forget the runs of this machine (results/local); data and environment stay
 	rm -rf results/local
 
-.PHONY: help setup report pages test study clean
+.PHONY: help setup clusters report pages test study clean

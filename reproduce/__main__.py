@@ -85,6 +85,10 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=256, help="images at a time; changes no result")
     add("--skip", action="store_true", help="leave out images that cannot be read")
 
+    add = command(clusters, "one's own images: train, apply, a page to look at", names)
+    add("folder", help="of images; without labels, or in class folders")
+    add("n_clusters", type=int, metavar="K", help="how many clusters")
+
     add = command(export, "a finished run as one file, for use without this package")
     add("run", help="its directory")
     add("out", help="model.pt2, or model.onnx (pip install -e '.[onnx]')")
@@ -100,23 +104,30 @@ def given(args) -> dict:
 
 
 def train(args) -> int:
-    from reproduce import Diverged, fit
-    from reproduce.notebook import progress
     from reproduce.results import scores_table
     from reproduce.runs import Run
 
-    config = Config.from_params(given(args))
-    run = Run(config)
+    run = Run(Config.from_params(given(args)))
+    code = watched_fit(run)
+    if code == 0:
+        print(scores_table(run.json("metrics.json")).to_string())
+        print(run.path)
+    return code
+
+
+def watched_fit(run) -> int:
+    """Train a run and show how far it is; returns the command's exit status."""
+    from reproduce import Diverged, fit
+    from reproduce.notebook import progress
+
     try:
-        for _ in progress(fit(config, run), config.epochs, run):
+        for _ in progress(fit(run.config, run), run.config.epochs, run):
             pass
     except Diverged as error:
         print(f"error: diverged: {error}", file=sys.stderr)
         return 3
     for note in run.notes:
         print(note)
-    print(scores_table(run.json("metrics.json")).to_string())
-    print(run.path)
     return 0
 
 
@@ -190,6 +201,29 @@ def apply(args) -> int:
         print(f"note: {len(found['skipped'])} files cannot be read: {named}{more}")
     print(f"{found['images']:,} images; by cluster: {' '.join(map(str, found['sizes']))}")
     print(args.out)
+    return 0
+
+
+def clusters(args) -> int:
+    from reproduce import pages
+    from reproduce.apply import apply as new
+    from reproduce.clusters import choose
+    from reproduce.runs import Run
+
+    settings, why = choose(args.folder, {"n_clusters": args.n_clusters, **given(args)})
+    run = Run(Config.from_params(settings))
+    print(why, flush=True)
+    if code := watched_fit(run):
+        return code
+    skip = run.config.bad_images == "skip"
+    new(str(run.path), run.config.folder, str(run.path / "clusters.csv"), skip=skip)
+    notebook = run.path / "clusters.ipynb"
+    pages.execute(ROOT / "notebooks" / "clusters.ipynb", notebook, run_dir=str(run.path))
+    pages.to_html(notebook, run.path / "clusters.html", up="../../../")
+    print(f"run:    {run.path}")
+    print(f"table:  {run.path / 'clusters.csv'}")
+    print(f"look:   {run.path / 'clusters.html'}")
+    print(f"names:  write lines like '3: cats' into {run.path / 'names.yaml'} and run this again")
     return 0
 
 

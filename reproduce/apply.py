@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce import data, metrics
@@ -45,7 +46,8 @@ class Clusterer(nn.Module):
             )
         with np.load(self.path / "apply.npz") as file:
             stored = {name: torch.from_numpy(file[name]) for name in file.files}
-        self.n_clusters, self.heads = self.metrics["data"]["n_clusters"], "order" in stored
+        self.n_clusters = self.metrics["data"]["n_clusters"]
+        self.heads, self.spherical = "order" in stored, "cosine" in stored
         self.shape = len(stored["mean"]), self.config.side, self.config.side
         self.method = new_method(self.config, self.metrics, weights, self.shape[0])
         for name, value in stored.items():
@@ -53,14 +55,25 @@ class Clusterer(nn.Module):
         self.eval().requires_grad_(False).to(device)
         self.names = read_names(self.path, self.n_clusters)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Probabilities by head, aligned ``[H, N, K]``, or None; features ``[N, D]``."""
         out = self.method.outputs(Augment(self.config, self.mean, self.std).clean(images))
         features = self.method.prepare(out[self.method.space])
+        if self.spherical:
+            features = F.normalize(features, dim=-1)
+        if not self.heads:
+            return None, features
+        return metrics.take_order(out["probabilities"][self.rank], self.order), features
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        by_head, features = self.outputs(images)
         if self.heads:
-            p = out["probabilities"][self.rank]  # [H, N, K]
-            return metrics.take_order(p, self.order).mean(0), features
+            return by_head.mean(0), features
+        return self.memberships(features), features
+
+    def memberships(self, features: Tensor) -> Tensor:
         closeness = 1 / squared_distances(features, self.centroids)
-        return closeness / closeness.sum(-1, keepdim=True), features
+        return closeness / closeness.sum(-1, keepdim=True)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ class Estimate:
     """
 
     def __init__(self, config: Config, say: Callable[[str], None], wait: float = 3.0):
+        self.config = config
         self.say, self.wait, self.began, self.told = say, wait, None, False
         self.cpu = config.device == "cpu" or not torch.cuda.is_available()
 
@@ -35,9 +36,11 @@ class Estimate:
         where = "on this processor" if self.cpu else "on this GPU"
         self.say(f"{total - done:,} steps are left, about {duration(left)} {where}")
         if self.cpu and left > LONG:
+            small = self.config.backbone in ("small", "compact")
+            network = "" if small else "a small network (-p backbone compact), "
             self.say(
                 "That is long: take fewer epochs (-p epochs), smaller images (-p image_size or "
-                "-p view_size), a small network (-p backbone compact), or a GPU."
+                f"-p view_size), {network}or a GPU."
             )
 
 

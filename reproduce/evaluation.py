@@ -197,6 +197,8 @@ class Evaluator:
             found["rank"], found["order"] = self.heads_order(out["probabilities"])
         else:
             found["centroids"] = self.fitted.cluster_centers_
+            if self.fitted.metric == "cosine":
+                found["cosine"] = torch.ones(1)
         arrays["apply"] = {name: value.cpu().numpy() for name, value in found.items()}
         if self.traces:
             arrays["traces"] = {

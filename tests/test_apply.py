@@ -22,7 +22,7 @@ METHODS = {
     "crlc": {"n_heads": 3, **SMALL},
     "byol": {"predictor_hidden": 8, **SMALL},
     "propos": {"predictor_hidden": 8, **SMALL},
-    "deepcluster": {"pseudo_clusters": 4},
+    "deepcluster": {"pseudo_clusters": 4, "kmeans_metric": "cosine"},
 }
 
 

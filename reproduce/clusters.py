@@ -1,0 +1,326 @@
+"""One's own images: settings that suit them, and what a person looks at afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor
+
+from reproduce import data, metrics
+from reproduce.apply import Clusterer
+from reproduce.clustering import KMeans
+from reproduce.config import Config, ConfigError, read_settings, short_repr, unknown
+from reproduce.evaluation import evenly
+from reproduce.folder import FORMATS, list_folder
+from reproduce.runs import ROOT
+from reproduce.trained import newest, read_json
+
+SEEN = {"folder": 100_000, "folder-gpu": 3_000_000}  # images that all epochs show, by preset
+EPOCHS = {"folder": (5, 200), "folder-gpu": (20, 500)}  # fewest and most
+
+
+def choose(folder: str, given: dict, gpu: bool | None = None) -> tuple[dict, str]:
+    """Settings for the images of a folder on this machine, but for those that are given, and a
+    sentence that says them; no label is used.
+
+    The preset is that of the device. Small grey images (drawings, digits, scans), where a crop, a
+    flip or a colour means nothing, get small changes of shape and contrast; all others get crops,
+    flips and colours. Epochs are as many as show about the same number of images in all.
+    """
+    path = Path(folder).expanduser().resolve()
+    files = [file for file, _, _ in list_folder(path)[0]]
+    looked = [found for i in evenly(len(files), 60) if (found := glance(files[i]))]
+    if not looked:
+        raise ConfigError(f"folder {str(path)!r}: none of 60 files can be read as an image")
+    side = int(np.median([side for side, _ in looked]))
+    grey = np.mean([grey for _, grey in looked]) > 0.9
+    preset = "folder-gpu" if (torch.cuda.is_available() if gpu is None else gpu) else "folder"
+    (few, many), n = EPOCHS[preset], len(files)
+    settings = read_settings(ROOT / "notebooks" / "settings" / f"{preset}.yaml")
+    settings |= {
+        "folder": str(path),
+        "epochs": int(np.clip(round(SEEN[preset] / n), few, many)),
+        # a power of two, which divides the queue of MoCo and PCL
+        "batch_size": 1 << max(2, min(settings["batch_size"], n // 4)).bit_length() - 1,
+    }
+    if grey and side <= 64:
+        settings |= {"augmentation": "digits", "view_size": 0, "image_size": max(16, min(side, 32))}
+    else:
+        settings["image_size"] = min(settings["image_size"], max(32, side))
+    if given.get("weights") == "imagenet":  # photographs; the heads alone need few epochs
+        settings |= {"backbone": "resnet18", "stem": "imagenet", "augmentation": "images"}
+        settings |= {"image_size": 96, "view_size": 64}
+        if given.get("method", "crlc") in Config.__dataclass_fields__["freeze"].metadata["only"]:
+            settings |= {"freeze": True, "epochs": int(np.clip(round(20_000 / n), few, many))}
+    settings["warmup_epochs"] = min(settings.get("warmup_epochs", 0), settings["epochs"])
+    settings |= given
+    return settings, (
+        f"{n:,} {'grey' if grey else 'colour'} images of about {side} pixels: "
+        f"{settings['augmentation']!r} augmentation, {settings['image_size']} pixels, backbone "
+        f"{settings['backbone']!r}, {settings['epochs']} epochs ({preset}.yaml; -p changes any)"
+    )
+
+
+def glance(file: Path) -> tuple[int, bool] | None:
+    """The shorter side of an image and whether it is grey; None if it cannot be read."""
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            image.draft("RGB", (64, 64))
+            pixels = np.asarray(image.convert("RGB").resize((16, 16)), int)
+            return min(image.size), bool(np.ptp(pixels, axis=-1).max() <= 8)
+    except Exception:  # it is named later, with the others that cannot be read
+        return None
+
+
+# ---- a finished run, looked at
+
+
+@dataclass
+class Look:
+    """At most ``at_most`` images of a run, evenly drawn, and what it makes of them: M images."""
+
+    path: Path
+    config: Config
+    metrics: dict
+    names: dict[int, str]
+    sizes: np.ndarray  # [K], of all images
+    assignments: np.ndarray  # [N], of all images
+    pixels: np.ndarray  # uint8 [M, C, S, S]
+    table: pd.DataFrame  # M rows: file, cluster, probability, margin, agree (share of the votes)
+    features: Tensor  # [M, D]
+    votes: np.ndarray  # [V, M], clusters by each head, or by V other starts of k-means; aligned
+
+    def title(self, cluster: int) -> str:
+        return self.names.get(cluster, f"cluster {cluster}")
+
+    def titles(self, clusters) -> list[str]:
+        return [self.title(int(k)) for k in clusters]
+
+    @property
+    def labels(self) -> str:
+        """Which labels stand behind the features."""
+        return read_json(self.path / "provenance.json")["labels"]
+
+    def typical(self, cluster: int, n: int) -> np.ndarray:
+        """Positions of its surest images, the surest first."""
+        own = self.table[self.table["cluster"] == cluster]
+        return own.sort_values(["probability", "margin"], ascending=False).index[:n].to_numpy()
+
+    def doubtful(self, cluster: int, n: int) -> np.ndarray:
+        """Positions of the images that were nearest to another cluster, the most doubtful first."""
+        own = self.table[self.table["cluster"] == cluster]
+        return own.sort_values("margin").index[:n].to_numpy()
+
+
+def from_notebook(namespace: Mapping[str, Any]) -> Look:
+    """What the parameters of notebooks/clusters.ipynb name (pass ``globals()``), each checked."""
+    known = {"run_dir": str, "at_most": int, "per_row": int, "on_map": int}
+    for name, value in namespace.items():
+        if name.startswith("_") or not isinstance(value, (bool, int, float, str)):
+            continue
+        if name not in known:
+            raise ConfigError(unknown(name, known))
+        if type(value) is not known[name] or (known[name] is int and value < 1):
+            wanted = "a text" if known[name] is str else "a whole number of at least 1"
+            raise ConfigError(f"{name} must be {wanted}, got {short_repr(value)}")
+    run_dir = namespace["run_dir"] or str(newest(ROOT / "results" / "local"))
+    return look(run_dir, namespace["at_most"])
+
+
+@torch.no_grad()
+def look(run_dir: str, at_most: int = 4000, batch: int = 256) -> Look:
+    """Load a finished run and its images; ConfigError if they are not there or are others now."""
+    clusterer = Clusterer(run_dir)
+    config = clusterer.config
+    images = data.load(config)
+    if images.sha256 != clusterer.metrics["data"]["sha256"]:
+        raise ConfigError(f"run_dir: {run_dir!r} was trained on other images than are there now")
+    images = images.part(config.split, config.limit)
+    drawn = evenly(len(images), at_most)
+    part = images.take(drawn)
+    found = [clusterer.outputs(pixels) for pixels in part.pixels.split(batch)]
+    by_head, features = zip(*found)
+    features = torch.cat(features)
+    if clusterer.heads:
+        by_head = torch.cat(by_head, 1)
+        probabilities, votes = by_head.mean(0), by_head.argmax(-1).numpy()
+    else:
+        probabilities = clusterer.memberships(features)
+        votes = restarts(features, probabilities.argmax(-1), clusterer.n_clusters)
+    cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
+    table = pd.DataFrame(
+        {
+            "file": part.files or [f"image {i}" for i in drawn.tolist()],
+            "cluster": cluster,
+            "probability": best[:, 0],
+            "margin": best[:, 0] - best[:, 1],
+            "agree": (votes == cluster).mean(0),
+        }
+    )
+    with np.load(clusterer.path / "embeddings.npz") as stored:
+        rule = "aligned_average" if clusterer.heads else "kmeans_embedding"
+        assignments = stored[rule].astype(int)
+    sizes = np.bincount(assignments, minlength=clusterer.n_clusters)
+    return Look(
+        clusterer.path, config, clusterer.metrics, clusterer.names, sizes, assignments,
+        part.pixels.numpy(), table, features, votes,
+    )  # fmt: skip
+
+
+def restarts(features: Tensor, cluster: Tensor, k: int, n: int = 5) -> np.ndarray:
+    """``[n, M]``: k-means from n other single starts, numbered to agree with ``cluster``."""
+    votes = []
+    for start in range(n):
+        other = KMeans(min(k, len(features)), n_init=1, random_state=1000 + start)
+        other = other.fit_predict(features)
+        both = torch.nn.functional.one_hot(torch.stack([cluster, other]), k).float()
+        votes.append(metrics.align_heads(both)[1].argmax(-1).numpy())
+    return np.stack(votes)
+
+
+def near_duplicates(found: Look, n: int = 8) -> pd.DataFrame:
+    """The n closest pairs among the images looked at: positions a, b, cosine, and both files."""
+    from sklearn.neighbors import NearestNeighbors
+
+    unit = torch.nn.functional.normalize(found.features, dim=-1).numpy()
+    distance, near = NearestNeighbors(n_neighbors=2).fit(unit).kneighbors(unit)
+    own = near[:, 0] == np.arange(len(unit))  # an equal image may come before the image itself
+    other = np.where(own, near[:, 1], near[:, 0])
+    pairs = pd.DataFrame({"a": np.arange(len(unit)), "b": other, "cosine": 0.0})
+    pairs["cosine"] = 1 - np.where(own, distance[:, 1], distance[:, 0]) ** 2 / 2
+    pairs[["a", "b"]] = np.sort(pairs[["a", "b"]], axis=1)
+    pairs = pairs.drop_duplicates(["a", "b"]).nlargest(n, "cosine")
+    files = found.table["file"]
+    return pairs.assign(file_a=files[pairs["a"]].values, file_b=files[pairs["b"]].values)
+
+
+def related(found: Look) -> pd.DataFrame:
+    """Runs on the same images that differ from this one in K and seed alone: K, seed, assignments,
+    and the agreement between their heads."""
+
+    def rest(config: dict) -> dict:
+        return {k: v for k, v in config.items() if k not in ("seed", "n_clusters")}
+
+    rows, own = [], rest(read_json(found.path / "config.json"))
+    for path in sorted(found.path.resolve().parent.glob("*/apply.npz")):
+        path = path.parent
+        if path.name.endswith(".partial") or not (path / "model.pt").exists():
+            continue
+        config, about = (read_json(path / f"{name}.json") for name in ("config", "metrics"))
+        if rest(config) == own and about["data"]["sha256"] == found.metrics["data"]["sha256"]:
+            other = found if path.name == found.path.resolve().name else look(str(path), 1000)
+            rows.append(
+                {
+                    "K": len(other.sizes),
+                    "seed": config["seed"],
+                    "assignments": other.assignments,
+                    "between_heads": mean_agreement(other.votes),
+                }
+            )
+    return pd.DataFrame(rows).sort_values(["K", "seed"], ignore_index=True)
+
+
+def mean_agreement(clusterings) -> float:
+    """Mean adjusted Rand index of all pairs of clusterings ``[V, M]``; nan of fewer than two."""
+    from sklearn.metrics import adjusted_rand_score
+
+    pairs = itertools.combinations(list(clusterings), 2)
+    return float(np.mean([adjusted_rand_score(a, b) for a, b in pairs] or [np.nan]))
+
+
+# ---- pictures
+
+
+def sheet(found: Look, rows: list[tuple], captions: list[str] | None = None):
+    """Rows of images: (title, positions, colour of the edge). Returns a figure."""
+    import matplotlib.pyplot as plt
+
+    n = max(len(positions) for _, positions, _ in rows)
+    fig, axes = plt.subplots(
+        len(rows), n, figsize=(1.4 + 0.85 * n, 0.9 * len(rows) + 0.3 * bool(captions)),
+        squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.08},
+    )  # fmt: skip
+    fig.set_layout_engine("none")
+    fig.subplots_adjust(left=1.4 / fig.get_figwidth(), right=0.995, bottom=0.01, top=0.99)
+    for line, (title, positions, colour) in zip(axes, rows):
+        for ax in line:
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            ax.spines[:].set_visible(False)
+        for ax, i in zip(line, positions):
+            ax.imshow(picture(found.pixels[i]), cmap="gray", vmin=0, vmax=255, aspect="equal")
+            ax.spines[:].set(visible=True, color=colour, linewidth=2)
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center", labelpad=8)
+    for ax, text in zip(axes[-1], captions or []):
+        ax.set_xlabel(text, fontsize="small")
+    if captions:
+        fig.subplots_adjust(bottom=0.3 / fig.get_figheight())
+    return fig
+
+
+def picture(pixels: np.ndarray) -> np.ndarray:
+    """``[C, S, S]`` as imshow takes it."""
+    return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+
+
+def umap_of(found: Look, at_most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates ``[P, 2]`` of at most so many images, and their positions ``[P]``."""
+    drawn = evenly(len(found.table), at_most).numpy()
+    x = found.features[drawn].numpy()
+    if len(x) < 5:  # too few for neighbours
+        return np.pad(x, ((0, 0), (0, 2)))[:, :2], drawn
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of one thread, for the same map again
+        import umap
+
+        near = min(15, len(x) - 1)
+        init = "spectral" if len(x) > 50 else "random"
+        return umap.UMAP(n_neighbors=near, init=init, random_state=0).fit_transform(x), drawn
+
+
+def draw_map(found: Look, xy: np.ndarray, drawn: np.ndarray, ax) -> None:
+    """A point per image, coloured by cluster, and each cluster's name at its middle."""
+    cluster = found.table["cluster"].to_numpy()[drawn]
+    for k, colour in enumerate(colours(len(found.sizes))):
+        own = xy[cluster == k]
+        if len(own):
+            ax.scatter(*own.T, s=max(6, 5000 / len(xy)), color=colour, linewidths=0)
+            ax.text(
+                *np.median(own, 0), found.title(k), ha="center", va="center", fontsize="small",
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
+            )  # fmt: skip
+    ax.set(xticks=[], yticks=[])
+
+
+def draw_thumbnails(found: Look, xy: np.ndarray, drawn: np.ndarray, ax, cells: int = 20) -> None:
+    """The same map in small images, one in each of ``cells`` x ``cells`` places that has any."""
+    cluster, palette = found.table["cluster"].to_numpy()[drawn], colours(len(found.sizes))
+    low, size = xy.min(0), np.ptp(xy, 0).max() / cells + 1e-9
+    place = ((xy - low) // size).astype(int)
+    away = np.square((xy - low) / size - place - 0.5).sum(1)
+    nearest = pd.DataFrame({"x": place[:, 0], "y": place[:, 1], "away": away})
+    for i in nearest.groupby(["x", "y"])["away"].idxmin():
+        x, y = low + place[i] * size
+        extent = (x + 0.05 * size, x + 0.95 * size, y + 0.05 * size, y + 0.95 * size)
+        image = picture(found.pixels[drawn[i]])
+        ax.imshow(image, cmap="gray", vmin=0, vmax=255, extent=extent)
+        edge = (extent[0], extent[2]), 0.9 * size, 0.9 * size
+        ax.add_patch(Rectangle(*edge, fill=False, edgecolor=palette[cluster[i]], linewidth=2))
+    ax.set(xlim=(low[0], low[0] + cells * size), ylim=(low[1], low[1] + cells * size))
+    ax.set(xticks=[], yticks=[], aspect="equal")
+
+
+def colours(n: int) -> list:
+    import seaborn as sns
+
+    return sns.color_palette("colorblind" if n <= 10 else "husl", n)
