@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from reproduce.config import ConfigError
 from reproduce.runs import ROOT, atomic
 
 FIRST = ("report", "entropy", "details", "methods", "embeddings")  # in this order, then the others
+OWN = ("entropy", "methods", "embeddings")  # whose text also fits the runs of one machine
 ONE_RUN = (
     "train",
     "linear_evaluation",
@@ -39,32 +41,40 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
     """Execute the notebooks on the runs below a folder, ``jobs`` at a time, and write their pages,
     runs.html and index.html there; returns the path of index.html.
 
-    Raises ConfigError if the folder has no finished run or a notebook fails; pages that were there
-    before stay whole.
+    Raises ConfigError if the folder has no finished run, or if a notebook fails on the committed
+    runs. Of other runs, which may be too few for a notebook, only the pages ``OWN`` are made, and
+    one that fails is left out with a sentence on stderr.
     """
     folder = Path(results_dir).expanduser().resolve()
     runs = results.load(folder)
     if runs.empty:
         raise ConfigError(f"results_dir: {str(folder)!r} has no finished run yet")
     committed = folder == ROOT / "results"
+    parameters = {} if committed else {"results_dir": str(folder)}
 
-    def run(notebook: Path) -> Path:
-        executed = folder / notebook.name
-        execute(notebook, executed, **({} if committed else {"results_dir": str(folder)}))
-        return executed
+    def run(notebook: Path) -> str:
+        try:
+            execute(notebook, folder / notebook.name, **parameters)
+        except ConfigError as error:
+            if committed:
+                raise
+            print(f"page left out, too few runs? {error}", file=sys.stderr)
+            return ""
+        return notebook.stem
 
-    cards = []
     with ThreadPoolExecutor(jobs) as pool:
-        for executed in pool.map(run, notebooks()):
-            to_html(executed, executed.with_suffix(".html"))
-            cards.append(card(executed))
+        chosen = [path for path in notebooks() if committed or path.stem in OWN]
+        made = [stem for stem in pool.map(run, chosen) if stem]
+    shared = {"pages": made, "committed": committed}
+    for stem in made:
+        to_html(folder / f"{stem}.ipynb", folder / f"{stem}.html", **shared)
     claims = results.claims(runs)
     claims = claims[committed | (claims["verdict"] != "not run")].to_dict("records")
-    page = {"rows": settings_rows(runs, folder), "names": [results.RULES[r] for r in RULES]}
-    page |= {"cards": cards, "claims": claims, "n_runs": len(runs), "committed": committed}
+    shared |= {"rows": settings_rows(runs, folder), "names": [results.RULES[r] for r in RULES]}
+    shared |= {"cards": [card(folder / f"{stem}.ipynb") for stem in made], "claims": claims}
     title = "Deep image clustering, reproduced" if committed else "The runs of this machine"
-    write(folder / "runs.html", "runs", "All runs", **page)
-    write(folder / "index.html", "overview", title, **page)
+    write(folder / "runs.html", "runs", "All runs", **shared)
+    write(folder / "index.html", "overview", title, n_runs=len(runs), **shared)
     return folder / "index.html"
 
 
@@ -161,9 +171,9 @@ def _curve(paths: pd.Series) -> dict:
     return {}
 
 
-def to_html(executed: Path, page_path: Path, up: str = "") -> None:
+def to_html(executed: Path, page_path: Path, **site) -> None:
     """An executed notebook as one page with its pictures inside: no script, no address of any
-    network. ``up`` leads from the page to the folder of index.html, as "../../../" for a run."""
+    network. ``site`` is for ``write``."""
     import nbformat
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
@@ -181,7 +191,7 @@ def to_html(executed: Path, page_path: Path, up: str = "") -> None:
     body = re.sub(r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body)  # these have no colour
     body, contents = _polish(body)
     style = HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    write(page_path, "page", title, up, body=body, contents=contents, highlight=style)
+    write(page_path, "page", title, body=body, contents=contents, highlight=style, **site)
 
 
 def _polish(body: str) -> tuple[str, list[tuple[str, str, str]]]:
@@ -206,15 +216,15 @@ def _polish(body: str) -> tuple[str, list[tuple[str, str, str]]]:
     return str(soup), [(h.name, h.get("id"), h.text) for h in soup(["h2", "h3"])]
 
 
-def write(path: Path, template: str, title: str, up: str = "", **content) -> None:
-    """Write a page of notebooks/template, with links to the other pages of its folder."""
+def write(path: Path, template: str, title: str, pages=(), up: str = "", **content) -> None:
+    """Write a page of notebooks/template. ``pages`` are the notebooks with pages beside it; ``up``
+    leads to index.html, as "../../../" for the page of a run."""
     from jinja2 import Environment, FileSystemLoader
 
-    among = [] if up else notebooks()
-    pages = [(f"{p.stem}.html", p.stem.replace("_", " ").capitalize()) for p in among]
-    pages = [(f"{up}index.html", "Overview"), *pages, (f"{up}runs.html", "All runs")]
+    links = [(f"{stem}.html", stem.replace("_", " ").capitalize()) for stem in pages]
+    links = [(f"{up}index.html", "Overview"), *links, (f"{up}runs.html", "All runs")]
     environment = Environment(autoescape=True, loader=FileSystemLoader(TEMPLATE))
     page = environment.get_template(f"{template}.html.j2")
-    text = page.render(title=title, kind=template, pages=pages, here=path.name, **content)
+    text = page.render(title=title, kind=template, links=links, here=path.name, **content)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -205,6 +205,7 @@ def test_from_the_overview_to_a_heading_and_back(site, visit):
     page.locator("nav.contents").get_by_role("link", name="Its table").click()
     assert page.url.endswith("entropy.html#Its-table")
     assert page.locator("nav.site [aria-current]").inner_text() == "Entropy"
+    assert page.get_by_text("this machine's own runs").is_visible()
     page.get_by_role("link", name="Overview").click()
     assert page.url.endswith("/index.html")
 
