@@ -68,6 +68,9 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
     shared = {"pages": made, "committed": committed}
     for stem in made:
         to_html(folder / f"{stem}.ipynb", folder / f"{stem}.html", **shared)
+    for executed in (Path(path) / "train.ipynb" for path in runs["path"]):
+        if executed.exists():
+            to_html(executed, executed.with_suffix(".html"), up="../../../")
     claims = results.claims(runs)
     claims = claims[committed | (claims["verdict"] != "not run")].to_dict("records")
     shared |= {"rows": settings_rows(runs, folder), "names": [results.RULES[r] for r in RULES]}
@@ -184,9 +187,8 @@ def to_html(executed: Path, page_path: Path, **site) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):
             given = [s for s in cell.source.splitlines()[1:] if not re.match(r"\w+_dir =", s)]
             cell.cell_type, cell.source = "markdown", ", ".join(f"`{line}`" for line in given)
-    exporter = HTMLExporter(
-        template_name="template", extra_template_basedirs=[str(TEMPLATE.parent)]
-    )
+    where = [str(TEMPLATE.parent)]
+    exporter = HTMLExporter(template_name=TEMPLATE.name, extra_template_basedirs=where)
     body, _ = exporter.from_notebook_node(notebook)
     body = re.sub(r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body)  # these have no colour
     body, contents = _polish(body)
@@ -201,9 +203,11 @@ def _polish(body: str) -> tuple[str, list[tuple[str, str, str]]]:
 
     soup = BeautifulSoup(body, "html.parser")
     for table in soup("table"):
-        rows = [row(["td", "th"], recursive=False) for row in table("tr")]
-        for column in zip(*(row for row in rows if len(row) == len(rows[-1]))):
-            if all(NUMBER.fullmatch(cell.text.strip()) for cell in column if cell.name == "td"):
+        rows = [row(["td", "th"], recursive=False)[::-1] for row in table("tr")]  # from the right,
+        rows = [row for row in rows if not any(c.get("colspan") for c in row)]  # for rowspans left
+        for column in zip(*rows):
+            values = [cell.text.strip() for cell in column if cell.name == "td"]
+            if any(values) and all(map(NUMBER.fullmatch, values)):
                 for cell in column:
                     cell["class"] = [*cell.get("class", []), "num"]
         table.wrap(soup.new_tag("div", attrs={"class": "wide"}))

@@ -57,8 +57,9 @@ plt.show()
 
 ---
 import pandas as pd
-wide = {f"wide column {i}": [i, i] for i in range(20)}
-pd.DataFrame({"setting": ["first", "second"], "ACC": ["97.4 ± 0.8", "9.0"]} | wide)
+table = pd.DataFrame({"ACC": ["97.4 ± 0.8", "9.0"]} | {f"wide {i}": [i, i] for i in range(20)})
+table.insert(0, "setting", ["first", "second"])
+table.set_index(pd.MultiIndex.from_product([["digits"], ["a", "b"]], names=["data", "name"]))
 """,
 }
 
@@ -73,8 +74,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """A function that opens an address at a width; nothing may fail on the console or ask a
-    network."""
+    """A function that opens an address at a width; nothing may fail on the console or ask a network."""
     context, wrong = browser.new_context(), []
     context.set_default_timeout(20_000)
 
@@ -123,8 +123,6 @@ def site(tmp_path_factory):
         shutil.copytree(run, folder / run.relative_to(ROOT / "results"), ignore=left_out)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "ROOT", root)
-        for run in folder.rglob("train.ipynb"):
-            pages.to_html(run, run.with_suffix(".html"), up="../../../")
         assert pages.build(folder) == folder / "index.html"
     return folder
 
@@ -225,9 +223,10 @@ def test_a_page_folds_its_code_and_shows_no_injected_cell(site, visit):
 def test_text_stands_left_and_numbers_right(site, visit):
     page = visit(site / "entropy.html")
     align = "cells => cells.map(c => getComputedStyle(c).textAlign)"
-    first, *_ = page.locator("table tbody tr").all()
-    assert first.locator("td").evaluate_all(align)[:3] == ["left", "right", "right"]
-    assert page.locator("table thead th").evaluate_all(align)[1:4] == ["left", "right", "right"]
+    names, blank, first, second = (r.locator("th, td") for r in page.locator("table tr").all())
+    assert names.evaluate_all(align)[:4] == ["left", "left", "left", "right"]
+    assert first.evaluate_all(align)[:5] == ["left", "left", "left", "right", "right"]
+    assert second.evaluate_all(align)[:4] == ["left", "left", "right", "right"]
 
 
 def every_page(folder):
@@ -236,8 +235,7 @@ def every_page(folder):
 
 
 def check(path, visit):
-    """No sideways scroll on a telephone, a text for every picture, links to what exists, ink on
-    paper."""
+    """No sideways scroll on a telephone, a text for every picture, links to what exists, ink on paper."""
     page = visit(path, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
     for picture in page.locator("img").all():
