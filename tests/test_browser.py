@@ -74,7 +74,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """A function that opens an address at a width; nothing may fail on the console or ask a network."""
+    """Opens an address at a width; nothing may fail on the console or ask a network."""
     context, wrong = browser.new_context(), []
     context.set_default_timeout(20_000)
 
@@ -235,7 +235,7 @@ def every_page(folder):
 
 
 def check(path, visit):
-    """No sideways scroll on a telephone, a text for every picture, links to what exists, ink on paper."""
+    """No sideways scroll on a telephone, a text for every picture, links to what exists, print."""
     page = visit(path, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
     for picture in page.locator("img").all():
