@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn
 import torch
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -102,6 +103,11 @@ class Look:
 
     def title(self, cluster: int) -> str:
         return self.names.get(cluster, f"cluster {cluster}")
+
+    @property
+    def palette(self) -> list:
+        n = len(self.sizes)
+        return seaborn.color_palette("colorblind" if n <= 10 else "husl", n)
 
     def titles(self, clusters) -> list[str]:
         return [self.title(int(k)) for k in clusters]
@@ -288,23 +294,9 @@ def umap_of(found: Look, at_most: int) -> tuple[np.ndarray, np.ndarray]:
         return umap.UMAP(n_neighbors=near, init=init, random_state=0).fit_transform(x), drawn
 
 
-def draw_map(found: Look, xy: np.ndarray, drawn: np.ndarray, ax) -> None:
-    """A point per image, coloured by cluster, and each cluster's name at its middle."""
-    cluster = found.table["cluster"].to_numpy()[drawn]
-    for k, colour in enumerate(colours(len(found.sizes))):
-        own = xy[cluster == k]
-        if len(own):
-            ax.scatter(*own.T, s=max(6, 5000 / len(xy)), color=colour, linewidths=0)
-            ax.text(
-                *np.median(own, 0), found.title(k), ha="center", va="center", fontsize="small",
-                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
-            )  # fmt: skip
-    ax.set(xticks=[], yticks=[])
-
-
 def draw_thumbnails(found: Look, xy: np.ndarray, drawn: np.ndarray, ax, cells: int = 20) -> None:
     """The same map in small images, one in each of ``cells`` x ``cells`` places that has any."""
-    cluster, palette = found.table["cluster"].to_numpy()[drawn], colours(len(found.sizes))
+    cluster, palette = found.table["cluster"].to_numpy()[drawn], found.palette
     low, size = xy.min(0), np.ptp(xy, 0).max() / cells + 1e-9
     place = ((xy - low) // size).astype(int)
     away = np.square((xy - low) / size - place - 0.5).sum(1)
@@ -318,9 +310,3 @@ def draw_thumbnails(found: Look, xy: np.ndarray, drawn: np.ndarray, ax, cells: i
         ax.add_patch(Rectangle(*edge, fill=False, edgecolor=palette[cluster[i]], linewidth=2))
     ax.set(xlim=(low[0], low[0] + cells * size), ylim=(low[1], low[1] + cells * size))
     ax.set(xticks=[], yticks=[], aspect="equal")
-
-
-def colours(n: int) -> list:
-    import seaborn as sns
-
-    return sns.color_palette("colorblind" if n <= 10 else "husl", n)

@@ -168,8 +168,6 @@ def test_the_pictures_can_be_drawn(place):
     assert fig.axes[0].get_ylabel() == "left" and sum(bool(ax.images) for ax in fig.axes) == 4
     fig, ax = plt.subplots()
     xy = torch.rand(25, 2).numpy()
-    clusters.draw_map(found, xy, np.arange(25), ax)
-    assert "left" in {text.get_text() for text in ax.texts}
     clusters.draw_thumbnails(found, xy, np.arange(25), ax, cells=3)
     assert 4 <= len(ax.images) <= 9
     plt.close("all")
