@@ -124,7 +124,8 @@ def test_a_folder_without_runs_is_refused_before_any_work(tmp_path):
 
 def test_a_notebook_that_fails_is_named_and_leaves_the_page_before_it_whole(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise OSError('gone')")])
-    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python"}
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    notebook.metadata["kernelspec"] = kernel
     nbformat.write(notebook, tmp_path / "failing.ipynb")
     (tmp_path / "executed.ipynb").write_text("what was there")
     with pytest.raises(ConfigError, match="failing.ipynb: OSError: gone"):
