@@ -212,7 +212,8 @@ def _polish(body: str) -> tuple[str, list[tuple[str, str, str]]]:
                     cell["class"] = [*cell.get("class", []), "num"]
         table.wrap(soup.new_tag("div", attrs={"class": "wide"}))
     for picture in soup("img"):
-        if " " not in picture.get("alt", ""):  # none, or a file's name
+        alt = picture.get("alt", "")
+        if " " not in alt or alt.startswith("No description"):  # a file's name, or nbconvert's
             heading = picture.find_previous(["h1", "h2", "h3"])
             picture["alt"] = f"Figure: {heading.text.rstrip('¶')}" if heading else "Figure"
     for anchor in soup(class_="anchor-link"):

@@ -151,6 +151,10 @@ def test_the_runs_are_sorted_by_number_and_by_name(site, visit):
         assert means(name) == sorted(before, reverse=True)
         page.get_by_role("button", name=name).click()
         assert means(name) == sorted(before)
+    page.get_by_role("button", name="Method").click()
+    assert column(page, "Method")[0] == "byol"
+    page.get_by_role("button", name="aligned average").click()
+    page.get_by_role("button", name="aligned average").click()
     blank = column(page, "aligned average")
     assert "" in blank and blank.index("") == len(means("aligned average")), "empty ones come last"
     assert page.locator("th[aria-sort]").count() == 1
@@ -218,6 +222,7 @@ def test_a_page_folds_its_code_and_shows_no_injected_cell(site, visit):
     code.nth(2).locator("summary").click()
     assert page.get_by_text("plt.show()").is_visible()
     assert "Parameters" not in page.locator("main").inner_text().replace("Parameters", "", 1)
+    assert page.locator("img").get_attribute("alt") == "Figure: A figure"
     assert str(site) not in page.content()
 
 
@@ -244,7 +249,8 @@ def check(path, visit):
     page = visit(path, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
     for picture in page.locator("img").all():
-        assert " " in picture.get_attribute("alt"), path
+        alt = picture.get_attribute("alt")
+        assert " " in alt and "No description" not in alt, path
         assert picture.evaluate("i => i.naturalWidth > 0"), path
     for link in page.locator("a").all():
         target = urlparse(link.evaluate("a => a.href"))
