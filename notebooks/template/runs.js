@@ -21,7 +21,7 @@ function sort(header) {
   header.setAttribute("aria-sort", largestFirst ? "descending" : "ascending");
   const value = row => numeric ? parseFloat(text(row, column)) : text(row, column);
   const compare = (a, b) => numeric ? a - b : a.localeCompare(b, "en", {numeric: true});
-  const keyed = rows.map(row => [value(row), row]);
+  const keyed = [...body.rows].map(row => [value(row), row]); // ties keep the order shown
   keyed.sort(([a], [b]) => Number.isNaN(a) - Number.isNaN(b) || // empty cells stay at the end
     (Number.isNaN(a) ? 0 : compare(a, b) * (largestFirst ? -1 : 1)));
   body.append(...keyed.map(([, row]) => row));
