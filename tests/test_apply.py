@@ -14,6 +14,7 @@ from reproduce.__main__ import main
 from reproduce.apply import Clusterer, apply
 from reproduce.config import Config, ConfigError
 from reproduce.data import moments
+from reproduce.metrics import head_order
 from reproduce.runs import Run
 from reproduce.train import fit
 
@@ -83,6 +84,19 @@ def test_the_training_folder_gets_the_clusters_of_the_run(made, method, tmp_path
     for row in rows(tmp_path / "5.csv"):
         assert 0 <= float(row["margin"]) <= float(row["probability"]) <= 1
         assert ("distance" in row) == (method != "crlc")
+
+
+def test_heads_are_put_into_the_order_of_the_run(made, monkeypatch):
+    """Three heads that say the same, each with its clusters numbered in its own way."""
+    clusterer = Clusterer(made[2]["crlc"])
+    p = torch.randn(20, 4).mul(3).softmax(-1)
+    heads = torch.stack([p[:, [2, 0, 3, 1]], p, p[:, [1, 2, 3, 0]]])
+    clusterer.rank = torch.tensor([1, 0, 2])
+    clusterer.order = head_order(heads[clusterer.rank])
+    out = {"backbone": torch.zeros(20, 2), "probabilities": heads}
+    monkeypatch.setattr(clusterer.method, "outputs", lambda images: out)
+    found, _ = clusterer.predict(torch.zeros(20, 3, 8, 8, dtype=torch.uint8))
+    torch.testing.assert_close(found, p)
 
 
 def test_no_training_data_is_needed_and_any_nesting_is_read(made, tmp_path):
