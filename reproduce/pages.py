@@ -64,13 +64,14 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
 
     with ThreadPoolExecutor(jobs) as pool:
         chosen = [path for path in notebooks() if committed or path.stem in OWN]
-        made = [stem for stem in pool.map(run, chosen) if stem]
+        done = pool.map(run, chosen)
+        for executed in (Path(path) / "train.ipynb" for path in runs["path"]):
+            if executed.exists():  # meanwhile, the pages of single runs
+                to_html(executed, executed.with_suffix(".html"), up="../../../")
+        made = [stem for stem in done if stem]
     shared = {"pages": made, "committed": committed}
     for stem in made:
         to_html(folder / f"{stem}.ipynb", folder / f"{stem}.html", **shared)
-    for executed in (Path(path) / "train.ipynb" for path in runs["path"]):
-        if executed.exists():
-            to_html(executed, executed.with_suffix(".html"), up="../../../")
     claims = results.claims(runs)
     claims = claims[committed | (claims["verdict"] != "not run")].to_dict("records")
     shared |= {"rows": settings_rows(runs, folder), "names": [results.RULES[r] for r in RULES]}

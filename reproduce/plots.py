@@ -37,6 +37,7 @@ def style() -> None:
         "axes.titlelocation": "left",
     }
     sns.set_theme(style="ticks", context="notebook", palette=COLORS, rc=look)
+    np.random.seed(0)  # of stripplot's jitter: the same runs give the same picture
 
 
 def folder(results_dir: str | Path = "") -> Path:
