@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce import metrics, probes
+from reproduce import distributed, metrics, probes
 from reproduce.augment import Augment
 from reproduce.clustering import KMeans
 from reproduce.config import Config
@@ -61,13 +61,18 @@ class Evaluator:
         the next-to-last axis. Always in float32: bfloat16 rounds away what features differ by."""
         training = self.method.training
         self.method.eval()
-        parts = []
-        for part in pixels.split(batch):
-            parts.append(network(self.augment.clean(part)))
+        distributed.same_statistics(self.method)
+        mine = pixels[distributed.own(len(pixels))]
+        parts = [network(self.augment.clean(part)) for part in mine.split(batch)]
         self.method.train(training)
+
+        def whole(parts: list[Tensor]) -> Tensor:
+            rows = torch.cat([part.float() for part in parts], -2).transpose(0, -2)
+            return distributed.gather_rows(rows).transpose(0, -2)
+
         if isinstance(parts[0], dict):
-            return {name: torch.cat([p[name].float() for p in parts], -2) for name in parts[0]}
-        return torch.cat([p.float() for p in parts], -2)
+            return {name: whole([part[name] for part in parts]) for name in parts[0]}
+        return whole(parts)
 
     def evaluate(self, epoch: int, head_losses: Tensor | None) -> dict:
         """Evaluate; returns the columns for history, none before any training (epoch 0)."""

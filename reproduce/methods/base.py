@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reproduce import distributed
 from reproduce.clustering import KMeans
 from reproduce.config import Config
 from reproduce.schedules import ema
@@ -24,6 +25,7 @@ class Method(nn.Module):
 
     space = "backbone"  # which of the ``outputs`` is clustered, where ``cluster_space`` is 'own'
     directions = "mean"  # of a symmetric loss, where the setting of that name is 'own'
+    warm = False  # whether prototypes have entered the loss
     renewed: tuple[nn.Parameter, ...] = ()  # what ``before_epoch`` starts anew, without momentum
 
     def __init__(self, config: Config, backbone: nn.Module):
@@ -56,7 +58,8 @@ class Method(nn.Module):
         shuffle: bool = False,
     ) -> Tensor:
         """V views ``[B, C, H, W]`` through the backbone (or another network), view by view
-        -> ``[V B, ...]``.
+        -> ``[V B, ...]``. Of several processes each takes its share of the views, and gets what
+        all of them make of theirs.
 
         What batch norm sees at once is one pass. ``views`` 'together': all views, 'apart': each by
         itself. ``batchnorm_split``: only the images that one of n devices would hold, of which the
@@ -66,20 +69,22 @@ class Method(nn.Module):
         network, n = network or self.backbone, self.config.batchnorm_split
         apart = self.config.views == "apart"
         if n == 1 and not apart:
-            return network(torch.cat([*views]))
+            return distributed.gather(network(torch.cat([*views])), len(views))
         if shuffle:
+            views = [distributed.gather(view) for view in views]
             order = torch.randperm(len(views[0])).to(views[0].device)
-            views = [view[order] for view in views]
+            views = [distributed.share(view[order]) for view in views]
         features = []
-        for device in zip(*(view.chunk(n) for view in views)):
+        devices = max(1, n // distributed.world())
+        for device in zip(*(view.chunk(devices) for view in views)):
             self.keep_statistics(not features)
             passes = device if apart else [torch.cat(device)]
             features.append(torch.cat([network(part) for part in passes]).chunk(len(views)))
         self.keep_statistics(True)
-        found = [torch.cat(view) for view in zip(*features)]
+        found = distributed.gather(torch.cat([torch.cat(v) for v in zip(*features)]), len(views))
         if shuffle:
-            found = [view[order.argsort()] for view in found]
-        return torch.cat(found)
+            found = torch.cat([view[order.argsort()] for view in found.chunk(len(views))])
+        return found
 
     def keep_statistics(self, kept: bool) -> None:
         """Whether batch norm adds what it sees to its running statistics."""

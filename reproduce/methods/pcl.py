@@ -27,7 +27,6 @@ class PCL(MoCo):
         self.register_buffer("prototypes", torch.zeros(n, config.projection_dim))
         self.register_buffer("phi", torch.ones(n))
         self.register_buffer("cluster", torch.zeros(len(self.sizes), n_images, dtype=torch.long))
-        self.warm = False
 
     def before_epoch(self, epoch: int, extract) -> dict:
         """k-means at every granularity, on the target's projections of all training images."""

@@ -25,7 +25,6 @@ class ProPos(BYOL):
         super().__init__(config, backbone, n_clusters, n_images)
         self.n_clusters = n_clusters
         self.register_buffer("cluster", torch.zeros(n_images, dtype=torch.long))
-        self.warm = False
 
     def before_epoch(self, epoch: int, extract) -> dict:
         """k-means on the target's normalised projections of all training images."""
