@@ -35,6 +35,11 @@ def padded(x):
     return F.pad(x, (0, 1), value=1.0)
 
 
+def blocks(x, size=None, cosine=False):
+    """Neither centred nor, as they already have it, brought to length one, unless cosine."""
+    return clustering.Blocks(x, size, cosine=cosine, origin=torch.zeros_like(x[0]))
+
+
 def same_partition(a, b):
     """Equal up to the names of the clusters."""
     pairs = {(int(i), int(j)) for i, j in zip(a, b)}
@@ -135,7 +140,7 @@ def test_from_one_start_each_restart_does_what_scikit_learn_does(digits, k, tol)
     x += 0.01 * torch.randn_like(x)  # whole numbers have ties
     x -= x.mean(0)
     starts = x[torch.stack([torch.randperm(len(x))[:k] for _ in range(4)])]
-    centroids, n_iter = clustering.lloyd(padded(x), starts, max_iter=300, tol=tol)
+    centroids, n_iter = clustering.lloyd(blocks(x), starts, max_iter=300, tol=tol)
     for start, ours, count in zip(starts, centroids, n_iter):
         theirs = cluster.KMeans(k, init=start.numpy(), n_init=1, max_iter=300, tol=tol).fit(
             x.numpy()
@@ -163,9 +168,7 @@ def test_an_iteration_is_that_of_a_loop(k, cosine, batch_size):
     if cosine:
         x = F.normalize(x, dim=-1)
     starts = x[torch.stack([torch.randperm(len(x))[:k] for _ in range(3)])]
-    ours, _ = clustering.lloyd(
-        padded(x), starts, max_iter=1, tol=0.0, cosine=cosine, batch_size=batch_size
-    )
+    ours, _ = clustering.lloyd(blocks(x, batch_size, cosine), starts, max_iter=1, tol=0.0)
     torch.testing.assert_close(ours, torch.stack([loop_lloyd_step(x, s, cosine) for s in starts]))
 
 
@@ -185,8 +188,10 @@ def test_labels_inertia_and_predict_belong_to_the_centroids(digits):
 
 def test_the_best_restart_is_kept():
     x = torch.randn(100, 2, dtype=torch.float64)
-    x = padded(x - x.mean(0))
-    ends, n_iter = clustering.lloyd(x, clustering.plus_plus(x, 12, 10, seed=1), 100, 1e-4)
+    x = x - x.mean(0)
+    starts = clustering.plus_plus(padded(x), 12, 10, seed=1)
+    ends, n_iter = clustering.lloyd(blocks(x), starts, 100, 1e-4)
+    x = padded(x)
     inertias = clustering.deviations(x, ends, clustering.nearest(x, ends)[0]).sum(-1)
     assert inertias.argmin() > 0 and inertias.max() > 1.1 * inertias.min()
     best = KMeans(12, random_state=1).fit(x[:, :-1])
@@ -212,7 +217,7 @@ def test_empty_clusters_are_seeded_again_as_in_scikit_learn(n, k):
     x = torch.randn(n, 3, dtype=torch.float64)
     x -= x.mean(0)
     start = x[:1].expand(k, -1).contiguous()
-    ours, _ = clustering.lloyd(padded(x), torch.stack([start, x[:k]]), max_iter=100, tol=0.0)
+    ours, _ = clustering.lloyd(blocks(x), torch.stack([start, x[:k]]), max_iter=100, tol=0.0)
     labels, _ = clustering.nearest(padded(x), ours)
     assert [len(row.unique()) for row in labels] == [k, k]
     theirs = cluster.KMeans(k, init=start.numpy(), n_init=1, max_iter=100, tol=0.0).fit(x.numpy())
@@ -226,7 +231,7 @@ def test_seeding_again_takes_the_farthest_samples_from_their_clusters():
     labels = torch.tensor([[0, 0, 0, 2, 2, 2]])
     total = clustering.totals(padded(x), labels, 4)
     assert total[0].tolist() == [[8.0, 3.0], [0.0, 0.0], [103.0, 3.0], [0.0, 0.0]]
-    clustering.reseed(total, padded(x), centroids, labels)
+    clustering.reseed(total, blocks(x), centroids, labels)
     assert total[0].tolist() == [[1.0, 2.0], [39.0, 1.0], [64.0, 2.0], [7.0, 1.0]]
 
 
@@ -235,7 +240,7 @@ def test_an_empty_cluster_keeps_a_restart_going():
     end."""
     x = torch.tensor([[-3.0], [-1.0], [1.0], [3.0]])
     centroids, n_iter = clustering.lloyd(
-        padded(x), torch.tensor([[[0.0], [100.0]]]), max_iter=50, tol=1e-4
+        blocks(x), torch.tensor([[[0.0], [100.0]]]), max_iter=50, tol=1e-4
     )
     assert n_iter[0] > 1
     labels, _ = clustering.nearest(padded(x), centroids)
@@ -377,24 +382,24 @@ def test_memory_is_bounded(monkeypatch, k):
 
 def test_restarts_are_computed_at_once():
     """About as many operations for ten restarts as for one."""
-    x = padded(torch.randn(500, 4))
+    x = torch.randn(500, 4)
     counts = []
     for restarts in (1, 10):
         with Watch() as watch:
-            start = clustering.plus_plus(x, 5, restarts, seed=0, batch_size=500)
-            clustering.lloyd(x, start, max_iter=3, tol=0.0, batch_size=500)
+            start = clustering.plus_plus(padded(x), 5, restarts, seed=0, batch_size=500)
+            clustering.lloyd(blocks(x), start, max_iter=3, tol=0.0)
         counts.append(watch.count)
     assert abs(counts[1] - counts[0]) < 10 < counts[0]
 
 
 def test_converged_restarts_leave_the_batch(monkeypatch):
-    x, sizes = padded(torch.randn(500, 4)), []
+    x, sizes = torch.randn(500, 4), []
     nearest = clustering.nearest
     monkeypatch.setattr(
-        clustering, "nearest", lambda x, c, b=None: (sizes.append(len(c)), nearest(x, c, b))[1]
+        clustering, "nearest", lambda x, c: (sizes.append(len(c)), nearest(x, c))[1]
     )
-    starts = clustering.plus_plus(x, 5, 8, seed=0)
-    _, n_iter = clustering.lloyd(x, starts, max_iter=300, tol=1e-4)
+    starts = clustering.plus_plus(padded(x), 5, 8, seed=0)
+    _, n_iter = clustering.lloyd(blocks(x), starts, max_iter=300, tol=1e-4)
     assert sizes == [sum(n >= i for n in n_iter) for i in range(1, max(n_iter) + 1)] and min(
         n_iter
     ) < max(n_iter)
