@@ -296,7 +296,7 @@ class Blocks:
     def _read(self, index: slice | Tensor) -> Tensor:
         part = self.x[index]
         part = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-        part = part.to(self.buffer.device, self.buffer.dtype, non_blocking=True)
+        part = part.to(self.buffer.device, self.buffer.dtype)
         if isinstance(index, slice):
             out = self.buffer[: len(part)]
         else:
