@@ -178,8 +178,7 @@ def benchmark(args) -> int:
     config = Config.from_params(given(args))
     found = speed.run(config, args.what, args.seconds, args.out, args.samples)
     print(pd.DataFrame(found["rows"]).to_string(index=False, float_format="{:.4g}".format))
-    print(found.get("note", ""), end="\n" * ("note" in found))
-    print(found["path"])
+    print(*filter(None, (found.get("note"), found["path"])), sep="\n")
     return 0
 
 

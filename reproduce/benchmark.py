@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -227,23 +226,21 @@ def kmeans(config: Config | None = None, repeats: int = 2) -> dict:
 
 
 def kmeans_large(n: int, k: int = 1000, iterations: int = 20) -> dict:
-    """Seconds, MiB of peak memory beyond the features, and inertia of k-means on n features
-    ``[n, 128]`` around 2k centres, beside scikit-learn's MiniBatchKMeans and, where it is
-    installed, faiss: as many passes over all features for each, each in a process of its own."""
-    names, note = ["ours", "ours, random start", "MiniBatchKMeans"], {}
-    if find_spec("faiss"):
-        names.append("faiss")
-    else:
-        note = {"note": "faiss is left out, not installed: pip install -e '.[benchmark]'"}
-    rows = []
+    """Seconds, MiB of memory beyond the features and inertia of k-means on ``[n, 128]`` around 2k
+    centres, beside scikit-learn's MiniBatchKMeans and faiss: each in a process of its own, with as
+    many passes over all features."""
+    names, rows = ["k-means++", "random", "MiniBatchKMeans"], []
+    names += ["faiss"] if find_spec("faiss") else []
     for name in names:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             rows.append(pool.submit(fit_large, name, n, k, iterations).result())
     best = min(row["inertia"] for row in rows)
-    return {"rows": [{**row, "inertia_ratio": row["inertia"] / best} for row in rows], **note}
+    note = "" if "faiss" in names else "without faiss: pip install -e '.[benchmark]'"
+    return {"rows": [{**row, "inertia_ratio": row["inertia"] / best} for row in rows], "note": note}
 
 
 def fit_large(name: str, n: int, k: int, iterations: int) -> dict:
+    """One of the rows; our own k-means has the name of its start."""
     from resource import RUSAGE_SELF, getrusage
 
     from sklearn.cluster import MiniBatchKMeans
@@ -251,16 +248,14 @@ def fit_large(name: str, n: int, k: int, iterations: int) -> dict:
 
     def fit(x: np.ndarray, k: int) -> np.ndarray:
         if name == "faiss":
-            import faiss
+            from faiss import Kmeans
 
-            model = faiss.Kmeans(128, k, niter=iterations, max_points_per_centroid=len(x))
-            model.train(x)
-            return model.centroids
+            model = Kmeans(128, k, niter=iterations, max_points_per_centroid=len(x))
+            return model.train(x) and model.centroids
         if name == "MiniBatchKMeans":
-            settings = dict(max_iter=iterations, tol=0.0, max_no_improvement=None, n_init=1)
-            return MiniBatchKMeans(k, random_state=0, **settings).fit(x).cluster_centers_
-        init = "random" if "random" in name else "k-means++"
-        return KMeans(k, 1, iterations, 0.0, init=init).fit(x).cluster_centers_.numpy()
+            settings = dict(tol=0.0, max_no_improvement=None, n_init=1, random_state=0)
+            return MiniBatchKMeans(k, max_iter=iterations, **settings).fit(x).cluster_centers_
+        return KMeans(k, 1, iterations, 0.0, init=name).fit(x).cluster_centers_.numpy()
 
     rng, x = np.random.default_rng(0), np.empty((n, 128), np.float32)
     centres = rng.normal(size=(2 * k, 128))
@@ -272,9 +267,8 @@ def fit_large(name: str, n: int, k: int, iterations: int) -> dict:
     seconds, after = time.perf_counter() - began, getrusage(RUSAGE_SELF).ru_maxrss
     inertia = np.square(pairwise_distances_argmin_min(x, found)[1], dtype=np.float64).sum()
     row = {"k-means": name, "n": n, "features": 128, "k": k, "iterations": iterations}
-    # KiB, but bytes on a Mac
-    memory = (after - before) / (1 << (20 if sys.platform == "darwin" else 10))
-    return {**row, "seconds": seconds, "extra_MiB": memory, "inertia": float(inertia)}
+    # ru_maxrss is in KiB
+    return {**row, "seconds": seconds, "MiB": (after - before) / 1024, "inertia": float(inertia)}
 
 
 def device_of(config: Config) -> torch.device:
@@ -290,10 +284,8 @@ def run(
         raise ConfigError(f"seconds must be a number above 0 and at most 600, got {seconds}")
     if samples and (what != "kmeans" or samples < 1000):
         raise ConfigError(f"samples must be 0, or at least 1000 for kmeans, got {samples}: {what}")
-    if what == "kmeans":
-        found = kmeans_large(samples) if samples else kmeans()
-    else:
-        found = {"step": step, "peer": peer}[what](config, seconds)
+    many = {"kmeans": lambda *_: kmeans_large(samples) if samples else kmeans()}
+    found = {"step": step, "peer": peer, **many}[what](config, seconds)
     kept = "method backbone stem width view_size n_views batch_size n_heads augmentation".split()
     found |= {
         "device": provenance(config)["device"],

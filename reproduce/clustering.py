@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce.distributed import gather_rows, rank, reduce_, world
+from reproduce.distributed import gather_rows, rank, reduce_
 
 BUFFER = {"cpu": 8 << 20, "cuda": 64 << 20}  # bytes of a chunk: what fits a cache is quickest
 BLOCK = {"cpu": 128 << 20, "cuda": 1 << 30}  # bytes of the samples that are read at a time
@@ -84,8 +84,8 @@ class KMeans:
     def fit(self, x) -> KMeans:
         """x: float ``[N, D]``, a tensor on any device or an array, also ``np.memmap``. Beyond x,
         memory holds a block, the sample for the seeding and some ``[R, N]``."""
-        cosine, size = self.metric == "cosine", self.batch_size
-        x = Blocks(x, size, self.device, self.sharded, cosine, n_clusters=self.n_clusters)
+        settings = self.batch_size, self.device, self.sharded, self.metric == "cosine"
+        x = Blocks(x, *settings, n_clusters=self.n_clusters)
         self.origin = x.origin
         centroids, n_iter = lloyd(x, self._start(x), self.max_iter, self.tol)
         # sum_i |x_i - c|^2 = sum_i |x_i|^2 - 2 score_i, whose first term is common to all restarts
@@ -104,8 +104,8 @@ class KMeans:
     @plainly()
     def predict(self, x) -> Tensor:
         """The cluster of each sample, int64 ``[N]``; each process by itself."""
-        cosine, device = self.metric == "cosine", self.origin.device
-        x = Blocks(x, self.batch_size, device, cosine=cosine, origin=self.origin)
+        cosine, origin = self.metric == "cosine", self.origin
+        x = Blocks(x, self.batch_size, origin.device, cosine=cosine, origin=origin)
         centroids = (self.cluster_centers_ - self.origin)[None]
         return torch.cat([nearest(part, centroids)[0][0] for part in x])
 
@@ -221,7 +221,7 @@ class Blocks:
     Iterating gives blocks ``[n, D + 1]``, made when they are read, in the same memory: one is gone
     when the next comes. x, batch_size, device, sharded: as in ``KMeans``. origin: what is
     subtracted, by default the mean. at_most: numbers up to N. ValueError if x has another shape or
-    is not finite. ``variance``: the mean over the features.
+    is not finite. ``variance``: the mean over the features. ``shared``: ``reduce_``, if sharded.
     """
 
     def __init__(
@@ -245,10 +245,10 @@ class Blocks:
         fits = BLOCK.get(device.type, 1 << 30) // (dtype.itemsize * (x.shape[1] + 1))
         self.size = min(len(x), batch_size or max(1, fits))
         self.buffer = torch.ones(self.size, x.shape[1] + 1, dtype=dtype, device=device)
-        count = torch.zeros(world(), dtype=torch.long, device=device)
-        count[rank()] = len(x)
-        count = self.shared(count).tolist()
-        self.first, self.total = sum(count[: rank()]), sum(count)
+        self.shared = reduce_ if sharded else lambda value, op="sum": value
+        count = torch.tensor([len(x)], device=device)
+        count = (gather_rows(count) if sharded else count).tolist()
+        self.first, self.total = sum(count[: rank()]) if sharded else 0, sum(count)
         self.origin = self.buffer.new_zeros(x.shape[1]) if origin is None else origin
         moments, finite = 0.0, torch.ones((), device=device)
         for part in self:
@@ -256,8 +256,7 @@ class Blocks:
             mean = part[:, :-1].mean(0)
             parts = chunks(None, len(mean), part)
             square = sum((few[:, :-1] - mean).square().sum(0) for (few,) in parts) / len(part)
-            mean = mean.double()
-            moment = torch.stack([mean, square + mean.square()])
+            moment = torch.stack([mean.double(), square + mean.double().square()])
             moments = moments + moment * (len(part) / self.total)
         if not self.shared(finite, "min"):
             raise ValueError("x must be finite, got NaN or infinity among its values")
@@ -276,10 +275,6 @@ class Blocks:
             yield self.buffer if self.kept else self._read(slice(begin, begin + self.size))
             self.kept = self.size == len(self.x)
 
-    def split(self, *others: Tensor):
-        """The blocks with those of others ``[..., N]``."""
-        return zip(self, *(other.split(self.size, -1) for other in others))
-
     def pick(self, index: Tensor) -> Tensor:
         """Samples ``[M, D + 1]``, counted over all processes: the same in each."""
         if not self.sharded:
@@ -288,10 +283,6 @@ class Blocks:
         out = self.buffer.new_zeros(len(index), self.buffer.shape[1])
         out[own.to(out.device)] = self._read(index[own] - self.first)
         return self.shared(out)
-
-    def shared(self, value: Tensor, op: str = "sum") -> Tensor:
-        """The sum, "max" or "min" over the processes, in place."""
-        return reduce_(value, op) if self.sharded else value
 
     def _read(self, index: slice | Tensor) -> Tensor:
         part = self.x[index]
@@ -369,7 +360,7 @@ def lloyd(x: Blocks, centroids: Tensor, max_iter: int, tol: float) -> tuple[Tens
 
     def step(centroids, before):
         labels, total = torch.empty_like(before), 0.0
-        for part, own in x.split(labels):
+        for part, own in zip(x, labels.split(x.size, -1)):
             own.copy_(nearest(part, centroids)[0])
             total = total + totals(part, own, k).double()
         total = x.shared(total).to(centroids.dtype)
@@ -438,8 +429,8 @@ def reseed(total: Tensor, x: Blocks, centroids: Tensor, labels: Tensor) -> Tenso
     empty = total[..., -1] == 0
     number = empty.sum(-1, keepdim=True)
     most = int(number.max())
-    parts = [deviations(part, centroids, own) for part, own in x.split(labels)]
-    distance = torch.cat(parts, -1)
+    parts = zip(x, labels.split(x.size, -1))
+    distance = torch.cat([deviations(part, centroids, own) for part, own in parts], -1)
     distance, sample = distance.topk(min(most, distance.shape[1]), -1)
     row = x._read(sample.flatten().cpu()).view(*sample.shape, -1)
     far = torch.cat([distance[..., None], labels.gather(-1, sample)[..., None], row], -1)
