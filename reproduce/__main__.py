@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("what", nargs="?", choices=("step", "peer", "kmeans"), default="step")
     add("--seconds", type=float, default=2.0, help="for each thing that is timed")
+    add("--samples", type=int, default=0, help="kmeans: on so many, beside MiniBatchKMeans, faiss")
     add("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
 
     add = command(apply, "the clusters of new images, by a finished run")
@@ -204,9 +205,10 @@ def benchmark(args) -> int:
 
     from reproduce import benchmark as speed
 
-    found = speed.run(Config.from_params(given(args)), args.what, args.seconds, args.out)
-    print(pd.DataFrame(found["rows"]).to_string(index=False, float_format="{:.3g}".format))
-    print(found["path"])
+    config = Config.from_params(given(args))
+    found = speed.run(config, args.what, args.seconds, args.out, args.samples)
+    print(pd.DataFrame(found["rows"]).to_string(index=False, float_format="{:.4g}".format))
+    print(*filter(None, (found.get("note"), found["path"])), sep="\n")
     return 0
 
 

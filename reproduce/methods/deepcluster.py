@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.clustering import KMeans
+from reproduce.clustering import KMeans, whitened
 from reproduce.config import Config
 from reproduce.losses import at_least_float32
 from reproduce.methods.base import Method
@@ -83,18 +83,3 @@ class DeepCluster(Method):
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         return {"backbone": self.backbone(images)}
-
-
-def whitened(features: Tensor, axes: int) -> Tensor:
-    """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one:
-    ``[N, at most axes]``. Axes without variance are left out; features that are all one become a
-    column of zeros."""
-    centred = (features - features.mean(0)).double()
-    variance, directions = torch.linalg.eigh(
-        centred.mT @ centred / len(centred)
-    )  # the largest last
-    variance = variance.clamp_min(1e-30)
-    kept = max(1, min(axes, int((variance > 1e-7 * variance[-1]).sum())))
-    return F.normalize(centred @ (directions[:, -kept:] / variance[-kept:].sqrt()), dim=-1).to(
-        features.dtype
-    )
