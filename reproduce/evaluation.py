@@ -56,9 +56,11 @@ class Evaluator:
         network: Callable[[Tensor], Tensor | dict[str, Tensor]],
         pixels: Tensor,
         batch: int = 2048,
+        whole: bool = True,
     ):
         """A network's output, or its named outputs, for all images in evaluation mode; samples on
-        the next-to-last axis. Always in float32: bfloat16 rounds away what features differ by."""
+        the next-to-last axis. Always in float32: bfloat16 rounds away what features differ by.
+        Of several processes each extracts its share; whole: and gets those of all."""
         training = self.method.training
         self.method.eval()
         distributed.same_statistics(self.method)
@@ -66,13 +68,13 @@ class Evaluator:
         parts = [network(self.augment.clean(part)) for part in mine.split(batch)]
         self.method.train(training)
 
-        def whole(parts: list[Tensor]) -> Tensor:
+        def joined(parts: list[Tensor]) -> Tensor:
             rows = torch.cat([part.float() for part in parts], -2).transpose(0, -2)
-            return distributed.gather_rows(rows).transpose(0, -2)
+            return (distributed.gather_rows(rows) if whole else rows).transpose(0, -2)
 
         if isinstance(parts[0], dict):
-            return {name: whole([part[name] for part in parts]) for name in parts[0]}
-        return whole(parts)
+            return {name: joined([part[name] for part in parts]) for name in parts[0]}
+        return joined(parts)
 
     def evaluate(self, epoch: int, head_losses: Tensor | None) -> dict:
         """Evaluate; returns the columns for history, none before any training (epoch 0)."""

@@ -148,7 +148,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     pixels = evaluator.train_pixels
 
     def extract(network):
-        return evaluator.extract(network, pixels)
+        return evaluator.extract(network, pixels, whole=False)
 
     def save(epoch: int, **within) -> float:
         """A checkpoint after an epoch, or within the next; returns the time of it."""

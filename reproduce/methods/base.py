@@ -105,7 +105,8 @@ class Method(nn.Module):
 
     def before_epoch(self, epoch: int, extract) -> dict:
         """Before each epoch (counted from 1): pseudo-labels, prototypes. ``extract(network)`` gives
-        a network's output for every training image. Returns what history should tell of them."""
+        a network's output for every training image, or for this process's share of them. Returns
+        what history should tell of them."""
         return {}
 
     def order(self, n: int, generator: torch.Generator) -> Tensor | None:
@@ -126,8 +127,8 @@ class Method(nn.Module):
         """What its protocol does to the features ``[N, D]`` of all images before k-means."""
         return F.normalize(features, dim=-1)
 
-    def kmeans(self, n_clusters: int, random_state: int) -> KMeans:
-        """k-means with the run's settings, for evaluation and for prototypes."""
+    def kmeans(self, n_clusters: int, random_state: int, sharded: bool = False) -> KMeans:
+        """k-means with the run's settings, for evaluation and (sharded) for prototypes."""
         c = self.config
         return KMeans(
             n_clusters,
@@ -135,6 +136,7 @@ class Method(nn.Module):
             max_iter=c.kmeans_iterations,
             metric=c.kmeans_metric,
             random_state=random_state,
+            sharded=sharded,
         )
 
 

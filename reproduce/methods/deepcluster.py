@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from reproduce.clustering import KMeans, whitened
 from reproduce.config import Config
+from reproduce.distributed import gather_rows
 from reproduce.losses import at_least_float32
 from reproduce.methods.base import Method
 from reproduce.metrics import nmi
@@ -34,9 +35,10 @@ class DeepCluster(Method):
     def before_epoch(self, epoch: int, extract) -> dict:
         """Cluster all training images, start the top layer anew."""
         before = self.pseudo_labels
-        self.pseudo_labels = KMeans(
-            self.k, n_init=1, max_iter=20, random_state=self.config.seed + epoch
-        ).fit_predict(whitened(extract(self.backbone), self.config.pca))
+        features = whitened(extract(self.backbone), self.config.pca, sharded=True)
+        seed = self.config.seed + epoch
+        kmeans = KMeans(self.k, n_init=1, max_iter=20, random_state=seed, sharded=True)
+        self.pseudo_labels = gather_rows(kmeans.fit_predict(features))
         nn.init.normal_(self.top.weight, std=0.01)
         nn.init.zeros_(self.top.bias)
         again = (

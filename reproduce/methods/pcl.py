@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reproduce import losses
 from reproduce.config import Config
+from reproduce.distributed import gather_rows
 from reproduce.methods.moco import MoCo
 
 
@@ -36,9 +37,9 @@ class PCL(MoCo):
         z = F.normalize(extract(self.target), dim=-1)
         prototypes, phi = [], []
         for i, k in enumerate(self.sizes):
-            kmeans = self.kmeans(k, self.config.seed + epoch).fit(z)
+            kmeans = self.kmeans(k, self.config.seed + epoch, sharded=True).fit(z)
             centers, own = kmeans.cluster_centers_, kmeans.labels_
-            distance = (z - centers[own]).norm(dim=-1)
+            distance, own = map(gather_rows, ((z - centers[own]).norm(dim=-1), own))
             self.cluster[i] = own
             prototypes.append(F.normalize(centers, dim=-1))
             phi.append(losses.concentration(distance, own, k, self.config.temperature))

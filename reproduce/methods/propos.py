@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reproduce import losses
 from reproduce.config import Config
+from reproduce.distributed import gather_rows
 from reproduce.methods.byol import BYOL
 
 
@@ -31,8 +32,8 @@ class ProPos(BYOL):
         self.warm = epoch > self.config.prototype_warmup
         if self.warm:
             z = F.normalize(extract(self.target), dim=-1)
-            kmeans = self.kmeans(self.n_clusters, self.config.seed + epoch)
-            self.cluster = kmeans.fit_predict(z)
+            kmeans = self.kmeans(self.n_clusters, self.config.seed + epoch, sharded=True)
+            self.cluster = gather_rows(kmeans.fit_predict(z))
         return {}
 
     def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
