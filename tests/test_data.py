@@ -760,6 +760,12 @@ def flip(path, at=0.5):
     path.write_bytes(content)
 
 
+def channels_last(path):
+    with np.load(path) as file:
+        content = {k: v for k, v in file.items() if k != "sha256"}
+    data.write_cached(path, **{**content, "images": content["images"].transpose(0, 2, 3, 1)})
+
+
 @pytest.mark.parametrize(
     "harm, says",
     [
@@ -786,6 +792,7 @@ def flip(path, at=0.5):
         (lambda p: rewrite(p, files=np.array(["x"])), "is not what its SHA-256 says"),
         (lambda p: rewrite(p, skipped=np.array(["x"])), "is not what its SHA-256 says"),
         (lambda p: rewrite(p, sha256=np.array("0" * 64)), "is not what its SHA-256 says"),
+        (channels_last, "holds images of shape [1797, 8, 8, 1]: it must be [N, C, H, W]"),
     ],
 )
 def test_a_file_that_is_not_whole_is_refused(home, harm, says):
