@@ -69,10 +69,10 @@ class Config:
         "digits", "which images", "digits cifar10 cifar20 stl10 folder", group="data"
     )
     folder: str = setting(
-        "", "for dataset 'folder': <folder>/{train,test}/<class>/* or images without classes"
+        "", "<folder>/{train,test}/<class>/*, images without classes, or a packed data set"
     )
     image_size: int = setting(
-        0, "side in pixels of a folder's images, which are resized; 0: 64", (0, 1024)
+        0, "side in pixels of a folder's images, resized; 0: 64, packed: as they are", (0, 1024)
     )
     bad_images: str = setting(
         "stop", "at unreadable images of a folder: stop and name them, or skip them", "stop skip"
@@ -307,6 +307,12 @@ class Config:
     )
     compile: bool = setting(False, "torch.compile the network")
     device: str = setting("auto", "auto: CUDA where there is one", "auto cpu cuda", identity=False)
+    workers: int = setting(
+        0,
+        "processes that read packed images ahead; 0: the training one reads",
+        (0, 256),
+        identity=False,
+    )
     resume: bool = setting(
         True, "continue an interrupted run, show a finished one; False: train anew", identity=False
     )
@@ -340,6 +346,14 @@ class Config:
         for broken in config.contradictions():
             raise ConfigError(broken)
         return config
+
+    def __post_init__(self):
+        """A packed data set says its images' side itself; then it stands in the settings, too."""
+        folder = Path(os.path.expanduser(self.folder))
+        if self.folder and not self.image_size and os.path.exists(folder / "index.json"):
+            from reproduce.packed import read_index
+
+            object.__setattr__(self, "image_size", read_index(folder)["side"])
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> "Config":
@@ -375,6 +389,8 @@ class Config:
             yield "image_size is 1: it must be at least 2, or 0 for 64 pixels"
         if self.bad_images == "skip" and not folder:
             yield f"bad_images is 'skip', but {data}: only a folder has images to skip"
+        if self.workers and not folder:
+            yield f"workers is {self.workers}, but {data}: only packed images are read by workers"
         for f in dataclasses.fields(self):
             methods, value = f.metadata["only"], getattr(self, f.name)
             if methods and self.method not in methods and value != f.default:

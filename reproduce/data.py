@@ -17,6 +17,7 @@ import http.client
 import json
 import os
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reproduce import packed
 from reproduce.config import Config, ConfigError
 from reproduce.folder import fingerprint, list_folder, read_folder
 from reproduce.runs import ROOT, atomic
@@ -38,12 +40,12 @@ class Images:
     """A data set, or a part of one: N images of one size. Its labels are for evaluation only."""
 
     name: str
-    pixels: Tensor  # uint8 [N, C, H, W]
+    pixels: Tensor | packed.Pixels  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N], index into classes; -1 without
     split: Tensor  # uint8 [N], 0 train, 1 test
     classes: tuple[str, ...]  # names, empty without labels
     sha256: str  # of the whole data set, in a part too
-    files: tuple[str, ...] = ()  # [N], of a folder, relative to it
+    files: Sequence[str] = ()  # [N], of a folder, relative to it
     skipped: tuple[str, ...] = ()  # files of a folder that cannot be read and were left out
 
     def __len__(self) -> int:
@@ -74,22 +76,25 @@ class Images:
             pixels=self.pixels.index_select(0, keep),
             labels=self.labels[keep],
             split=self.split[keep],
-            files=tuple(self.files[i] for i in keep.tolist()) if self.files else (),
+            files=self.files.take(keep)
+            if isinstance(self.files, packed.Names)
+            else tuple(self.files[i] for i in keep.tolist() if self.files),
         )
 
 
 def moments(images: Images) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel ``[C]``, of pixels in 0..1."""
-    scaled = images.pixels.flatten(2).transpose(0, 1).flatten(1).double().div_(255)
-    return scaled.mean(1).float(), scaled.std(1).clamp_min(1e-3).float()
+    return packed.level_moments(packed.level_counts(images.pixels))
 
 
 def load(config: Config) -> Images:
     """The data set of a configuration, from its cached file if there is one; ConfigError if it
     cannot be had."""
     root = Path(os.path.expanduser(config.data_dir)) if config.data_dir else ROOT / "data"
+    folder = Path(os.path.expanduser(config.folder))
+    if config.folder and os.path.exists(folder / "index.json"):
+        return from_packed(folder, config.side)
     if config.dataset == "folder":
-        folder = Path(os.path.expanduser(config.folder))
         try:
             found, classes = list_folder(folder)
             name, key = folder.resolve().name, fingerprint(folder, found, config)
@@ -107,6 +112,15 @@ def load(config: Config) -> Images:
                 else:
                     write_cached(path, **fetch(name, root))
     return read_cached(name, path)
+
+
+def from_packed(folder: Path, side: int) -> Images:
+    """A packed data set, whose pixels stay on disk."""
+    images = Images(**packed.load(folder))
+    if images.pixels.shape[-1] != side:
+        held = f"holds images of {images.pixels.shape[-1]} pixels, but image_size is {side}"
+        raise ConfigError(f"folder {str(folder)!r} {held}: leave it at 0, or pack anew")
+    return images
 
 
 # ---- data sets with a name: each a function from data_dir to the arguments of write_cached

@@ -141,29 +141,36 @@ def read_folder(folder: Path, found: Found, classes: list[str], config: Config) 
     """Every image, decoded in parallel, at most eight at a time; those that cannot be read are
     named together in one ConfigError, or left out and named in ``skipped``."""
     paths, labels, split = zip(*found)
+    names = [relative(path, folder) for path in paths]
     pixels = np.empty((len(paths), 3, config.side, config.side), np.uint8)
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # here: threads would overwrite each other's filters
-        reasons = list(pool.map(fill, pixels, paths))
+    reasons = read_all(pixels, paths)
     good = np.array([not reason for reason in reasons])
-    kept = [path for path, reason in zip(paths, reasons) if not reason]
-    emptied = sorted({path.parent for path in paths} - {path.parent for path in kept})
-    bad = {relative(path, folder): reason for path, reason in zip(paths, reasons) if reason}
-    if bad and (config.bad_images == "stop" or emptied):
-        then = (
-            f"; without them {str(emptied[0])!r} is empty"
-            if emptied
-            else " (-p bad_images skip leaves them out)"
-        )
-        raise unreadable(folder, bad, then, len(paths))
+    bad = {name: reason for name, reason in zip(names, reasons) if reason}
+    refuse_bad(folder, names, bad, config.bad_images, "-p bad_images skip")
     return {
         "images": pixels[good] if bad else pixels,
         "labels": np.array(labels)[good],
         "split": np.array(split)[good],
         "classes": classes,
-        "files": [relative(path, folder) for path in kept],
+        "files": [name for name in names if name not in bad],
         "skipped": list(bad),
     }
+
+
+def read_all(pixels: np.ndarray, files) -> list[str]:
+    """Read each file into its place, ``[N, 3, side, side]``; returns the reasons, '' if read."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")  # here: threads would overwrite each other's filters
+        return list(pool.map(fill, pixels, files))
+
+
+def refuse_bad(folder: Path, names: list[str], bad: dict[str, str], bad_images: str, skip: str):
+    """ConfigError for files that cannot be read, where they are not to be skipped or where without
+    them nothing is left in their folder. skip: how a user has them skipped."""
+    emptied = {Path(n).parent for n in names} - {Path(n).parent for n in names if n not in bad}
+    if bad and (bad_images == "stop" or emptied):
+        empty = emptied and f"; without them {str(folder / min(emptied))!r} is empty"
+        raise unreadable(folder, bad, empty or f" ({skip} leaves them out)", len(names))
 
 
 def fill(place: np.ndarray, file: Path) -> str:
@@ -190,7 +197,7 @@ def read_image(file: Path, side: int) -> np.ndarray:
     transparent; the shorter side resized to ``side``, the centre cut out."""
     # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one
     # to be turned
-    with open(file, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
+    with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
         image.draft(None, (2 * side, 2 * side))  # a large JPEG at a half, a quarter or an eighth
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F":

@@ -10,7 +10,7 @@ from typing import Iterator
 import torch
 from torch import Tensor, nn
 
-from reproduce import backbones, data, evaluation, loggers, weights
+from reproduce import backbones, data, evaluation, loggers, packed, weights
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError
 from reproduce.methods import METHODS
@@ -162,6 +162,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         if order is None:
             order, left_over = draw_order(config, n, steps, generator, left_over)
         order = order.view(steps, config.batch_size)
+        batches = packed.read(pixels, order, config.workers)
         terms = []
         for i, index in enumerate(order):
             step = (epoch - 1) * steps + i
@@ -175,7 +176,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             )
             for group in optimizer.param_groups:
                 group["lr"] = group["times"] * (config.learning_rate if group["constant"] else rate)
-            views = augment(pixels[index], generator)
+            views = augment(next(batches), generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
                 named = loss_of(views, index)
             optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce import backbones, data, probes
+from reproduce import backbones, data, packed, probes
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError, short_repr, unknown
 from reproduce.methods import METHODS, Method
@@ -78,7 +78,7 @@ class Trained:
             for name, module in backbone.probed.items()
         ]
         try:
-            for part in pixels.split(batch):
+            for part in packed.split(pixels, batch):
                 found["features"].append(backbone(self.augment.clean(part)).float())
         finally:
             for hook in hooks:
