@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
 import sys
+import time
 from pathlib import Path
 
 from reproduce.config import Config, ConfigError, read_settings, read_yaml, short_repr
@@ -18,6 +21,15 @@ def main(words: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from reproduce.distributed import Lost
+        from reproduce.train import Diverged
+
+        if not isinstance(error, (Diverged, Lost)):
+            raise
+        diverged = "diverged: " if isinstance(error, Diverged) else ""
+        print(f"error: {diverged}{error}", file=sys.stderr)
+        return 3 if diverged else 4
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     kept = "runs that keep notebook, HTML and embedding: all, the first seed of a setting, none"
     many.add_argument("--keep", choices=("all", "first", "none"), default="all", help=kept)
 
-    command(train, "one run, as notebooks/train.ipynb without Jupyter", preset, names)
+    add = command(train, "one run, as notebooks/train.ipynb without Jupyter", preset, names)
+    add("--rows", action="store_true", help="print each epoch as a line of JSON")
 
     add = command(sweep, "many runs through papermill; finished ones are skipped", names, many)
     add("settings", help="YAML file of settings")
@@ -75,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("what", nargs="?", choices=("step", "peer", "kmeans"), default="step")
     add("--seconds", type=float, default=2.0, help="for each thing that is timed")
+    add("--samples", type=int, default=0, help="kmeans: on so many, beside MiniBatchKMeans, faiss")
     add("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
 
     add = command(apply, "the clusters of new images, by a finished run")
@@ -115,8 +129,8 @@ def train(args) -> int:
     from reproduce.runs import Run
 
     run = Run(Config.from_params(given(args)))
-    code = watched_fit(run)
-    if code == 0:
+    code = print_rows(run) if args.rows else watched_fit(run)
+    if code == 0 and int(os.environ.get("RANK", 0)) == 0 and not args.rows:
         print(scores_table(run.json("metrics.json")).to_string())
         print(run.path)
     return code
@@ -124,17 +138,34 @@ def train(args) -> int:
 
 def watched_fit(run) -> int:
     """Train a run and show how far it is; returns the command's exit status."""
-    from reproduce import Diverged, fit
+    from reproduce import fit
     from reproduce.notebook import progress
 
-    try:
-        for _ in progress(fit(run.config, run), run.config.epochs, run):
-            pass
-    except Diverged as error:
-        print(f"error: diverged: {error}", file=sys.stderr)
-        return 3
+    for _ in progress(fit(run.config, run), run.config.epochs, run):
+        pass
     for note in run.notes:
         print(note)
+    return 0
+
+
+def print_rows(run) -> int:
+    """Train a run and print each epoch, step (at most one a second) and note as a line of JSON."""
+    from reproduce import fit
+
+    def say(**what) -> None:
+        print(json.dumps(what), flush=True)
+
+    def step(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > 1:
+            told = time.monotonic()
+            say(step=done, steps=total)
+
+    run.on_step, told = None if int(os.environ.get("RANK", 0)) else step, 0.0
+    for row in fit(run.config, run):
+        say(**row)
+    for note in run.notes:
+        say(note=note)
     return 0
 
 
@@ -181,9 +212,10 @@ def benchmark(args) -> int:
 
     from reproduce import benchmark as speed
 
-    found = speed.run(Config.from_params(given(args)), args.what, args.seconds, args.out)
-    print(pd.DataFrame(found["rows"]).to_string(index=False, float_format="{:.3g}".format))
-    print(found["path"])
+    config = Config.from_params(given(args))
+    found = speed.run(config, args.what, args.seconds, args.out, args.samples)
+    print(pd.DataFrame(found["rows"]).to_string(index=False, float_format="{:.4g}".format))
+    print(*filter(None, (found.get("note"), found["path"])), sep="\n")
     return 0
 
 

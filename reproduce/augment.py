@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reproduce.config import Config
+from reproduce.distributed import share, world
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision
 
@@ -53,7 +54,7 @@ class Augment:
         """Affine, gamma, contrast, noise: for small grey images, whose shape a crop would cut."""
         c = self.config
         angle, shear, log_gamma, log_zoom, factor, dx, dy = (
-            uniform(7, len(x), generator, x.device).mul_(2).sub_(1)
+            uniform(7, len(x), generator, x.device, c.n_views).mul_(2).sub_(1)
         )
         x = affine(
             x,
@@ -65,22 +66,23 @@ class Augment:
         )
         x = x.pow((log_gamma * c.gamma).exp().view(-1, 1, 1, 1))
         x = adjust_contrast(x, 1 + factor * c.contrast)
-        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        whole = len(x) * world(), *x.shape[1:]
+        noise = share(torch.randn(whole, generator=generator, device=x.device), c.n_views)
         return (x + c.noise * noise).clamp_(0, 1)
 
     def images(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Random resized crop, flip, colour jitter, grayscale, blur: SimCLR's, as in CRLC."""
-        c, n = self.config, len(x)
-        u = uniform(5, n, generator, x.device)
-        box = random_boxes(x.shape[-2:], n, c.crop_scale, generator, x.device)
+        c, draws = self.config, (len(x), generator, x.device, self.config.n_views)
+        u = uniform(5, *draws)
+        box = random_boxes(x.shape[-2:], len(x), c.crop_scale, *draws[1:])
         x = resized_crop(x, box, u[0] < c.flip, c.view_size)
         if x.shape[1] == 3 and c.jitter > 0 and c.jitter_p > 0:
-            *blends, turns = uniform(4, n, generator, x.device)
+            *blends, turns = uniform(4, *draws)
             low, high = max(0.0, 1 - c.jitter), 1 + c.jitter
             factors = torch.stack(
                 [low + (high - low) * f for f in blends] + [c.jitter / 4 * (2 * turns - 1)]
             )
-            order = uniform(4, n, generator, x.device).argsort(0)
+            order = uniform(4, *draws).argsort(0)
             x = torch.where(
                 (u[1] < c.jitter_p).view(-1, 1, 1, 1), color_jitter(x, factors, order), x
             )
@@ -92,9 +94,10 @@ class Augment:
         return x
 
 
-def uniform(rows: int, n: int, generator: torch.Generator, device) -> Tensor:
-    """``[rows, n]`` numbers in [0, 1)."""
-    return torch.rand(rows, n, generator=generator, device=device)
+def uniform(rows: int, n: int, generator: torch.Generator, device, views: int = 1) -> Tensor:
+    """``[rows, n]`` numbers in [0, 1). Several processes draw those of the whole batch, and each
+    keeps its own samples'."""
+    return share(torch.rand(rows, n * world(), generator=generator, device=device), views, -1)
 
 
 def affine(
@@ -117,13 +120,21 @@ def affine(
 
 
 def random_boxes(
-    size, n: int, least: float, generator, device, ratio=(3 / 4, 4 / 3), tries: int = 10
+    size,
+    n: int,
+    least: float,
+    generator,
+    device,
+    views: int = 1,
+    ratio=(3 / 4, 4 / 3),
+    tries: int = 10,
 ) -> Tensor:
     """n boxes ``[4, n]`` (top, left, height, width) as torchvision's RandomResizedCrop draws them:
     area uniform in least..1, log-uniform aspect ratio, the first of ten draws that fits, else the
     largest central box of an allowed ratio."""
     height, width = size
-    area, shape, top, left = torch.rand(4, tries, n, generator=generator, device=device)
+    drawn = uniform(4 * tries, n, generator, device, views)
+    area, shape, top, left = drawn.view(4, tries, n)
     area = height * width * (least + (1 - least) * area)
     shape = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * shape)
     w, h = (area * shape).sqrt().round(), (area / shape).sqrt().round()

@@ -7,6 +7,9 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -222,16 +225,67 @@ def kmeans(config: Config | None = None, repeats: int = 2) -> dict:
     return {"rows": rows}
 
 
+def kmeans_large(n: int, k: int = 1000, iterations: int = 20) -> dict:
+    """Seconds, MiB of memory beyond the features and inertia of k-means on ``[n, 128]`` around 2k
+    centres, beside scikit-learn's MiniBatchKMeans and faiss: each in a process of its own, with as
+    many passes over all features."""
+    names, rows = ["k-means++", "random", "MiniBatchKMeans"], []
+    names += ["faiss"] if find_spec("faiss") else []
+    for name in names:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            rows.append(pool.submit(fit_large, name, n, k, iterations).result())
+    best = min(row["inertia"] for row in rows)
+    note = "" if "faiss" in names else "without faiss: pip install -e '.[benchmark]'"
+    return {"rows": [{**row, "inertia_ratio": row["inertia"] / best} for row in rows], "note": note}
+
+
+def fit_large(name: str, n: int, k: int, iterations: int) -> dict:
+    """One of the rows; our own k-means has the name of its start."""
+    from resource import RUSAGE_SELF, getrusage
+
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.metrics import pairwise_distances_argmin_min
+
+    def fit(x: np.ndarray, k: int) -> np.ndarray:
+        if name == "faiss":
+            from faiss import Kmeans
+
+            model = Kmeans(128, k, niter=iterations, max_points_per_centroid=len(x))
+            return model.train(x) and model.centroids
+        if name == "MiniBatchKMeans":
+            settings = dict(tol=0.0, max_no_improvement=None, n_init=1, random_state=0)
+            return MiniBatchKMeans(k, max_iter=iterations, **settings).fit(x).cluster_centers_
+        return KMeans(k, 1, iterations, 0.0, init=name).fit(x).cluster_centers_.numpy()
+
+    rng, x = np.random.default_rng(0), np.empty((n, 128), np.float32)
+    centres = rng.normal(size=(2 * k, 128))
+    for part in np.array_split(x, -(-n // 1000)):
+        part[:] = centres[rng.integers(2 * k, size=len(part))] + rng.normal(size=part.shape)
+    fit(x[:500], 10)  # what the libraries load is not counted
+    before, began = getrusage(RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    found = fit(x, k)
+    seconds, after = time.perf_counter() - began, getrusage(RUSAGE_SELF).ru_maxrss
+    inertia = np.square(pairwise_distances_argmin_min(x, found)[1], dtype=np.float64).sum()
+    row = {"k-means": name, "n": n, "features": 128, "k": k, "iterations": iterations}
+    # ru_maxrss is in KiB
+    return {**row, "seconds": seconds, "MiB": (after - before) / 1024, "inertia": float(inertia)}
+
+
 def device_of(config: Config) -> torch.device:
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def run(config: Config, what: str = "step", seconds: float = 2.0, out: str = "") -> dict:
-    """The benchmark ``what`` (step, peer, kmeans), written as JSON to ``out`` or to
-    results/local/benchmark-<what>.json."""
+def run(
+    config: Config, what: str = "step", seconds: float = 2.0, out: str = "", samples: int = 0
+) -> dict:
+    """The benchmark ``what`` (step, peer, kmeans; with ``samples``, k-means on so many), written as
+    JSON to ``out`` or to results/local/benchmark-<what>.json."""
     if not 0 < seconds <= 600:
         raise ConfigError(f"seconds must be a number above 0 and at most 600, got {seconds}")
-    found = kmeans() if what == "kmeans" else {"step": step, "peer": peer}[what](config, seconds)
+    if samples and (what != "kmeans" or samples < 1000):
+        raise ConfigError(f"samples must be 0, or at least 1000 for kmeans, got {samples}: {what}")
+    many = {"kmeans": lambda *_: kmeans_large(samples) if samples else kmeans()}
+    found = {"step": step, "peer": peer, **many}[what](config, seconds)
     kept = "method backbone stem width view_size n_views batch_size n_heads augmentation".split()
     found |= {
         "device": provenance(config)["device"],

@@ -1,7 +1,8 @@
 """k-means and Gaussian mixtures on tensors: all restarts, clusters and samples at once.
 
 Arguments, seeding and stopping follow scikit-learn. Both are deterministic given their seed and
-leave the global random state alone.
+leave the global random state alone. k-means reads its samples in blocks, so that they may be larger
+than the device or the memory, and be spread over processes.
 
 Shapes: N samples of D features, R restarts, K clusters, T trials at each step of the seeding.
 Inside, samples end in a one, ``[N, D + 1]``: the product that gives x . c then also subtracts
@@ -18,7 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reproduce.distributed import gather_rows, rank, reduce_
+
 BUFFER = {"cpu": 8 << 20, "cuda": 64 << 20}  # bytes of a chunk: what fits a cache is quickest
+BLOCK = {"cpu": 128 << 20, "cuda": 1 << 30}  # bytes of the samples that are read at a time
 
 
 @contextlib.contextmanager
@@ -33,15 +37,18 @@ def plainly():
 
 
 class KMeans:
-    """k-means from ``n_init`` greedy k-means++ starts; the best result is kept.
+    """k-means from ``n_init`` starts; the best result is kept.
 
     tol: a restart has converged when its centroids moved by a squared distance of at most this
     times the mean variance of the features, or when no sample changed its cluster. metric: "cosine"
-    gives samples and centroids length one, so that |x - c|^2 = 2 (1 - cos). batch_size: samples in
-    a chunk.
+    gives samples and centroids length one, so that |x - c|^2 = 2 (1 - cos). batch_size: samples at
+    a time, at most. init: "k-means++" (greedy) or "random", K different samples. seeding: how many
+    samples k-means++ draws from (a random choice where there are more); by default, as ``_start``
+    says. device: where to compute, if not where the samples are. sharded: each process fits its own
+    share of the samples (``distributed.own``); all get the centroids and inertia for all samples.
 
-    After ``fit``: ``cluster_centers_ [K, D]``, ``labels_ [N]``, ``inertia_`` (sum of squared
-    distances) and ``n_iter_``.
+    After ``fit``, on the device: ``cluster_centers_ [K, D]``, ``labels_ [N]`` of the samples given,
+    ``inertia_`` (sum of squared distances) and ``n_iter_``.
     """
 
     def __init__(
@@ -53,50 +60,73 @@ class KMeans:
         metric: str = "euclidean",
         random_state: int = 0,
         batch_size: int | None = None,
+        init: str = "k-means++",
+        seeding: int | None = None,
+        device: str | torch.device | None = None,
+        sharded: bool = False,
     ):
         at_least_one(
             n_clusters=n_clusters,
             n_init=n_init,
             max_iter=max_iter,
             batch_size=1 if batch_size is None else batch_size,
+            seeding=1 if seeding is None else seeding,
         )
         if metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric must be euclidean or cosine, got {metric!r}")
+        if init not in ("k-means++", "random"):
+            raise ValueError(f"init must be k-means++ or random, got {init!r}")
         self.n_clusters, self.n_init, self.max_iter, self.tol = n_clusters, n_init, max_iter, tol
         self.metric, self.random_state, self.batch_size = metric, random_state, batch_size
+        self.init, self.seeding, self.device, self.sharded = init, seeding, device, sharded
 
     @plainly()
     def fit(self, x) -> KMeans:
-        """x: float ``[N, D]``, a tensor on any device or an array."""
-        x = samples(x, n_clusters=self.n_clusters)
-        cosine = self.metric == "cosine"
-        self.origin = torch.zeros_like(x[0]) if cosine else x.mean(0)
-        x = self._prepare(x)
-        start = plus_plus(x, self.n_clusters, self.n_init, self.random_state, self.batch_size)
-        centroids, n_iter = lloyd(x, start, self.max_iter, self.tol, cosine, self.batch_size)
+        """x: float ``[N, D]``, a tensor on any device or an array, also ``np.memmap``. Beyond x,
+        memory holds a block, the sample for the seeding and some ``[R, N]``."""
+        settings = self.batch_size, self.device, self.sharded, self.metric == "cosine"
+        x = Blocks(x, *settings, n_clusters=self.n_clusters)
+        self.origin = x.origin
+        centroids, n_iter = lloyd(x, self._start(x), self.max_iter, self.tol)
         # sum_i |x_i - c|^2 = sum_i |x_i|^2 - 2 score_i, whose first term is common to all restarts
-        best = int(nearest(x, centroids, self.batch_size)[1].sum(-1, dtype=torch.float64).argmax())
+        scores = sum(nearest(part, centroids)[1].sum(-1, dtype=torch.float64) for part in x)
+        best = int(x.shared(scores).argmax())
         self.cluster_centers_, self.n_iter_ = centroids[best] + self.origin, n_iter[best]
         centroids = (self.cluster_centers_ - self.origin)[None]  # rounded as predict sees them
-        labels, _ = nearest(x, centroids, self.batch_size)
-        square = deviations(x, centroids, labels, self.batch_size)
-        self.inertia_, self.labels_ = float(square.sum(dtype=torch.float64)), labels[0]
+        labels, inertia = [], 0.0
+        for part in x:
+            labels.append(nearest(part, centroids)[0])
+            square = deviations(part, centroids, labels[-1])
+            inertia = inertia + square.sum(dtype=torch.float64)
+        self.inertia_, self.labels_ = float(x.shared(inertia)), torch.cat(labels, -1)[0]
         return self
 
     @plainly()
     def predict(self, x) -> Tensor:
-        """The cluster of each sample, int64 ``[N]``."""
-        x = self._prepare(samples(x, n_features=len(self.origin)))
-        return nearest(x, (self.cluster_centers_ - self.origin)[None], self.batch_size)[0][0]
+        """The cluster of each sample, int64 ``[N]``; each process by itself."""
+        cosine, origin = self.metric == "cosine", self.origin
+        x = Blocks(x, self.batch_size, origin.device, cosine=cosine, origin=origin)
+        centroids = (self.cluster_centers_ - self.origin)[None]
+        return torch.cat([nearest(part, centroids)[0][0] for part in x])
 
     def fit_predict(self, x) -> Tensor:
         """``fit``, then the cluster of each sample, int64 ``[N]``."""
         return self.fit(x).labels_
 
-    def _prepare(self, x: Tensor) -> Tensor:
-        """Normalised or centred (far from the origin |x - c|^2 loses its digits), with ones."""
-        x = F.normalize(x, dim=-1) if self.metric == "cosine" else x - self.origin
-        return F.pad(x, (0, 1), value=1.0)
+    def _start(self, x: Blocks) -> Tensor:
+        """The first centroids, ``[R, K, D]``, the same in all processes."""
+        k, n, generator = self.n_clusters, x.total, torch.Generator().manual_seed(self.random_state)
+        if self.init == "random":
+            drawn = [torch.randperm(n, generator=generator)[:k] for _ in range(self.n_init)]
+            return x.pick(torch.cat(drawn)).view(self.n_init, k, -1)[..., :-1]
+        # K passes over S samples: with so many per cluster the cost would grow with K^2 (256, as
+        # faiss trains on: K = 10,000 would cost more than ten iterations on ImageNet). K S is
+        # constant instead, until 16 per cluster are left; and S takes at most 1 GiB in float32
+        size = max(16 * k, min(2**26 // k, 2**18, 2**28 // len(x.origin)))
+        size, drawn = max(k, self.seeding or size), torch.arange(n)
+        if size < n:  # in the order in which a file is read quickest
+            drawn = torch.randperm(n, generator=generator)[:size].sort().values
+        return plus_plus(x.pick(drawn), k, self.n_init, self.random_state, self.batch_size)
 
 
 class GaussianMixture:
@@ -132,15 +162,10 @@ class GaussianMixture:
     @plainly()
     def fit(self, x) -> GaussianMixture:
         """x: float ``[N, D]``, a tensor on any device or an array."""
-        x = samples(x, n_components=self.n_components).double()
-        self.origin = x.mean(0)
-        x = F.pad(x - self.origin, (0, 1), value=1.0)
-        centroids, _ = lloyd(
-            x,
-            plus_plus(x, self.n_components, self.n_init, self.random_state),
-            max_iter=100,
-            tol=1e-4,
-        )
+        blocks = Blocks(x, dtype=torch.float64, n_components=self.n_components)
+        self.origin, x = blocks.origin, blocks.pick(torch.arange(blocks.total))
+        start = plus_plus(x, self.n_components, self.n_init, self.random_state)
+        centroids, _ = lloyd(blocks, start, max_iter=100, tol=1e-4)
         # EM starts from k-means as a mixture: equal weights, one variance
         variance = deviations(x, centroids, nearest(x, centroids)[0]).mean(-1) / len(self.origin)
         variance = variance.clamp_min(self.reg_covar)[:, None, None].expand_as(centroids)
@@ -174,7 +199,8 @@ class GaussianMixture:
     @plainly()
     def predict_proba(self, x) -> Tensor:
         """The probability of each cluster for each sample, float64 ``[N, K]``."""
-        x = F.pad(samples(x, n_features=len(self.origin)).double() - self.origin, (0, 1), value=1.0)
+        x = Blocks(x, origin=self.origin, dtype=torch.float64)
+        x = x.pick(torch.arange(x.total))
         variances = self.covariances_.view(self.n_components, -1).expand_as(self.means_)
         mixture = self.weights_[None], (self.means_ - self.origin)[None], variances[None]
         return torch.cat([joint[0].T.softmax(-1) for _, joint in joints(x, *mixture)])
@@ -186,6 +212,91 @@ class GaussianMixture:
     def fit_predict(self, x) -> Tensor:
         """``fit``, then the likeliest cluster of each sample, int64 ``[N]``."""
         return self.fit(x).predict(x)
+
+
+class Blocks:
+    """Samples ``[N, D]`` as k-means computes with them: on the device, centred (far from the origin
+    |x - c|^2 loses its digits) or of length one, ending in a one.
+
+    Iterating gives blocks ``[n, D + 1]``, made when they are read, in the same memory: one is gone
+    when the next comes. x, batch_size, device, sharded: as in ``KMeans``. origin: what is
+    subtracted, by default the mean. at_most: numbers up to N. ValueError if x has another shape or
+    is not finite. ``variance``: the mean over the features. ``shared``: ``reduce_``, if sharded.
+    """
+
+    def __init__(
+        self,
+        x,
+        batch_size: int | None = None,
+        device: str | torch.device | None = None,
+        sharded: bool = False,
+        cosine: bool = False,
+        origin: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        **at_most: int,
+    ):
+        self.x = x = x if isinstance(x, (Tensor, np.ndarray)) else np.array(x)
+        if x.ndim != 2 or 0 in x.shape or origin is not None and len(origin) != x.shape[1]:
+            wanted = "D], N and D at least 1" if origin is None else f"{len(origin)}], as in fit"
+            raise ValueError(f"x must have shape [N, {wanted}, got {[*x.shape]}")
+        dtype = dtype or (torch.float64 if "float64" in str(x.dtype) else torch.float32)
+        device = torch.device(device or getattr(x, "device", "cpu"))
+        self.sharded, self.cosine, self.kept = sharded, cosine, False
+        fits = BLOCK.get(device.type, 1 << 30) // (dtype.itemsize * (x.shape[1] + 1))
+        self.size = min(len(x), batch_size or max(1, fits))
+        self.buffer = torch.ones(self.size, x.shape[1] + 1, dtype=dtype, device=device)
+        self.shared = reduce_ if sharded else lambda value, op="sum": value
+        count = torch.tensor([len(x)], device=device)
+        count = (gather_rows(count) if sharded else count).tolist()
+        self.first, self.total = sum(count[: rank()]) if sharded else 0, sum(count)
+        self.origin = self.buffer.new_zeros(x.shape[1]) if origin is None else origin
+        moments, finite = 0.0, torch.ones((), device=device)
+        for part in self:
+            finite *= torch.stack(part.aminmax()).isfinite().all()
+            mean = part[:, :-1].mean(0)
+            parts = chunks(None, len(mean), part)
+            square = sum((few[:, :-1] - mean).square().sum(0) for (few,) in parts) / len(part)
+            moment = torch.stack([mean.double(), square + mean.double().square()])
+            moments = moments + moment * (len(part) / self.total)
+        if not self.shared(finite, "min"):
+            raise ValueError("x must be finite, got NaN or infinity among its values")
+        for name, value in at_most.items():
+            if value > self.total:
+                raise ValueError(
+                    f"{name} must be between 1 and the number of samples, {self.total}, got {value}"
+                )
+        mean, square = self.shared(moments)
+        self.variance = (square - mean.square()).mean()
+        if origin is None and not cosine:
+            self.origin, self.kept = mean.to(dtype), False
+
+    def __iter__(self):
+        for begin in range(0, len(self.x), self.size):
+            yield self.buffer if self.kept else self._read(slice(begin, begin + self.size))
+            self.kept = self.size == len(self.x)
+
+    def pick(self, index: Tensor) -> Tensor:
+        """Samples ``[M, D + 1]``, counted over all processes: the same in each."""
+        if not self.sharded:
+            return self._read(index)
+        own = (index >= self.first) & (index < self.first + len(self.x))
+        out = self.buffer.new_zeros(len(index), self.buffer.shape[1])
+        out[own.to(out.device)] = self._read(index[own] - self.first)
+        return self.shared(out)
+
+    def _read(self, index: slice | Tensor) -> Tensor:
+        part = self.x[index]
+        part = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+        part = part.to(self.buffer.device, self.buffer.dtype)
+        if isinstance(index, slice):
+            out = self.buffer[: len(part)]
+        else:
+            out = self.buffer.new_ones(len(part), self.buffer.shape[1])
+        if self.cosine:
+            F.normalize(part, dim=-1, out=out[:, :-1])
+        else:
+            torch.sub(part, self.origin, out=out[:, :-1])
+        return out
 
 
 def until_converged(step, state, max_iter: int):
@@ -243,40 +354,37 @@ def plus_plus(
     return x[torch.stack(chosen, 1), :-1]
 
 
-def lloyd(
-    x: Tensor,
-    centroids: Tensor,
-    max_iter: int,
-    tol: float,
-    cosine: bool = False,
-    batch_size: int | None = None,
-) -> tuple[Tensor, list[int]]:
+def lloyd(x: Blocks, centroids: Tensor, max_iter: int, tol: float) -> tuple[Tensor, list[int]]:
     """Lloyd's iterations from ``[R, K, D]`` -> the last centroids, and each restart's count."""
-    tol = tol * x[:, :-1].var(0, correction=0).mean()
+    tol, k = tol * x.variance, centroids.shape[1]
 
     def step(centroids, before):
-        labels, _ = nearest(x, centroids, batch_size)
-        total = totals(x, labels, centroids.shape[1], batch_size)
-        new = means(total, centroids, cosine)
+        labels, total = torch.empty_like(before), 0.0
+        for part, own in zip(x, labels.split(x.size, -1)):
+            own.copy_(nearest(part, centroids)[0])
+            total = total + totals(part, own, k).double()
+        total = x.shared(total).to(centroids.dtype)
+        new = means(total, centroids, x.cosine)
         empty, same = (total[..., -1] == 0).any(-1), (labels == before).all(-1)
         still = (new - centroids).square().sum((1, 2)) <= tol
         # the only time in an iteration that the host waits for the device
-        empty, done = torch.stack([empty, same | still & ~empty]).tolist()
+        flags = torch.stack([empty, ~(same | still & ~empty)]).int()
+        empty, going = x.shared(flags, "max").tolist()
         if any(empty):
-            new = means(reseed(total, x, centroids, labels, batch_size), centroids, cosine)
-        return (new, labels), done
+            new = means(reseed(total, x, centroids, labels), centroids, x.cosine)
+        return (new, labels), [not g for g in going]
 
-    nowhere = torch.full((len(centroids), len(x)), -1, device=x.device)
+    nowhere = torch.full((len(centroids), len(x.x)), -1, device=centroids.device)
     (centroids, _), n_iter = until_converged(step, (centroids, nowhere), max_iter)
     return centroids, n_iter
 
 
-def nearest(x: Tensor, centroids: Tensor, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of ``[R, K, D]``: labels and scores x . c - |c|^2 / 2, both ``[R, N]``."""
     rows = biased(centroids)
     parts = [
         largest((rows @ part.T).view(*centroids.shape[:2], -1))
-        for (part,) in chunks(batch_size, len(rows), x)
+        for (part,) in chunks(None, len(rows), x)
     ]
     scores, labels = (torch.cat(p, -1) for p in zip(*parts))
     return labels, scores
@@ -295,7 +403,7 @@ def largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     return values.view(r, n), index.view(r, n)
 
 
-def totals(x: Tensor, labels: Tensor, k: int, batch_size: int | None = None) -> Tensor:
+def totals(x: Tensor, labels: Tensor, k: int) -> Tensor:
     """``[R, N]`` -> ``[R, K, D + 1]``: sums over clusters, their last column the sizes."""
     r, n = labels.shape
     if k > 32:  # then sorting samples by cluster is quicker than a product with zeros and ones
@@ -303,7 +411,7 @@ def totals(x: Tensor, labels: Tensor, k: int, batch_size: int | None = None) -> 
         begin = F.pad(flat.bincount(minlength=r * k).cumsum(0)[:-1], (1, 0))
         return F.embedding_bag(flat.argsort(stable=True) % n, x, begin, mode="sum").view(r, k, -1)
     out = x.new_zeros(r * k, x.shape[1])
-    for part, chosen in chunks(batch_size, r * k, x, labels):
+    for part, chosen in chunks(None, r * k, x, labels):
         member = x.new_zeros(r, k, len(part)).scatter_(1, chosen[:, None], 1.0)
         out.addmm_(member.flatten(0, 1), part)
     return out.view(r, k, -1)
@@ -316,29 +424,33 @@ def means(total: Tensor, old: Tensor, cosine: bool) -> Tensor:
     return F.normalize(new, dim=-1) if cosine else new
 
 
-def reseed(
-    total: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, batch_size: int | None = None
-) -> Tensor:
+def reseed(total: Tensor, x: Blocks, centroids: Tensor, labels: Tensor) -> Tensor:
     """``totals``, in place, after empty clusters took the samples farthest from their centroids."""
     empty = total[..., -1] == 0
     number = empty.sum(-1, keepdim=True)
     most = int(number.max())
-    distance, sample = deviations(x, centroids, labels, batch_size).topk(most, -1)  # [R, most]
+    parts = zip(x, labels.split(x.size, -1))
+    distance = torch.cat([deviations(part, centroids, own) for part, own in parts], -1)
+    distance, sample = distance.topk(min(most, distance.shape[1]), -1)
+    row = x._read(sample.flatten().cpu()).view(*sample.shape, -1)
+    far = torch.cat([distance[..., None], labels.gather(-1, sample)[..., None], row], -1)
+    if x.sharded:  # the farthest of those that are farthest in a process
+        far = gather_rows(far.transpose(0, 1)).transpose(0, 1)  # [R, processes * most, D + 3]
+        far = far.take_along_dim(far[..., :1].topk(most, 1).indices, 1)
     cluster = empty.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
-    r, i = ((torch.arange(most, device=x.device) < number) & (distance > 0)).nonzero(as_tuple=True)
-    sample, cluster = sample[r, i], cluster[r, i]
-    total.index_put_((r, labels[r, sample]), -x[sample], accumulate=True)
-    total[r, cluster] = x[sample]
+    chosen = (torch.arange(most, device=far.device) < number) & (far[..., 0] > 0)
+    r, i = chosen.nonzero(as_tuple=True)
+    label, row, cluster = far[r, i, 1].long(), far[r, i, 2:], cluster[r, i]
+    total.index_put_((r, label), -row, accumulate=True)
+    total[r, cluster] = row
     return total
 
 
-def deviations(
-    x: Tensor, centroids: Tensor, labels: Tensor, batch_size: int | None = None
-) -> Tensor:
+def deviations(x: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
     """|x_i - c|^2 from the labelled centroid, ``[R, N]``, by differences: exact where tiny."""
     r, _, d = centroids.shape
     restart = torch.arange(r, device=x.device)[:, None]
-    parts = chunks(batch_size, r * d, x, labels)
+    parts = chunks(None, r * d, x, labels)
     return torch.cat(
         [(part[:, :-1] - centroids[restart, chosen]).square().sum(-1) for part, chosen in parts], -1
     )
@@ -383,24 +495,23 @@ def chunks(batch_size: int | None, rows: int, x: Tensor, *others: Tensor):
     return zip(x.split(size), *(other.split(size, -1) for other in others))
 
 
-def samples(x, n_features: int | None = None, **at_most: int) -> Tensor:
-    """x as a tensor ``[N, D]`` of float32 or float64, or ValueError. at_most: numbers up to N."""
-    x = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
-    if x.dim() != 2 or not x.numel() or n_features not in (None, x.shape[1]):
-        wanted = f"[N, {n_features}], as in fit" if n_features else "[N, D], N and D at least 1"
-        raise ValueError(f"x must have shape {wanted}, got {list(x.shape)}")
-    x = x if x.dtype == torch.float64 else x.float()
-    if not x.isfinite().all():
-        raise ValueError("x must be finite, got NaN or infinity among its values")
-    for name, value in at_most.items():
-        if value > len(x):
-            raise ValueError(
-                f"{name} must be between 1 and the number of samples, {len(x)}, got {value}"
-            )
-    return x
-
-
 def at_least_one(**settings: int) -> None:
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+@plainly()
+def whitened(features, axes: int, sharded: bool = False) -> Tensor:
+    """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one:
+    ``[N, at most axes]``. Axes without variance are left out; features that are all one become a
+    column of zeros. sharded: the axes are those of the features of all processes."""
+    x = Blocks(features, sharded=sharded, dtype=torch.float64)
+    square = x.shared(sum(part.mT @ part for part in x))[:-1, :-1] / x.total
+    variance, directions = torch.linalg.eigh(square)  # the largest last
+    variance = variance.clamp_min(1e-30)
+    kept = max(1, min(axes, int((variance > 1e-7 * variance[-1]).sum())))
+    directions = directions[:, -kept:] / variance[-kept:].sqrt()
+    return torch.cat(
+        [F.normalize(part[:, :-1] @ directions, dim=-1).to(features.dtype) for part in x]
+    )

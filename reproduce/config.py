@@ -313,6 +313,18 @@ class Config:
         (0, 256),
         identity=False,
     )
+    processes: int = setting(
+        1,
+        "that share each batch, as torchrun starts them on this machine",
+        (1, 1024),
+        identity=False,
+    )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "between checkpoints within an epoch; each epoch ends with one",
+        (0, 1e6),
+        identity=False,
+    )
     resume: bool = setting(
         True, "continue an interrupted run, show a finished one; False: train anew", identity=False
     )
@@ -477,6 +489,7 @@ class Config:
                 why = "has one network: choose 'projection' or 'backbone'"
             if why:
                 yield f"{name} is {space!r}, but method is {self.method!r}, which {why}"
+        yield from self.not_for(self.processes)
         if self.warmup_epochs > self.epochs:
             yield f"warmup_epochs is {self.warmup_epochs}, more than epochs, {self.epochs}"
         if self.smoothing == 0 and self.critic == "log_dot" and self.logit_clamp == 0:
@@ -484,6 +497,19 @@ class Config:
                 "smoothing and logit_clamp are both 0: the logarithm of the log_dot critic "
                 "would reach -inf; set one of them"
             )
+
+    def not_for(self, processes: int):
+        """Yield a sentence for each setting that so many processes cannot have."""
+        there = f"but there are {processes} processes"
+        if self.batch_size % processes:
+            yield f"batch_size is {self.batch_size}, {there}: they must divide it into equal parts"
+        if self.batchnorm_split > 1 and self.batchnorm_split % processes:
+            yield (
+                f"batchnorm_split is {self.batchnorm_split}, {there}: it must be 1 (batch norm "
+                f"over the whole batch), {processes} or a multiple of {processes}"
+            )
+        if self.compile and processes > 1:
+            yield f"compile is True, {there}: torch.compile is for one process"
 
     @property
     def granularities(self) -> list[int]:
@@ -514,6 +540,12 @@ class Config:
             for f in sorted(dataclasses.fields(self), key=lambda f: f.name)
             if f.metadata["identity"]
         }
+
+    def changed(self) -> dict:
+        """The settings that are not the default."""
+        default = Config()
+        pairs = dataclasses.asdict(self).items()
+        return {name: value for name, value in pairs if value != getattr(default, name)}
 
     def hash(self) -> str:
         """Eight hexadecimal digits over ``identity()`` without defaults, so that a setting which is

@@ -247,6 +247,12 @@ def read_cached(name: str, path: Path) -> Images:
         raise ConfigError(f"data file {str(path)!r} {why}: {remedy}") from None
     if content_hash(arrays) != sha256:
         raise ConfigError(f"data file {str(path)!r} is not what its SHA-256 says: {remedy}")
+    shape = arrays["images"].shape
+    if len(shape) != 4 or shape[1] not in (1, 3):  # made by hand, with the channels last
+        raise ConfigError(
+            f"data file {str(path)!r} holds images of shape {list(shape)}: it must be [N, C, H, W] "
+            f"with 1 or 3 channels; {remedy}"
+        )
     labels = arrays["labels"].astype(np.int64, copy=False)  # in this machine's byte order
     pixels, labels, split = map(torch.from_numpy, (arrays["images"], labels, arrays["split"]))
     classes, files, skipped = (tuple(arrays[name].tolist()) for name in TEXTS)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce import metrics, packed, probes
+from reproduce import distributed, metrics, packed, probes
 from reproduce.augment import Augment
 from reproduce.clustering import KMeans
 from reproduce.config import Config
@@ -63,20 +63,28 @@ class Evaluator:
         self,
         network: Callable[[Tensor], Tensor | dict[str, Tensor]],
         pixels: Tensor | packed.Pixels,
+        whole: bool = True,
     ):
         """A network's output, or its named outputs, for all images in evaluation mode; samples on
-        the next-to-last axis. Always in float32: bfloat16 rounds away what features differ by."""
+        the next-to-last axis. Always in float32: bfloat16 rounds away what features differ by.
+        Of several processes each extracts its share; whole: and gets those of all."""
         training = self.method.training
         self.method.eval()
+        distributed.same_statistics(self.method)
         side = max(self.config.side, self.config.view_side)
         batch = max(64, min(2048, (1 << 24) // (3 * side**2)))  # of 64 MiB
-        parts = []
-        for part in packed.split(pixels, batch, self.config.workers):
-            parts.append(network(self.augment.clean(part)))
+        mine = distributed.own(len(pixels))
+        images = packed.split(pixels, batch, self.config.workers, mine)
+        parts = [network(self.augment.clean(part)) for part in images]
         self.method.train(training)
+
+        def joined(parts: list[Tensor]) -> Tensor:
+            rows = torch.cat([part.float() for part in parts], -2).transpose(0, -2)
+            return (distributed.gather_rows(rows) if whole else rows).transpose(0, -2)
+
         if isinstance(parts[0], dict):
-            return {name: torch.cat([p[name].float() for p in parts], -2) for name in parts[0]}
-        return torch.cat([p.float() for p in parts], -2)
+            return {name: joined([part[name] for part in parts]) for name in parts[0]}
+        return joined(parts)
 
     def look(self) -> dict[str, Tensor]:
         """The method's outputs for all images. Where the heads' probabilities would be too large to

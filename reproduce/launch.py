@@ -1,14 +1,24 @@
-"""Where a sweep's runs take place: in processes here, or in jobs of a Slurm cluster (submitit)."""
+"""Where runs take place: in processes here, one or several for a run (torchrun), or in jobs of a
+Slurm cluster (submitit)."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Callable, Iterator
 
-from reproduce.config import ConfigError, short_repr
+import torch
+import yaml
+
+from reproduce.config import Config, ConfigError, short_repr
+from reproduce.runs import PACKAGE, Run
 
 CLUSTER = "slurm"  # submitit's name of it; "local" makes its jobs here, as the tests do
 LATE = "left for the next call"
@@ -46,6 +56,51 @@ def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:
         futures = {pool.submit(catch, function, *arguments): i for i, arguments in enumerate(calls)}
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+
+def torchrun(config: Config, run: Run) -> Iterator[dict]:
+    """Train one run in ``config.processes`` processes of this machine; yield its rows.
+
+    Raises what the first process that failed said.
+    """
+    from reproduce.train import Diverged
+
+    command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
+    command += ["--module", "reproduce", "train", "--rows"]
+    for name, value in config.changed().items():
+        if name not in ("processes", "tensorboard", "wandb"):  # this process does these
+            command += ["-p", name, yaml.safe_dump(value)]
+    threads = str(max(1, torch.get_num_threads() // config.processes))
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
+    with tempfile.TemporaryFile("w+") as errors:
+        torchrun = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        )
+        try:
+            for line in torchrun.stdout:
+                said = json.loads(line)
+                if "step" in said and run.on_step:
+                    run.on_step(said["step"], said["steps"])
+                elif "note" in said:
+                    run.notes.append(said["note"])
+                elif "epoch" in said:
+                    yield said
+            code = torchrun.wait()
+        finally:
+            torchrun.terminate()
+            torchrun.wait()
+        errors.seek(0)
+        said = [line[7:].strip() for line in errors if line.startswith("error: ")]
+        for sentence in said:
+            if sentence.startswith("diverged: "):
+                raise Diverged(sentence[10:])
+        if code:
+            raise ConfigError(said[0] if said else f"torchrun ended with status {code}")
 
 
 def slurm_executor(folder: Path, jobs: int, options: dict):

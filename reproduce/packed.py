@@ -354,7 +354,7 @@ class Pixels:
             pin_memory=torch.device(self.device).type == "cuda",
             generator=torch.Generator(),  # of its own: what is drawn elsewhere stays the same
         )
-        self.todo[:] = rows.cpu() if isinstance(rows, Tensor) else rows
+        self.todo[:] = [at.cpu() if isinstance(at, Tensor) else at for at in rows]
         for batch in self.loader:
             yield batch.to(self.device, non_blocking=True)
 
@@ -367,6 +367,10 @@ def read(pixels: Tensor | Pixels, rows: Iterable, workers: int = 0) -> Iterator[
     return pixels.read(rows, workers)
 
 
-def split(pixels: Tensor | Pixels, size: int, workers: int = 0) -> Iterator[Tensor]:
-    """All images in turn, ``size`` at a time."""
-    return read(pixels, [slice(i, i + size) for i in range(0, len(pixels), size)], workers)
+def split(
+    pixels: Tensor | Pixels, size: int, workers: int = 0, part: slice = slice(None)
+) -> Iterator[Tensor]:
+    """All images, or those of a part, in turn, ``size`` at a time."""
+    start, stop, _ = part.indices(len(pixels))
+    rows = [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
+    return read(pixels, rows, workers)

@@ -147,7 +147,9 @@ class Run:
             content = path.read_bytes()
             if hashlib.sha256(content[32:]).digest() == content[:32]:
                 state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
-                self.notes += damaged + [f"continued after epoch {state['epoch']} from {file}"]
+                steps = len(state.get("within", {}).get("terms", ()))
+                after = f"epoch {state['epoch']}" + (f" and {steps} steps" if steps else "")
+                self.notes += damaged + [f"continued after {after} from {file}"]
                 return state
             damaged.append(f"{file} is damaged and was passed over")
         if damaged:

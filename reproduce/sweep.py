@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -162,11 +161,11 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
         return ""
     executed = run.path.with_name(f".{run.path.name}.ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
-    default = dataclasses.asdict(Config())
-    changed = {k: v for k, v in dataclasses.asdict(config).items() if v != default[k]}
     command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
     command += [str(ROOT / "notebooks" / "train.ipynb"), str(executed)]
-    command += [word for k, v in changed.items() for word in ("-y", yaml.safe_dump({k: v}))]
+    command += [
+        word for k, v in config.changed().items() for word in ("-y", yaml.safe_dump({k: v}))
+    ]
     threads = str(max(1, torch.get_num_threads() // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "REPRODUCE_SWEEP": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import statistics
 import time
@@ -10,7 +12,7 @@ from typing import Iterator
 import torch
 from torch import Tensor, nn
 
-from reproduce import backbones, data, evaluation, loggers, packed, weights
+from reproduce import backbones, data, distributed, evaluation, launch, loggers, packed, weights
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError
 from reproduce.methods import METHODS
@@ -30,19 +32,41 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     {"epoch", "learning_rate", "loss", its terms, "seconds", "images_per_second", and in epochs with
     an evaluation the accuracies by selection rule and the collapse monitor}
 
-    An interrupted run is continued after its last whole epoch, to the same bits on one CPU with one
+    An interrupted run is continued after its last checkpoint, to the same bits on one CPU with one
     number of threads. A finished one is not trained again: its rows are yielded from its directory.
+    Of several processes, which torchrun starts or the setting ``processes``, only the first yields
+    rows and writes.
+
     Raises ConfigError before any work if the data cannot be trained on, Diverged if a loss is not
-    finite.
+    finite, Lost in the processes that are left when one of them is gone.
     """
     run = run or Run(config)
     loggers.check(config)
-    if run.finished and config.resume:
+    if (
+        config.processes > 1
+        and "WORLD_SIZE" not in os.environ
+        and not (run.finished and config.resume)
+    ):
+        yield from loggers.log_epochs(config, run, launch.torchrun(config, run))
+        return
+    with distributed.processes(config.device):
+        for sentence in config.not_for(distributed.world()):
+            raise ConfigError(sentence)
+        if distributed.rank():  # the first one's twin: the same rows, and nobody who reads them
+            for _ in fit_here(config, run):
+                pass
+        else:
+            yield from loggers.log_epochs(config, run, fit_here(config, run))
+
+
+def fit_here(config: Config, run: Run) -> Iterator[dict]:
+    """``fit`` in this process, alone or one of several."""
+    if distributed.broadcast(run.finished and config.resume):
         run.tidy()
         run.notes.append(
             "was finished before and is shown, not trained again (-p resume False trains)"
         )
-        yield from loggers.log_epochs(config, run, run.history())
+        yield from run.history()
         return
     images = data.load(config)
     n_clusters = check(config, images)
@@ -51,10 +75,10 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
             f"prototype_warmup is {config.prototype_warmup} and epochs {config.epochs}: "
             "no prototype ever enters the loss"
         )
-    with run.lock():
-        if not config.resume:
+    with contextlib.nullcontext() if distributed.rank() else run.lock():
+        if not config.resume and not distributed.rank():
             run.discard()
-        yield from loggers.log_epochs(config, run, train(config, run, images, n_clusters))
+        yield from train(config, run, images, n_clusters)
 
 
 def check(config: Config, images: data.Images) -> int:
@@ -98,11 +122,7 @@ def check(config: Config, images: data.Images) -> int:
 
 
 def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Iterator[dict]:
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and device.type == "cpu":
-        raise ConfigError(
-            "device is 'cuda', but torch finds no CUDA device here: use 'auto' or 'cpu'"
-        )
+    device = find_device(config)
     low_precision = uses_bfloat16(config, device)
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -118,19 +138,40 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     augment = Augment(config, mean.to(device), std.to(device))
     method = METHODS[config.method](config, backbone, n_clusters, n)
     method = method.to(device, memory_format=torch.channels_last)
+    if config.batchnorm_split == 1:
+        method = distributed.with_global_norm(method, device)
     optimizer = build_optimizer(config, method)
     evaluator = evaluation.Evaluator(
         config, method, augment, train_part, eval_part, n_clusters, device
     )
-    loss_of = torch.compile(method.loss) if config.compile else method.loss
-
+    loss_of = torch.compile(method.loss) if config.compile else distributed.loss_of(method)
     pixels = evaluator.train_pixels
 
     def extract(network):
-        return evaluator.extract(network, pixels)
+        return evaluator.extract(network, pixels, whole=False)
+
+    def save(epoch: int, **within) -> float:
+        """A checkpoint after an epoch, or within the next; returns the time of it."""
+        if distributed.rank() == 0:
+            state = {
+                "epoch": epoch,
+                "method": method.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "generator": generator.get_state(),
+                "torch_rng": torch.get_rng_state(),
+                "evaluator": evaluator.state_dict(),
+                "left_over": left_over,
+                "history": history,
+                "seconds": seconds,
+                "cuda_rng": torch.cuda.get_rng_state() if device.type == "cuda" else None,
+                "within": within,
+            }
+            run.save_checkpoint(state)
+        return time.perf_counter()
 
     start, history, left_over, seconds = 0, [], torch.empty(0, dtype=torch.long, device=device), 0.0
-    state = run.load_checkpoint()
+    within: dict = {}
+    state = distributed.broadcast(None if distributed.rank() else run.load_checkpoint())
     if state:
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
@@ -139,33 +180,41 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         if device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])
         evaluator.load_state_dict(state["evaluator"])
-        start, history, left_over, seconds = (
-            state["epoch"],
-            state["history"],
-            state["left_over"].to(device),
-            state["seconds"],
-        )
+        start, history, seconds = (state[name] for name in ("epoch", "history", "seconds"))
+        left_over, within = state["left_over"].to(device), state.get("within", {})
         yield from history
-
-    if not history:
+    else:
         evaluator.evaluate(0, None)  # the probabilities before training
+
+    saved = time.perf_counter()
     for epoch in range(start + 1, config.epochs + 1):
         began = time.perf_counter()
         method.train()
-        row = {"epoch": epoch, **method.before_epoch(epoch, extract), **evaluator.pseudo_labels()}
-        for parameter in method.renewed:
-            for kept in optimizer.state.get(
-                parameter, {}
-            ).values():  # momentum of weights that are no more
-                kept.zero_()
-        order = method.order(steps * config.batch_size, generator)
-        if order is None:
-            order, left_over = draw_order(config, n, steps, generator, left_over)
-        order = order.view(steps, config.batch_size)
-        batches = packed.read(pixels, order, config.workers)
-        terms = []
-        for i, index in enumerate(order):
-            step = (epoch - 1) * steps + i
+        if within:  # continued after some of its steps
+            row, order, terms = (
+                within["row"],
+                within["order"].to(device),
+                [*within["terms"].to(device)],
+            )
+            began, method.warm = began - within["seconds"], within["warm"]
+            within = {}
+        else:
+            row = {
+                "epoch": epoch,
+                **method.before_epoch(epoch, extract),
+                **evaluator.pseudo_labels(),
+            }
+            for parameter in method.renewed:  # the momentum of weights that are no more
+                for kept in optimizer.state.get(parameter, {}).values():
+                    kept.zero_()
+            order = method.order(steps * config.batch_size, generator)
+            if order is None:
+                order, left_over = draw_order(config, n, steps, generator, left_over)
+            order, terms = order.view(steps, config.batch_size), []
+        shares = (distributed.share(index) for index in order[len(terms) :])
+        batches = packed.read(pixels, shares, config.workers)
+        for i in range(len(terms), steps):
+            index, step = order[i], (epoch - 1) * steps + i
             rate = learning_rate(
                 config.schedule,
                 config.learning_rate,
@@ -186,14 +235,18 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             if run.on_step:
                 run.on_step(step + 1, config.epochs * steps)
             terms.append(torch.cat([t.detach().float().view(-1) for t in named.values()]))
+            now = time.perf_counter()
+            if now - saved >= 60 * config.checkpoint_minutes and i + 1 < steps:
+                so_far = dict(row=row, order=order, seconds=now - began, warm=method.warm)
+                saved = save(epoch - 1, terms=torch.stack(terms).cpu(), **so_far)
         terms = torch.stack(terms).cpu()  # [steps, terms]: the one synchronisation of an epoch
         try:
             head_losses = record(named, terms, row, epoch)
         except Diverged as error:
-            run.write_json(
-                "metrics.json", {"status": "diverged", "epochs": epoch - 1, "reason": str(error)}
-            )
-            run.write_history(history)
+            if distributed.rank() == 0:
+                why = {"status": "diverged", "epochs": epoch - 1, "reason": str(error)}
+                run.write_json("metrics.json", why)
+                run.write_history(history)
             raise
         took = time.perf_counter() - began
         seconds += took
@@ -205,20 +258,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         if epoch % config.evaluate_every == 0 or epoch == config.epochs:
             row |= evaluator.evaluate(epoch, head_losses)
         history.append(row)
-        run.save_checkpoint(
-            {
-                "epoch": epoch,
-                "method": method.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "generator": generator.get_state(),
-                "torch_rng": torch.get_rng_state(),
-                "evaluator": evaluator.state_dict(),
-                "left_over": left_over,
-                "history": history,
-                "seconds": seconds,
-                "cuda_rng": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-            }
-        )
+        saved = save(epoch)
         yield row
 
     if config.compile and len(history) > 1:
@@ -251,7 +291,16 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         "precision": "bfloat16" if low_precision else "float32",
         "weights_sha256": weights_digest(state),
     }
-    run.finish(metrics, history, state, assignments, **arrays)
+    if distributed.rank() == 0:
+        run.finish(metrics, history, state, assignments, **arrays)
+
+
+def find_device(config: Config) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device is 'cuda', but torch finds no CUDA device here: use 'auto' or 'cpu'"
+        )
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def uses_bfloat16(config: Config, device: torch.device) -> bool:

@@ -100,6 +100,28 @@ def test_kmeans_beside_scikit_learn(monkeypatch):
         ] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_kmeans_on_many_samples(monkeypatch, installed):
+    if installed:
+        pytest.importorskip("faiss", reason="faiss is an extra of the benchmark")
+    else:
+        monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    found = benchmark.kmeans_large(3000, k=12, iterations=3)
+    names = [row["k-means"] for row in found["rows"]]
+    assert names == ["k-means++", "random", "MiniBatchKMeans"] + ["faiss"] * installed
+    assert ("without faiss: pip" in found["note"]) is not installed
+    ratios = [row["inertia_ratio"] for row in found["rows"]]
+    assert min(ratios) == 1 and max(ratios) < 1.1
+    for row in found["rows"]:
+        assert row["seconds"] > 0 <= row["MiB"] < 500 and row["n"] == 3000
+
+
+@pytest.mark.parametrize("what, samples", [("kmeans", 999), ("kmeans", -1), ("step", 5000)])
+def test_samples_out_of_range(what, samples):
+    with pytest.raises(ConfigError, match=f"samples must be .* got {samples}: {what}"):
+        benchmark.run(Config.from_params(TINY), what, samples=samples)
+
+
 def test_beside_lightly_or_one_sentence(tmp_path, monkeypatch):
     pytest.importorskip("lightly.loss", reason="lightly is an extra of the benchmark")
     row = benchmark.run(Config.from_params(TINY), "peer", 0.03, str(tmp_path / "b.json"))["rows"][0]

@@ -2,7 +2,9 @@
 under changes that must not matter."""
 
 import math
+import tracemalloc
 import warnings
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from sklearn import cluster, datasets, mixture
 from torch.overrides import TorchFunctionMode
 
 from reproduce import clustering
-from reproduce.clustering import GaussianMixture, KMeans
+from reproduce.clustering import GaussianMixture, KMeans, whitened
 
 COVARIANCE = ["diag", "spherical"]
 
@@ -33,6 +35,11 @@ def blobs(n=400, d=5, k=4, spread=0.5, seed=0):
 
 def padded(x):
     return F.pad(x, (0, 1), value=1.0)
+
+
+def blocks(x, size=None, cosine=False):
+    """Neither centred nor, as they already have it, brought to length one, unless cosine."""
+    return clustering.Blocks(x, size, cosine=cosine, origin=torch.zeros_like(x[0]))
 
 
 def same_partition(a, b):
@@ -135,7 +142,7 @@ def test_from_one_start_each_restart_does_what_scikit_learn_does(digits, k, tol)
     x += 0.01 * torch.randn_like(x)  # whole numbers have ties
     x -= x.mean(0)
     starts = x[torch.stack([torch.randperm(len(x))[:k] for _ in range(4)])]
-    centroids, n_iter = clustering.lloyd(padded(x), starts, max_iter=300, tol=tol)
+    centroids, n_iter = clustering.lloyd(blocks(x), starts, max_iter=300, tol=tol)
     for start, ours, count in zip(starts, centroids, n_iter):
         theirs = cluster.KMeans(k, init=start.numpy(), n_init=1, max_iter=300, tol=tol).fit(
             x.numpy()
@@ -163,9 +170,7 @@ def test_an_iteration_is_that_of_a_loop(k, cosine, batch_size):
     if cosine:
         x = F.normalize(x, dim=-1)
     starts = x[torch.stack([torch.randperm(len(x))[:k] for _ in range(3)])]
-    ours, _ = clustering.lloyd(
-        padded(x), starts, max_iter=1, tol=0.0, cosine=cosine, batch_size=batch_size
-    )
+    ours, _ = clustering.lloyd(blocks(x, batch_size, cosine), starts, max_iter=1, tol=0.0)
     torch.testing.assert_close(ours, torch.stack([loop_lloyd_step(x, s, cosine) for s in starts]))
 
 
@@ -185,8 +190,10 @@ def test_labels_inertia_and_predict_belong_to_the_centroids(digits):
 
 def test_the_best_restart_is_kept():
     x = torch.randn(100, 2, dtype=torch.float64)
-    x = padded(x - x.mean(0))
-    ends, n_iter = clustering.lloyd(x, clustering.plus_plus(x, 12, 10, seed=1), 100, 1e-4)
+    x = x - x.mean(0)
+    starts = clustering.plus_plus(padded(x), 12, 10, seed=1)
+    ends, n_iter = clustering.lloyd(blocks(x), starts, 100, 1e-4)
+    x = padded(x)
     inertias = clustering.deviations(x, ends, clustering.nearest(x, ends)[0]).sum(-1)
     assert inertias.argmin() > 0 and inertias.max() > 1.1 * inertias.min()
     best = KMeans(12, random_state=1).fit(x[:, :-1])
@@ -212,7 +219,7 @@ def test_empty_clusters_are_seeded_again_as_in_scikit_learn(n, k):
     x = torch.randn(n, 3, dtype=torch.float64)
     x -= x.mean(0)
     start = x[:1].expand(k, -1).contiguous()
-    ours, _ = clustering.lloyd(padded(x), torch.stack([start, x[:k]]), max_iter=100, tol=0.0)
+    ours, _ = clustering.lloyd(blocks(x), torch.stack([start, x[:k]]), max_iter=100, tol=0.0)
     labels, _ = clustering.nearest(padded(x), ours)
     assert [len(row.unique()) for row in labels] == [k, k]
     theirs = cluster.KMeans(k, init=start.numpy(), n_init=1, max_iter=100, tol=0.0).fit(x.numpy())
@@ -226,7 +233,7 @@ def test_seeding_again_takes_the_farthest_samples_from_their_clusters():
     labels = torch.tensor([[0, 0, 0, 2, 2, 2]])
     total = clustering.totals(padded(x), labels, 4)
     assert total[0].tolist() == [[8.0, 3.0], [0.0, 0.0], [103.0, 3.0], [0.0, 0.0]]
-    clustering.reseed(total, padded(x), centroids, labels)
+    clustering.reseed(total, blocks(x), centroids, labels)
     assert total[0].tolist() == [[1.0, 2.0], [39.0, 1.0], [64.0, 2.0], [7.0, 1.0]]
 
 
@@ -235,7 +242,7 @@ def test_an_empty_cluster_keeps_a_restart_going():
     end."""
     x = torch.tensor([[-3.0], [-1.0], [1.0], [3.0]])
     centroids, n_iter = clustering.lloyd(
-        padded(x), torch.tensor([[[0.0], [100.0]]]), max_iter=50, tol=1e-4
+        blocks(x), torch.tensor([[[0.0], [100.0]]]), max_iter=50, tol=1e-4
     )
     assert n_iter[0] > 1
     labels, _ = clustering.nearest(padded(x), centroids)
@@ -377,27 +384,268 @@ def test_memory_is_bounded(monkeypatch, k):
 
 def test_restarts_are_computed_at_once():
     """About as many operations for ten restarts as for one."""
-    x = padded(torch.randn(500, 4))
+    x = torch.randn(500, 4)
     counts = []
     for restarts in (1, 10):
         with Watch() as watch:
-            start = clustering.plus_plus(x, 5, restarts, seed=0, batch_size=500)
-            clustering.lloyd(x, start, max_iter=3, tol=0.0, batch_size=500)
+            start = clustering.plus_plus(padded(x), 5, restarts, seed=0, batch_size=500)
+            clustering.lloyd(blocks(x), start, max_iter=3, tol=0.0)
         counts.append(watch.count)
     assert abs(counts[1] - counts[0]) < 10 < counts[0]
 
 
 def test_converged_restarts_leave_the_batch(monkeypatch):
-    x, sizes = padded(torch.randn(500, 4)), []
+    x, sizes = torch.randn(500, 4), []
     nearest = clustering.nearest
     monkeypatch.setattr(
-        clustering, "nearest", lambda x, c, b=None: (sizes.append(len(c)), nearest(x, c, b))[1]
+        clustering, "nearest", lambda x, c: (sizes.append(len(c)), nearest(x, c))[1]
     )
-    starts = clustering.plus_plus(x, 5, 8, seed=0)
-    _, n_iter = clustering.lloyd(x, starts, max_iter=300, tol=1e-4)
+    starts = clustering.plus_plus(padded(x), 5, 8, seed=0)
+    _, n_iter = clustering.lloyd(blocks(x), starts, max_iter=300, tol=1e-4)
     assert sizes == [sum(n >= i for n in n_iter) for i in range(1, max(n_iter) + 1)] and min(
         n_iter
     ) < max(n_iter)
+
+
+# ---- samples in blocks: larger than memory, and over several processes
+
+
+def saved(x, path):
+    """x as a file that is mapped, read only."""
+    mapped = np.memmap(path, x.numpy().dtype, "w+", shape=tuple(x.shape))
+    mapped[:] = x.numpy()
+    mapped.flush()
+    return np.memmap(path, x.numpy().dtype, "r", shape=tuple(x.shape))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("size", [None, 64])
+def test_a_mapped_file_gives_what_a_tensor_gives(tmp_path, metric, size):
+    x = torch.randn(333, 6) + 2
+    mapped = saved(x, tmp_path / "x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        a, b = (KMeans(7, 3, metric=metric, batch_size=size).fit(y) for y in (x, mapped))
+        assert (a.predict(mapped) == a.labels_).all()
+    assert (a.labels_ == b.labels_).all() and a.inertia_ == b.inertia_
+    assert (a.cluster_centers_ == b.cluster_centers_).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"metric": "cosine"}, {"init": "random"}], ids=str)
+@pytest.mark.parametrize("k", [8, 40])
+def test_memory_holds_blocks_not_samples(tmp_path, monkeypatch, settings, k):
+    """Neither a copy of x nor a mask of it; what is as long as all samples is one number each."""
+    monkeypatch.setitem(clustering.BLOCK, "cpu", 20_000)
+    monkeypatch.setitem(clustering.BUFFER, "cpu", 20_000)
+    mapped = saved(torch.randn(4000, 64), tmp_path / "x")
+    mask, number = 4000 * 64, 4000 * 8
+    tracemalloc.start()  # what numpy holds
+    with Watch() as watch:
+        model = KMeans(k, n_init=1, max_iter=3, seeding=100, **settings).fit(mapped)
+        model.predict(mapped)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert watch.largest <= max(number, 100 * 65 * 4) < mask / 5 and held < mask
+    with Watch() as watch:
+        clustering.Blocks(mapped, origin=torch.zeros(64))
+    assert watch.largest <= 20_000
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_mean_and_variance_are_those_of_all_blocks(double):
+    x = 50 + torch.randn(100, 4, dtype=torch.float64) * torch.arange(1, 101)[:, None]
+    x = x if double else x.float()
+    blocks = clustering.Blocks(x, 7)
+    torch.testing.assert_close(blocks.origin, x.mean(0))
+    torch.testing.assert_close(
+        blocks.variance, x.double().var(0, correction=0).mean(), rtol=1e-5, atol=0
+    )
+    centred = padded(x - blocks.origin)
+    torch.testing.assert_close(torch.cat([part.clone() for part in blocks]), centred)
+    torch.testing.assert_close(blocks.pick(torch.tensor([99, 0, 50])), centred[[99, 0, 50]])
+
+
+def drawn(monkeypatch, x, k, **settings):
+    """What k-means++ draws from, and the model."""
+    found, plus_plus = [], clustering.plus_plus
+    monkeypatch.setattr(
+        clustering, "plus_plus", lambda x, *rest: (found.append(x), plus_plus(x, *rest))[1]
+    )
+    model = KMeans(k, **settings).fit(x)
+    monkeypatch.setattr(clustering, "plus_plus", plus_plus)
+    return found[0][:, :-1] + model.origin, model
+
+
+def test_many_samples_are_seeded_from_some_of_them(monkeypatch):
+    x, truth = blobs(n=4000, k=8)
+    sample, model = drawn(monkeypatch, x, 8, seeding=200)
+    place = torch.cdist(sample, x).argmin(1)
+    torch.testing.assert_close(sample, x[place])
+    assert len(sample) == 200 and (place.diff() > 0).all()  # each once, in their order
+    assert place[0] < 400 and place[-1] > 3600 and len(truth[place].unique()) == 8
+    other, _ = drawn(monkeypatch, x, 8, seeding=200, random_state=1)
+    assert not (other == sample).all()
+    assert same_partition(model.labels_, truth)
+    assert model.inertia_ == pytest.approx(KMeans(8).fit(x).inertia_, rel=1e-9)
+    assert len(drawn(monkeypatch, x, 50, seeding=1)[0]) == 50  # no fewer than clusters
+
+
+@pytest.mark.parametrize(
+    "n, k, d, size",
+    [(2**18 + 3, 2, 1, 2**18), (2**18, 2, 1, 2**18), (70_000, 1000, 1, 2**26 // 1000)],
+)
+def test_how_many_samples_seed(monkeypatch, n, k, d, size):
+    """Only how many: k-means itself would take long."""
+    sizes = []
+    monkeypatch.setattr(
+        clustering, "plus_plus", lambda x, k, r, *_: (sizes.append(len(x)), x[None, :k, :-1])[1]
+    )
+    KMeans(k, n_init=1, max_iter=1).fit(torch.rand(n, d))
+    assert sizes == [size]
+
+
+def test_all_of_few_samples_seed(monkeypatch):
+    """In their order, to the bit, also in blocks."""
+    x = torch.randn(500, 5)
+    for size in (None, 64):
+        blocks = clustering.Blocks(x, size)
+        model = KMeans(6, n_init=2, random_state=3)
+        start = clustering.plus_plus(padded(x - x.mean(0)), 6, 2, 3)
+        if size is None:
+            assert (model._start(blocks) == start).all()
+        torch.testing.assert_close(model._start(blocks), start)
+
+
+def test_a_random_start_is_of_different_samples(digits):
+    x = torch.from_numpy(digits)
+    model = KMeans(300, n_init=3, init="random", random_state=5)
+    start = model._start(blocks(x))
+    for one in start:
+        assert (torch.cdist(one, x).argmin(1).unique().shape) == (300,)
+    assert not (start[0] == start[1]).all() and (start == model._start(blocks(x, 50))).all()
+    everyone = KMeans(len(x), n_init=1, init="random")._start(blocks(x))[0]
+    assert (everyone.sum(0) == x.sum(0)).all() and not (everyone == x).all()
+    ours = KMeans(10, n_init=20, init="random").fit(digits).inertia_
+    theirs = cluster.KMeans(10, n_init=20, init="random", random_state=0).fit(digits).inertia_
+    assert ours == pytest.approx(theirs, rel=2e-3)
+
+
+# what two processes share: few clusters and many, restarts, both metrics, every way to start
+SHARED = {
+    "product": dict(n_clusters=6, n_init=3),
+    "sorting": dict(n_clusters=40, n_init=2),
+    "cosine": dict(n_clusters=6, n_init=3, metric="cosine"),
+    "sample": dict(n_clusters=5, n_init=2, seeding=60),
+    "empty": dict(n_clusters=8, n_init=2, init="random"),
+    "empty, cosine": dict(n_clusters=8, n_init=2, init="random", metric="cosine"),
+    "empty, sorting": dict(n_clusters=40, n_init=1, init="random", batch_size=16),
+}
+
+
+def spread():
+    """``[201, 4]``: half of them one and the same, so that a random start has empty clusters; the
+    farthest belong to the second share alone, and the two shares differ in mean and scale."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(201, 4, generator=g) + torch.tensor([3.0, 1.0, 0.0, -1.0])
+    x[::2] = x[0]
+    x[101::2] *= 5
+    return x
+
+
+def share(rank, path):
+    """One of two processes: what it finds is saved."""
+    from reproduce import distributed
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{path}/meet", timedelta(seconds=60), 2, rank
+    )
+    x = spread()
+    own, found = distributed.own(len(x)), {}
+    for name, settings in SHARED.items():
+        model = KMeans(**settings, sharded=True).fit(x[own])
+        labels = distributed.gather_rows(model.labels_)
+        assert (model.predict(x[own]) == model.labels_).all()
+        found[name] = model.cluster_centers_, model.inertia_, model.n_iter_, labels
+    found["whitened"] = distributed.gather_rows(whitened(x[own], 3, sharded=True))
+    alone = KMeans(6, n_init=2).fit(x[own])  # not sharded: each its own
+    found["alone"] = alone.inertia_
+    x[-1, 0] = math.nan  # of which the first process knows nothing
+    for k, words in ((3, "finite"), (202, "number of samples, 201")):
+        with pytest.raises(ValueError, match=words):
+            KMeans(k, sharded=True).fit(x[own] if k == 3 else spread()[own])
+    torch.save(found, f"{path}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_find_what_one_finds(tmp_path, monkeypatch):
+    torch.multiprocessing.spawn(share, (str(tmp_path),), nprocs=2)
+    x, found = spread(), [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    again, reseed = [], clustering.reseed
+    monkeypatch.setattr(clustering, "reseed", lambda *a: (again.append(name), reseed(*a))[1])
+    for name, settings in SHARED.items():
+        one, same = KMeans(**settings).fit(x), KMeans(**settings, sharded=True).fit(x)
+        assert (one.cluster_centers_ == same.cluster_centers_).all()
+        for centers, inertia, n_iter, labels in (process[name] for process in found):
+            torch.testing.assert_close(centers, one.cluster_centers_, rtol=1e-5, atol=1e-5)
+            assert inertia == pytest.approx(one.inertia_, rel=1e-5) and n_iter == one.n_iter_
+            assert (labels == one.labels_).all()
+        assert (found[0][name][0] == found[1][name][0]).all()
+    assert {name for name in SHARED if "empty" in name} <= set(again)
+    for process, own in zip(found, (slice(0, 100), slice(100, 201))):
+        torch.testing.assert_close(process["whitened"], whitened(x, 3), rtol=1e-4, atol=1e-5)
+        assert process["alone"] == pytest.approx(KMeans(6, n_init=2).fit(x[own]).inertia_)
+
+
+# ---- whitening
+
+
+def test_whitened_features():
+    """Decorrelated, of variance one before they get length one; against the singular vectors of
+    numpy."""
+    x = (
+        torch.randn(200, 6, dtype=torch.float64)
+        @ torch.diag(torch.tensor([9.0, 5, 3, 2, 1, 0.5], dtype=torch.float64))
+        @ torch.randn(6, 6, dtype=torch.float64)
+        + 7
+    )
+    u, _, _ = np.linalg.svd((x - x.mean(0)).numpy(), full_matrices=False)
+    for axes in (1, 3, 6, 256):
+        out = whitened(x, axes)
+        assert out.shape == (200, min(axes, 6)) and out.dtype == x.dtype
+        torch.testing.assert_close(out.norm(dim=-1), torch.ones(200, dtype=torch.float64))
+        theirs = torch.from_numpy(u[:, : min(axes, 6)])
+        theirs = theirs / theirs.norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(
+            out @ out.T, theirs @ theirs.T, atol=1e-8, rtol=1e-8
+        )  # the same but for the signs and order of axes
+    moved = whitened(x @ torch.randn(6, 6, dtype=torch.float64) + 3, 6)
+    torch.testing.assert_close(
+        moved @ moved.T, whitened(x, 6) @ whitened(x, 6).T, atol=1e-8, rtol=1e-8
+    )  # no linear map of the features matters
+
+
+def test_whitening_leaves_out_what_does_not_vary():
+    """A dead feature, one that repeats another, fewer images than features; and features that are
+    all one."""
+    x = torch.randn(50, 3)
+    x = torch.cat([x, x[:, :1], torch.full((50, 1), 2.0)], 1)
+    out = whitened(x, 256)
+    assert out.shape == (50, 3) and out.isfinite().all()
+    assert whitened(torch.randn(4, 9), 256).shape == (4, 3)
+    dead = whitened(torch.ones(50, 4), 3)
+    assert dead.isfinite().all() and (dead == 0).all()
+    assert KMeans(4, n_init=1).fit_predict(dead).shape == (50,)
+
+
+def test_whitening_in_blocks(monkeypatch):
+    x = torch.randn(300, 6) * torch.arange(1, 7) + 100
+    whole = whitened(x, 4)
+    monkeypatch.setitem(clustering.BLOCK, "cpu", 1000)
+    assert whole.dtype == torch.float32
+    with Watch() as watch:
+        torch.testing.assert_close(whitened(x, 4), whole, rtol=1e-5, atol=1e-5)
+    assert watch.largest <= 300 * 4 * 4  # the result
 
 
 # ---- what is refused
@@ -437,6 +685,12 @@ def test_other_features_than_in_fit(make):
         (KMeans, dict(n_clusters=2, n_init=0), "n_init .* got 0"),
         (KMeans, dict(n_clusters=2, max_iter=0), "max_iter .* got 0"),
         (KMeans, dict(n_clusters=2, batch_size=0), "batch_size .* got 0"),
+        (KMeans, dict(n_clusters=2, seeding=0), "seeding .* got 0"),
+        (
+            KMeans,
+            dict(n_clusters=2, init="first"),
+            "init must be k-means\\+\\+ or random, got 'first'",
+        ),
         (
             KMeans,
             dict(n_clusters=2, metric="manhattan"),
@@ -615,3 +869,14 @@ def test_cuda_gives_what_the_processor_gives(digits, model):
         assert labels.device.type == device
         quality.append(model.inertia_ if isinstance(model, KMeans) else model.lower_bound_)
     assert quality[0] == pytest.approx(quality[1], rel=0.01)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("settings", [{}, {"init": "random"}, {"seeding": 300}], ids=str)
+def test_samples_come_to_the_device(digits, settings):
+    """Blocks of an array, computed on the GPU."""
+    model = KMeans(40, n_init=2, batch_size=500, device="cuda", **settings).fit(digits)
+    other = KMeans(40, n_init=2, batch_size=500, **settings).fit(digits)
+    assert model.labels_.device.type == model.cluster_centers_.device.type == "cuda"
+    assert (model.predict(digits) == model.labels_).all()
+    assert model.inertia_ == pytest.approx(other.inertia_, rel=0.02)

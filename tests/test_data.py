@@ -614,12 +614,12 @@ def test_unreadable_and_odd_files(home, monkeypatch):
     pictures(home / "images", "a.png", "locked.png")
     os.mkfifo(home / "images" / "pipe.png")
 
-    def refuse(path, mode):  # root may read every file
+    def refuse(path, mode, *_):  # root may read every file
         if path.name == "locked.png":
             raise PermissionError(13, "Permission denied", str(path))
         return open(path, mode)
 
-    monkeypatch.setattr(folder_module, "open", refuse, raising=False)
+    monkeypatch.setattr(Path, "open", refuse)
     assert refused(home).split("\n")[1:] == [
         "  'locked.png': Permission denied",
         "  'pipe.png': not a file",
@@ -760,6 +760,12 @@ def flip(path, at=0.5):
     path.write_bytes(content)
 
 
+def channels_last(path):
+    with np.load(path) as file:
+        content = {k: v for k, v in file.items() if k != "sha256"}
+    data.write_cached(path, **{**content, "images": content["images"].transpose(0, 2, 3, 1)})
+
+
 @pytest.mark.parametrize(
     "harm, says",
     [
@@ -786,6 +792,7 @@ def flip(path, at=0.5):
         (lambda p: rewrite(p, files=np.array(["x"])), "is not what its SHA-256 says"),
         (lambda p: rewrite(p, skipped=np.array(["x"])), "is not what its SHA-256 says"),
         (lambda p: rewrite(p, sha256=np.array("0" * 64)), "is not what its SHA-256 says"),
+        (channels_last, "holds images of shape [1797, 8, 8, 1]: it must be [N, C, H, W]"),
     ],
 )
 def test_a_file_that_is_not_whole_is_refused(home, harm, says):

@@ -142,8 +142,12 @@ def forks():
 
 
 OWN = dict(
-    queue_size=128, prototypes="4 8", prototype_warmup=1, pseudo_clusters=12
-)  # the prototypes enter in the second epoch
+    queue_size=128,
+    prototypes="4 8",
+    prototype_warmup=1,  # the prototypes enter in the second epoch
+    pseudo_clusters=12,
+    checkpoint_minutes=0,  # a checkpoint after each step, too
+)
 
 
 def command(folder: Path, method: str) -> list[str]:

@@ -22,10 +22,8 @@ from test_losses import (
 from torch import nn
 
 from reproduce import Config, backbones, fit, metrics
-from reproduce.clustering import KMeans
 from reproduce.methods import METHODS
 from reproduce.methods.base import Momentum
-from reproduce.methods.deepcluster import whitened
 from reproduce.runs import Run
 from reproduce.train import build_optimizer
 
@@ -666,44 +664,6 @@ def test_deepclusters_top_layer_may_have_no_momentum():
             update.step()
         moved = {True: 1 + 1.9, False: 1 + 1.0}[momentum]
         close(start - method.top.weight, torch.full_like(start, moved))
-
-
-def test_whitened_features():
-    """Decorrelated, of variance one before they get length one; against the singular vectors of
-    numpy."""
-    x = (
-        torch.randn(200, 6, dtype=torch.float64)
-        @ torch.diag(torch.tensor([9.0, 5, 3, 2, 1, 0.5], dtype=torch.float64))
-        @ torch.randn(6, 6, dtype=torch.float64)
-        + 7
-    )
-    u, _, _ = np.linalg.svd((x - x.mean(0)).numpy(), full_matrices=False)
-    for axes in (1, 3, 6, 256):
-        out = whitened(x, axes)
-        assert out.shape == (200, min(axes, 6)) and out.dtype == x.dtype
-        close(out.norm(dim=-1), torch.ones(200, dtype=torch.float64))
-        theirs = torch.from_numpy(u[:, : min(axes, 6)])
-        theirs = theirs / theirs.norm(dim=-1, keepdim=True)
-        close(
-            out @ out.T, theirs @ theirs.T, atol=1e-8
-        )  # the same but for the signs and order of axes
-    moved = whitened(x @ torch.randn(6, 6, dtype=torch.float64) + 3, 6)
-    close(
-        moved @ moved.T, whitened(x, 6) @ whitened(x, 6).T, atol=1e-8
-    )  # no linear map of the features matters
-
-
-def test_whitening_leaves_out_what_does_not_vary():
-    """A dead feature, one that repeats another, fewer images than features; and features that are
-    all one."""
-    x = torch.randn(50, 3)
-    x = torch.cat([x, x[:, :1], torch.full((50, 1), 2.0)], 1)
-    out = whitened(x, 256)
-    assert out.shape == (50, 3) and out.isfinite().all()
-    assert whitened(torch.randn(4, 9), 256).shape == (4, 3)
-    dead = whitened(torch.ones(50, 4), 3)
-    assert dead.isfinite().all() and (dead == 0).all()
-    assert KMeans(4, n_init=1).fit_predict(dead).shape == (50,)
 
 
 # ---- whole runs

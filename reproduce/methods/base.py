@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reproduce import distributed
 from reproduce.clustering import KMeans
 from reproduce.config import Config
 from reproduce.schedules import ema
@@ -24,6 +25,7 @@ class Method(nn.Module):
 
     space = "backbone"  # which of the ``outputs`` is clustered, where ``cluster_space`` is 'own'
     directions = "mean"  # of a symmetric loss, where the setting of that name is 'own'
+    warm = False  # whether prototypes have entered the loss
     renewed: tuple[nn.Parameter, ...] = ()  # what ``before_epoch`` starts anew, without momentum
 
     def __init__(self, config: Config, backbone: nn.Module):
@@ -56,7 +58,8 @@ class Method(nn.Module):
         shuffle: bool = False,
     ) -> Tensor:
         """V views ``[B, C, H, W]`` through the backbone (or another network), view by view
-        -> ``[V B, ...]``.
+        -> ``[V B, ...]``. Of several processes each takes its share of the views, and gets what
+        all of them make of theirs.
 
         What batch norm sees at once is one pass. ``views`` 'together': all views, 'apart': each by
         itself. ``batchnorm_split``: only the images that one of n devices would hold, of which the
@@ -66,20 +69,22 @@ class Method(nn.Module):
         network, n = network or self.backbone, self.config.batchnorm_split
         apart = self.config.views == "apart"
         if n == 1 and not apart:
-            return network(torch.cat([*views]))
+            return distributed.gather(network(torch.cat([*views])), len(views))
         if shuffle:
+            views = [distributed.gather(view) for view in views]
             order = torch.randperm(len(views[0])).to(views[0].device)
-            views = [view[order] for view in views]
+            views = [distributed.share(view[order]) for view in views]
         features = []
-        for device in zip(*(view.chunk(n) for view in views)):
+        devices = max(1, n // distributed.world())
+        for device in zip(*(view.chunk(devices) for view in views)):
             self.keep_statistics(not features)
             passes = device if apart else [torch.cat(device)]
             features.append(torch.cat([network(part) for part in passes]).chunk(len(views)))
         self.keep_statistics(True)
-        found = [torch.cat(view) for view in zip(*features)]
+        found = distributed.gather(torch.cat([torch.cat(v) for v in zip(*features)]), len(views))
         if shuffle:
-            found = [view[order.argsort()] for view in found]
-        return torch.cat(found)
+            found = torch.cat([view[order.argsort()] for view in found.chunk(len(views))])
+        return found
 
     def keep_statistics(self, kept: bool) -> None:
         """Whether batch norm adds what it sees to its running statistics."""
@@ -100,7 +105,8 @@ class Method(nn.Module):
 
     def before_epoch(self, epoch: int, extract) -> dict:
         """Before each epoch (counted from 1): pseudo-labels, prototypes. ``extract(network)`` gives
-        a network's output for every training image. Returns what history should tell of them."""
+        a network's output for every training image, or for this process's share of them. Returns
+        what history should tell of them."""
         return {}
 
     def order(self, n: int, generator: torch.Generator) -> Tensor | None:
@@ -121,8 +127,8 @@ class Method(nn.Module):
         """What its protocol does to the features ``[N, D]`` of all images before k-means."""
         return F.normalize(features, dim=-1)
 
-    def kmeans(self, n_clusters: int, random_state: int) -> KMeans:
-        """k-means with the run's settings, for evaluation and for prototypes."""
+    def kmeans(self, n_clusters: int, random_state: int, sharded: bool = False) -> KMeans:
+        """k-means with the run's settings, for evaluation and (sharded) for prototypes."""
         c = self.config
         return KMeans(
             n_clusters,
@@ -130,6 +136,7 @@ class Method(nn.Module):
             max_iter=c.kmeans_iterations,
             metric=c.kmeans_metric,
             random_state=random_state,
+            sharded=sharded,
         )
 
 

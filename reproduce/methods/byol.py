@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reproduce import losses
 from reproduce.config import Config
+from reproduce.distributed import share
 from reproduce.methods.base import Momentum, predictor, projector
 
 
@@ -27,6 +28,6 @@ class BYOL(Momentum):
     def align(self, f: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
         """The predictions from both views' projections ``[2B, D]`` against the target's of the
         other view ``[B, D]``."""
-        p1, p2 = self.encode(f.chunk(2), self.predictor).chunk(2)
+        p1, p2 = self.encode(share(f, 2).chunk(2), self.predictor).chunk(2)
         distance = self.both(losses.alignment(p1, z2), losses.alignment(p2, z1))
         return self.config.alignment_weight * distance

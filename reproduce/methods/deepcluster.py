@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.clustering import KMeans
+from reproduce.clustering import KMeans, whitened
 from reproduce.config import Config
+from reproduce.distributed import gather_rows
 from reproduce.losses import at_least_float32
 from reproduce.methods.base import Method
 from reproduce.metrics import nmi
@@ -34,9 +35,10 @@ class DeepCluster(Method):
     def before_epoch(self, epoch: int, extract) -> dict:
         """Cluster all training images, start the top layer anew."""
         before = self.pseudo_labels
-        self.pseudo_labels = KMeans(
-            self.k, n_init=1, max_iter=20, random_state=self.config.seed + epoch
-        ).fit_predict(whitened(extract(self.backbone), self.config.pca))
+        features = whitened(extract(self.backbone), self.config.pca, sharded=True)
+        seed = self.config.seed + epoch
+        kmeans = KMeans(self.k, n_init=1, max_iter=20, random_state=seed, sharded=True)
+        self.pseudo_labels = gather_rows(kmeans.fit_predict(features))
         nn.init.normal_(self.top.weight, std=0.01)
         nn.init.zeros_(self.top.bias)
         again = (
@@ -83,18 +85,3 @@ class DeepCluster(Method):
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         return {"backbone": self.backbone(images)}
-
-
-def whitened(features: Tensor, axes: int) -> Tensor:
-    """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one:
-    ``[N, at most axes]``. Axes without variance are left out; features that are all one become a
-    column of zeros."""
-    centred = (features - features.mean(0)).double()
-    variance, directions = torch.linalg.eigh(
-        centred.mT @ centred / len(centred)
-    )  # the largest last
-    variance = variance.clamp_min(1e-30)
-    kept = max(1, min(axes, int((variance > 1e-7 * variance[-1]).sum())))
-    return F.normalize(centred @ (directions[:, -kept:] / variance[-kept:].sqrt()), dim=-1).to(
-        features.dtype
-    )

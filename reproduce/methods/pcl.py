@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reproduce import losses
 from reproduce.config import Config
+from reproduce.distributed import gather_rows
 from reproduce.methods.moco import MoCo
 
 
@@ -27,7 +28,6 @@ class PCL(MoCo):
         self.register_buffer("prototypes", torch.zeros(n, config.projection_dim))
         self.register_buffer("phi", torch.ones(n))
         self.register_buffer("cluster", torch.zeros(len(self.sizes), n_images, dtype=torch.long))
-        self.warm = False
 
     def before_epoch(self, epoch: int, extract) -> dict:
         """k-means at every granularity, on the target's projections of all training images."""
@@ -37,9 +37,9 @@ class PCL(MoCo):
         z = F.normalize(extract(self.target), dim=-1)
         prototypes, phi = [], []
         for i, k in enumerate(self.sizes):
-            kmeans = self.kmeans(k, self.config.seed + epoch).fit(z)
+            kmeans = self.kmeans(k, self.config.seed + epoch, sharded=True).fit(z)
             centers, own = kmeans.cluster_centers_, kmeans.labels_
-            distance = (z - centers[own]).norm(dim=-1)
+            distance, own = map(gather_rows, ((z - centers[own]).norm(dim=-1), own))
             self.cluster[i] = own
             prototypes.append(F.normalize(centers, dim=-1))
             phi.append(losses.concentration(distance, own, k, self.config.temperature))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reproduce import losses
 from reproduce.config import Config
+from reproduce.distributed import gather_rows
 from reproduce.methods.byol import BYOL
 
 
@@ -25,15 +26,14 @@ class ProPos(BYOL):
         super().__init__(config, backbone, n_clusters, n_images)
         self.n_clusters = n_clusters
         self.register_buffer("cluster", torch.zeros(n_images, dtype=torch.long))
-        self.warm = False
 
     def before_epoch(self, epoch: int, extract) -> dict:
         """k-means on the target's normalised projections of all training images."""
         self.warm = epoch > self.config.prototype_warmup
         if self.warm:
             z = F.normalize(extract(self.target), dim=-1)
-            kmeans = self.kmeans(self.n_clusters, self.config.seed + epoch)
-            self.cluster = kmeans.fit_predict(z)
+            kmeans = self.kmeans(self.n_clusters, self.config.seed + epoch, sharded=True)
+            self.cluster = gather_rows(kmeans.fit_predict(z))
         return {}
 
     def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reproduce import losses
 from reproduce.config import Config
+from reproduce.distributed import share
 from reproduce.methods.base import Method, predictor, projector
 
 
@@ -22,6 +23,6 @@ class SimSiam(Method):
 
     def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
         z1, z2 = z = self.encode(views, self.project).chunk(2)  # [B, D]
-        p1, p2 = self.encode(z, self.predictor).chunk(2)
+        p1, p2 = self.encode([share(x) for x in z], self.predictor).chunk(2)
         # the paper's -(cos + cos) / 2, in BYOL's 2 - 2 cos: 1 + its loss is half of their mean
         return {"loss": self.both(losses.alignment(p1, z2), losses.alignment(p2, z1)) / 2 - 1}
