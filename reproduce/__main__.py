@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from reproduce.config import Config, ConfigError, read_settings, read_yaml, short_repr
+from reproduce.config import FOLDERS, Config, ConfigError, read_settings, read_yaml, short_repr
 from reproduce.runs import ROOT
 
 
@@ -108,6 +108,8 @@ def parser() -> argparse.ArgumentParser:
     add("packed", nargs="?", help="folder that is written; what is there already is kept")
     add("--side", type=int, default=256, help="of the stored images, which are squares")
     add("--bad-images", choices=("stop", "skip"), default="stop", help="that cannot be read")
+    what = "folder: all of it; or the classes of one ImageNet"
+    add("--dataset", choices=FOLDERS, default="folder", help=what)
     add("--check", action="store_true", help="SOURCE is packed: compare it with its SHA-256")
 
     add = command(export, "a finished run as one file, for use without this package")
@@ -275,7 +277,7 @@ def pack(args) -> int:
         packed.load(Path(args.source).expanduser(), check=True)
         index = packed.read_index(Path(args.source).expanduser())
     else:
-        index = packed.pack(args.source, args.packed, args.side, args.bad_images)
+        index = packed.pack(args.source, args.packed, args.side, args.bad_images, args.dataset)
     if index["skipped"]:
         print(f"note: {len(index['skipped'])} files cannot be read and were left out")
     sizes = f"{index['images']:,} images of {index['side']} pixels"

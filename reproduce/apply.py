@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from reproduce import data, metrics
 from reproduce.augment import Augment
-from reproduce.config import Config, ConfigError, read_settings
+from reproduce.config import FOLDERS, Config, ConfigError, read_settings
 from reproduce.folder import fill, list_images, unreadable
 from reproduce.runs import atomic
 from reproduce.trained import load_weights, new_method
 
-NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {"folder"}
+NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {*FOLDERS}
 Batch = tuple[list[str], Tensor, dict[str, str]]  # files, their pixels, why others cannot be read
 
 

@@ -27,7 +27,14 @@ LEAST_SIDE = {  # pixels that a backbone needs, by its name and by (name, stem)
     "compact": 8,
     ("compact", "imagenet"): 16,
 }
-SIDES = {"digits": 8, "cifar10": 32, "cifar20": 32, "stl10": 96}
+SIDES = {
+    "digits": 8,
+    **dict.fromkeys(("cifar10", "cifar20", "cifar100", "svhn"), 32),
+    **dict.fromkeys(("stl10", "stl10_unlabelled"), 96),
+    "tiny_imagenet": 64,
+    **dict.fromkeys(("imagenet10", "imagenet_dogs", "imagenet"), 256),
+}
+FOLDERS = ("folder", "imagenet10", "imagenet_dogs", "tiny_imagenet", "imagenet")  # of images
 METHODS = "crlc simclr moco byol simsiam pcl cc propos deepcluster"
 PROJECTED = "crlc simclr moco byol simsiam pcl cc propos"  # methods with heads or projectors
 EMA = "moco byol pcl propos"  # methods with a target network
@@ -66,13 +73,17 @@ class Config:
 
     # ---- data
     dataset: str = setting(
-        "digits", "which images", "digits cifar10 cifar20 stl10 folder", group="data"
+        "digits",
+        "which images; the ImageNets from a folder of them",
+        "digits cifar10 cifar20 cifar100 svhn stl10 stl10_unlabelled folder imagenet10 "
+        "imagenet_dogs tiny_imagenet imagenet",
+        group="data",
     )
     folder: str = setting(
         "", "<folder>/{train,test}/<class>/*, images without classes, or a packed data set"
     )
     image_size: int = setting(
-        0, "side in pixels of a folder's images, resized; 0: 64, packed: as they are", (0, 1024)
+        0, "side in pixels of a folder's images, resized; 0: 64 or, of ImageNet, 256", (0, 1024)
     )
     bad_images: str = setting(
         "stop", "at unreadable images of a folder: stop and name them, or skip them", "stop skip"
@@ -388,7 +399,7 @@ class Config:
 
     def contradictions(self):
         """Yield a sentence for each pair of settings that cannot go together."""
-        folder, side, least = self.dataset == "folder", self.view_side, self.least_side
+        folder, side, least = self.dataset in FOLDERS, self.view_side, self.least_side
         passes = self.batchnorm_split * (2 if self.views == "apart" else 1)
         data = f"dataset is {self.dataset!r}"
         if folder and not self.folder:
@@ -521,7 +532,7 @@ class Config:
     @property
     def side(self) -> int:
         """Side of the images in pixels."""
-        return SIDES.get(self.dataset) or self.image_size or 64
+        return self.image_size or SIDES.get(self.dataset, 64)
 
     @property
     def view_side(self) -> int:

@@ -39,12 +39,13 @@ class Evaluator:
     ):
         self.config, self.method, self.augment = config, method, augment
         self.train, self.images, self.n_clusters = train, images, n_clusters
+        self.bank = train.scored()  # neighbours that have a label
         self.device, self.same = (
             device,
             config.split == "all",
-        )  # trained and scored on the same images
+        )  # scored on training images
         self.train_pixels = train.pixels.to(device)
-        self.pixels = self.train_pixels if self.same else images.pixels.to(device)
+        self.pixels = self.train_pixels if train is images else images.pixels.to(device)
         self.labels = images.labels.numpy()
         heads = {"crlc": config.n_heads, "cc": 1}.get(config.method, 0) * n_clusters
         self.sample = evenly(len(images), MOST_PROBABILITIES // heads if heads else len(images))
@@ -173,9 +174,11 @@ class Evaluator:
         if self.same:
             bank = out[space]
         else:
-            bank = self.extract(lambda x: self.method.outputs(x)[space], self.train_pixels)
+            alike = self.bank is self.train
+            known = self.train_pixels if alike else self.bank.pixels.to(self.device)
+            bank = self.extract(lambda x: self.method.outputs(x)[space], known)
         return probes.knn_accuracy(
-            bank, self.train.labels, out[space], self.images.labels, itself=self.same
+            bank, self.bank.labels, out[space], self.images.labels, itself=self.same
         )
 
     def collapse(self, out: dict[str, Tensor], rules: dict[str, np.ndarray]) -> dict[str, float]:
@@ -190,11 +193,11 @@ class Evaluator:
     def pseudo_labels(self) -> dict[str, float]:
         """How much the pseudo-labels of a method that makes such agree with the labels; the method
         never knows."""
-        pseudo = getattr(self.method, "pseudo_labels", None)
+        pseudo, known = getattr(self.method, "pseudo_labels", None), self.train.labels >= 0
         return (
             {}
             if pseudo is None or not self.train.labelled
-            else {"pseudo_nmi": metrics.nmi(self.train.labels.numpy(), pseudo.cpu().numpy())}
+            else {"pseudo_nmi": metrics.nmi(self.train.labels[known], pseudo.cpu()[known])}
         )
 
     def finish(self) -> tuple[dict, dict, dict]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from reproduce.config import ConfigError
-from reproduce.folder import SUFFIXES, list_folder, read_all, refuse_bad, relative, wrong
+from reproduce.folder import SUFFIXES, list_dataset, read_all, refuse_bad, relative, wrong
 from reproduce.runs import atomic
 
 SHARD = 8192  # images in a file
@@ -56,15 +56,15 @@ class Member(NamedTuple):
 Found = list[tuple[Path | Member, int, int]]  # image, label (-1 without), split
 
 
-def list_source(source: Path) -> tuple[Found, list[str], list[str]]:
-    """The images of class folders, flat folders or tar archives, their names, and the classes."""
+def list_source(source: Path, dataset: str) -> tuple[Found, list[str], list[str]]:
+    """The images of folders or of tar archives, their names, and the classes."""
     parts = ((source, 0), (source / "train", 0), (source / "test", 1))
     tars = [(tar, split) for part, split in parts for tar in sorted(part.glob("*.tar"))]
     if source.suffix == ".tar" and source.is_file():
         source, tars = source.parent, [(source, 0)]
-    if tars:
+    if tars and dataset == "folder":
         return list_tars(source, tars)
-    found, classes = list_folder(source)
+    found, classes = list_dataset(source, dataset)
     return found, [relative(file, source) for file, _, _ in found], classes
 
 
@@ -100,11 +100,18 @@ def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Found, list[s
 # ---- packing
 
 
-def pack(source: str | Path, packed: str | Path, side: int, bad_images: str = "stop") -> dict:
+def pack(
+    source: str | Path,
+    packed: str | Path,
+    side: int,
+    bad_images: str = "stop",
+    dataset: str = "folder",
+) -> dict:
     """Write the packed data set of a source's images; returns its index.
 
     side: of the stored squares, in pixels. bad_images: stop and name those that cannot be read, or
-    skip them. ConfigError if the source cannot be read or ``packed`` not written.
+    skip them. dataset: 'folder', or an ImageNet, whose classes alone are taken. ConfigError if the
+    source cannot be read or ``packed`` not written.
     """
     source, packed = Path(source).expanduser(), Path(packed).expanduser()
     if not 2 <= side <= 1024:
@@ -112,7 +119,7 @@ def pack(source: str | Path, packed: str | Path, side: int, bad_images: str = "s
     if (packed / "index.json").exists():
         raise wrong(packed, "is a packed data set already: delete it, or name another")
     try:
-        found, names, classes = list_source(source)
+        found, names, classes = list_source(source, dataset)
         packed.mkdir(parents=True, exist_ok=True)
         for remnant in packed.glob(".*.tmp"):  # of a process killed while writing
             remnant.unlink()

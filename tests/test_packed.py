@@ -489,14 +489,44 @@ def random_pack(folder, images, side, monkeypatch):
 def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     """20 and 80 MB of images; features, a few hundred bytes an image, do stay."""
     grown = []
-    for name, images in (("less", 1700), ("more", 6800)):
-        random_pack(tmp_path / name, images, 64, monkeypatch)
-        assert (tmp_path / name / "pixels-00000.npy").stat().st_size > images * 12288
+    for name, images in (("less", 420), ("more", 1680)):
+        random_pack(tmp_path / name, images, 128, monkeypatch)
+        assert (tmp_path / name / "pixels-00000.npy").stat().st_size > images * 49152
         command = [sys.executable, "-c", MEMORY, str(tmp_path / name), str(tmp_path / "runs")]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         grown.append(float(done.stdout))
     assert grown[1] - grown[0] < 20, f"{grown} MB more than with 70 images"
+
+
+# ---- images for training only
+
+
+@pytest.mark.parametrize("split, n_train, n_eval", [("all", 60, 40), ("test", 45, 15)])
+@pytest.mark.parametrize("method", ["byol", "deepcluster"])
+def test_images_for_training_only_are_never_scored(
+    place, monkeypatch, method, split, n_train, n_eval
+):
+    """As STL-10's: every third image of the folder, without a label."""
+    images = load(place, "images")
+    extra = torch.arange(60) % 3 == 2
+    order = torch.cat([(~extra).nonzero()[:, 0], extra.nonzero()[:, 0]])
+    test = torch.arange(60)[~extra] % 8 < 3
+    mixed = dataclasses.replace(
+        images.take(order),
+        labels=torch.cat([images.labels[~extra], torch.full((20,), -1)]),
+        split=torch.cat([test.byte(), torch.full((20,), 2, dtype=torch.uint8)]),
+    )
+    monkeypatch.setattr(data, "load", lambda config: mixed)
+    change = dict(method=method, split=split, n_clusters=3, pseudo_clusters=5)
+    change = {k: v for k, v in change.items() if method == "deepcluster" or k[:6] != "pseudo"}
+    run = trained(settings(place, "images", **change))
+    metrics = run.json("metrics.json")
+    assert (metrics["data"]["n_train"], metrics["data"]["n_eval"]) == (n_train, n_eval)
+    assert 0 <= metrics["knn_acc"] <= 1 and metrics["scores"]["kmeans_embedding"]["acc"] > 0.33
+    files = (run.path / "assignments.csv").read_text().splitlines()[1:]
+    scored = (mixed.split == 1 if split == "test" else mixed.split < 2).nonzero()[:, 0]
+    assert [line.split(",")[0] for line in files] == [*mixed.take(scored).files]
 
 
 # ---- the command
