@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from reproduce.config import Config, ConfigError, read_settings, read_yaml, short_repr
+from reproduce.config import FOLDERS, Config, ConfigError, read_settings, read_yaml, short_repr
 from reproduce.runs import ROOT
 
 
@@ -102,6 +102,15 @@ def parser() -> argparse.ArgumentParser:
     add = command(clusters, "one's own images: train, apply, a page to look at", names)
     add("folder", help="of images; without labels, or in class folders")
     add("n_clusters", type=int, metavar="K", help="how many clusters")
+
+    add = command(pack, "a data set beyond memory: train -p dataset folder -p folder PACKED")
+    add("source", help="a folder of images, as for training, or of tar files (webdataset's layout)")
+    add("packed", nargs="?", help="folder that is written; what is there already is kept")
+    add("--side", type=int, default=256, help="of the stored images, which are squares")
+    add("--bad-images", choices=("stop", "skip"), default="stop", help="that cannot be read")
+    what = "folder: all of it; or the classes of one ImageNet"
+    add("--dataset", choices=FOLDERS, default="folder", help=what)
+    add("--check", action="store_true", help="SOURCE is packed: compare it with its SHA-256")
 
     add = command(export, "a finished run as one file, for use without this package")
     add("run", help="its directory")
@@ -256,6 +265,23 @@ def clusters(args) -> int:
     print(f"table:  {run.path / 'clusters.csv'}")
     print(f"look:   {run.path / 'clusters.html'}")
     print(f"names:  write lines like '3: cats' into {run.path / 'names.yaml'} and run this again")
+    return 0
+
+
+def pack(args) -> int:
+    from reproduce import packed
+
+    if bool(args.packed) == args.check:
+        raise ConfigError("packed: name the folder to write, or --check and the packed one alone")
+    if args.check:
+        packed.load(Path(args.source).expanduser(), check=True)
+        index = packed.read_index(Path(args.source).expanduser())
+    else:
+        index = packed.pack(args.source, args.packed, args.side, args.bad_images, args.dataset)
+    if index["skipped"]:
+        print(f"note: {len(index['skipped'])} files cannot be read and were left out")
+    sizes = f"{index['images']:,} images of {index['side']} pixels"
+    print(f"{sizes}, {len(index['classes'])} classes, SHA-256 {index['sha256']}")
     return 0
 
 

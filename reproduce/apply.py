@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from reproduce import data, metrics
 from reproduce.augment import Augment
-from reproduce.config import Config, ConfigError, read_settings
+from reproduce.config import FOLDERS, Config, ConfigError, read_settings
 from reproduce.folder import fill, list_images, unreadable
 from reproduce.runs import atomic
 from reproduce.trained import load_weights, new_method
 
-NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {"folder"}
+NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {*FOLDERS}
 Batch = tuple[list[str], Tensor, dict[str, str]]  # files, their pixels, why others cannot be read
 
 
@@ -104,22 +104,24 @@ def read_names(run: Path, n_clusters: int) -> dict[int, str]:
 
 def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
     """Batches of images in the order of their files: of a folder, flat or nested, of a data file
-    (``.npz``, as it lies in data_dir), or of a data set with a name."""
+    (``.npz``, as it lies in data_dir), of a packed data set, or of one with a name."""
     path = Path(source).expanduser()
-    if path.suffix == ".npz" or (not path.exists() and source in NAMED):
-        images = (
-            data.read_cached(path.stem, path)
-            if path.suffix == ".npz"
-            else data.load(Config(dataset=source))
-        )
+    is_packed = (path / "index.json").exists()
+    if is_packed or path.suffix == ".npz" or (not path.exists() and source in NAMED):
+        if path.suffix == ".npz":
+            images = data.read_cached(path.stem, path)
+        elif is_packed:
+            images = data.load(Config(dataset="folder", folder=source))
+        else:
+            images = data.load(Config(dataset=source))
         if tuple(images.pixels.shape[1:]) != clusterer.shape:
             raise ConfigError(
                 f"images: those of {source!r} are {tuple(images.pixels.shape[1:])} (channels, "
                 f"height, width), but the run was trained on {clusterer.shape}"
             )
-        files = list(images.files) or [str(i) for i in range(len(images))]
+        files = images.files or range(len(images))
         for i in range(0, len(images), size):
-            yield files[i : i + size], images.pixels[i : i + size], {}
+            yield [str(f) for f in files[i : i + size]], images.pixels[i : i + size], {}
         return
     files, side = list_images(path), clusterer.config.side
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

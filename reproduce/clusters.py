@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -151,9 +152,10 @@ def look(run_dir: str, at_most: int = 4000, batch: int = 256) -> Look:
     images = data.load(config)
     if images.sha256 != clusterer.metrics["data"]["sha256"]:
         raise ConfigError(f"run_dir: {run_dir!r} was trained on other images than are there now")
-    images = images.part(config.split, config.limit)
+    _, images = images.parts(config.split, config.limit)
     drawn = evenly(len(images), at_most)
     part = images.take(drawn)
+    part = dataclasses.replace(part, pixels=part.pixels[:])  # into memory
     found = [clusterer.outputs(pixels) for pixels in part.pixels.split(batch)]
     by_head, features = zip(*found)
     features = torch.cat(features)

@@ -27,7 +27,14 @@ LEAST_SIDE = {  # pixels that a backbone needs, by its name and by (name, stem)
     "compact": 8,
     ("compact", "imagenet"): 16,
 }
-SIDES = {"digits": 8, "cifar10": 32, "cifar20": 32, "stl10": 96}
+SIDES = {
+    "digits": 8,
+    **dict.fromkeys(("cifar10", "cifar20", "cifar100", "svhn"), 32),
+    **dict.fromkeys(("stl10", "stl10_unlabelled"), 96),
+    "tiny_imagenet": 64,
+    **dict.fromkeys(("imagenet10", "imagenet_dogs", "imagenet"), 256),
+}
+FOLDERS = ("folder", "imagenet10", "imagenet_dogs", "tiny_imagenet", "imagenet")  # of images
 METHODS = "crlc simclr moco byol simsiam pcl cc propos deepcluster"
 PROJECTED = "crlc simclr moco byol simsiam pcl cc propos"  # methods with heads or projectors
 EMA = "moco byol pcl propos"  # methods with a target network
@@ -66,13 +73,17 @@ class Config:
 
     # ---- data
     dataset: str = setting(
-        "digits", "which images", "digits cifar10 cifar20 stl10 folder", group="data"
+        "digits",
+        "which images; the ImageNets from a folder of them",
+        "digits cifar10 cifar20 cifar100 svhn stl10 stl10_unlabelled folder imagenet10 "
+        "imagenet_dogs tiny_imagenet imagenet",
+        group="data",
     )
     folder: str = setting(
-        "", "for dataset 'folder': <folder>/{train,test}/<class>/* or images without classes"
+        "", "<folder>/{train,test}/<class>/*, images without classes, or a packed data set"
     )
     image_size: int = setting(
-        0, "side in pixels of a folder's images, which are resized; 0: 64", (0, 1024)
+        0, "side in pixels of a folder's images, resized; 0: 64 or, of ImageNet, 256", (0, 1024)
     )
     bad_images: str = setting(
         "stop", "at unreadable images of a folder: stop and name them, or skip them", "stop skip"
@@ -307,6 +318,12 @@ class Config:
     )
     compile: bool = setting(False, "torch.compile the network")
     device: str = setting("auto", "auto: CUDA where there is one", "auto cpu cuda", identity=False)
+    workers: int = setting(
+        0,
+        "processes that read packed images ahead; 0: the training one reads",
+        (0, 256),
+        identity=False,
+    )
     processes: int = setting(
         1,
         "that share each batch, as torchrun starts them on this machine",
@@ -353,6 +370,14 @@ class Config:
             raise ConfigError(broken)
         return config
 
+    def __post_init__(self):
+        """A packed data set says its images' side itself; then it stands in the settings, too."""
+        folder = Path(os.path.expanduser(self.folder))
+        if self.folder and not self.image_size and os.path.exists(folder / "index.json"):
+            from reproduce.packed import read_index
+
+            object.__setattr__(self, "image_size", read_index(folder)["side"])
+
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> "Config":
         """The configuration in a notebook's variables (pass ``globals()`` before assigning others).
@@ -374,7 +399,7 @@ class Config:
 
     def contradictions(self):
         """Yield a sentence for each pair of settings that cannot go together."""
-        folder, side, least = self.dataset == "folder", self.view_side, self.least_side
+        folder, side, least = self.dataset in FOLDERS, self.view_side, self.least_side
         passes = self.batchnorm_split * (2 if self.views == "apart" else 1)
         data = f"dataset is {self.dataset!r}"
         if folder and not self.folder:
@@ -387,6 +412,8 @@ class Config:
             yield "image_size is 1: it must be at least 2, or 0 for 64 pixels"
         if self.bad_images == "skip" and not folder:
             yield f"bad_images is 'skip', but {data}: only a folder has images to skip"
+        if self.workers and not folder:
+            yield f"workers is {self.workers}, but {data}: only packed images are read by workers"
         for f in dataclasses.fields(self):
             methods, value = f.metadata["only"], getattr(self, f.name)
             if methods and self.method not in methods and value != f.default:
@@ -505,7 +532,7 @@ class Config:
     @property
     def side(self) -> int:
         """Side of the images in pixels."""
-        return SIDES.get(self.dataset) or self.image_size or 64
+        return self.image_size or SIDES.get(self.dataset, 64)
 
     @property
     def view_side(self) -> int:

@@ -1,5 +1,5 @@
-"""Data sets as uint8 tensors: digits (ships with scikit-learn), CIFAR-10, CIFAR-20 and STL-10
-(downloaded by torchvision), or a folder of one's own images.
+"""Data sets as uint8 tensors: digits (ships with scikit-learn), CIFAR, SVHN and STL-10 (downloaded
+by torchvision), a folder of one's own images, or an ImageNet from a folder; or a packed one.
 
 A data set is built once and kept as one file in ``data_dir``, with images, labels, split, classes,
 files, skipped and the SHA-256 of all of them. A machine without network needs just that file,
@@ -17,6 +17,7 @@ import http.client
 import json
 import os
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce.config import Config, ConfigError
-from reproduce.folder import fingerprint, list_folder, read_folder
+from reproduce import packed
+from reproduce.config import FOLDERS, Config, ConfigError
+from reproduce.folder import fingerprint, imagenet_classes, list_dataset, read_folder, wrong
 from reproduce.runs import ROOT, atomic
 
 # what a cached file holds
@@ -38,12 +40,12 @@ class Images:
     """A data set, or a part of one: N images of one size. Its labels are for evaluation only."""
 
     name: str
-    pixels: Tensor  # uint8 [N, C, H, W]
+    pixels: Tensor | packed.Pixels  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N], index into classes; -1 without
-    split: Tensor  # uint8 [N], 0 train, 1 test
+    split: Tensor  # uint8 [N], 0 train, 1 test, 2 train but never scored
     classes: tuple[str, ...]  # names, empty without labels
     sha256: str  # of the whole data set, in a part too
-    files: tuple[str, ...] = ()  # [N], of a folder, relative to it
+    files: Sequence[str] = ()  # [N], of a folder, relative to it
     skipped: tuple[str, ...] = ()  # files of a folder that cannot be read and were left out
 
     def __len__(self) -> int:
@@ -59,12 +61,24 @@ class Images:
         With a limit only so many of them, drawn without a look at labels and the same on every
         call: the 100 of one limit are among the 200 of another.
         """
-        parts = ("train", "test")
-        wanted = self.split >= 0 if which == "all" else self.split == parts.index(which)
+        wanted = {"train": self.split != 1, "test": self.split == 1, "all": self.split >= 0}[which]
         keep = wanted.nonzero()[:, 0]
         if 0 < limit < len(keep):
             drawn = torch.randperm(len(keep), generator=torch.Generator().manual_seed(0))[:limit]
             keep = keep[drawn.sort()[0]]
+        return self if len(keep) == len(self) else self.take(keep)
+
+    def parts(self, split: str, limit: int = 0) -> tuple[Images, Images]:
+        """What a run trains on and what it is scored on, by its settings; one object if that is the
+        same."""
+        if split == "test":
+            return self.part("train", limit), self.part("test", limit)
+        train = self.part("all", limit)
+        return train, train.scored()
+
+    def scored(self) -> Images:
+        """Without those that are for training only."""
+        keep = (self.split < 2).nonzero()[:, 0]
         return self if len(keep) == len(self) else self.take(keep)
 
     def take(self, keep: Tensor) -> Images:
@@ -74,48 +88,62 @@ class Images:
             pixels=self.pixels.index_select(0, keep),
             labels=self.labels[keep],
             split=self.split[keep],
-            files=tuple(self.files[i] for i in keep.tolist()) if self.files else (),
+            files=self.files.take(keep)
+            if isinstance(self.files, packed.Names)
+            else tuple(self.files[i] for i in keep.tolist() if self.files),
         )
 
 
 def moments(images: Images) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel ``[C]``, of pixels in 0..1."""
-    scaled = images.pixels.flatten(2).transpose(0, 1).flatten(1).double().div_(255)
-    return scaled.mean(1).float(), scaled.std(1).clamp_min(1e-3).float()
+    return packed.level_moments(packed.level_counts(images.pixels))
 
 
 def load(config: Config) -> Images:
     """The data set of a configuration, from its cached file if there is one; ConfigError if it
     cannot be had."""
     root = Path(os.path.expanduser(config.data_dir)) if config.data_dir else ROOT / "data"
-    if config.dataset == "folder":
-        folder = Path(os.path.expanduser(config.folder))
+    folder = Path(os.path.expanduser(config.folder))
+    if config.folder and os.path.exists(folder / "index.json"):
+        return from_packed(folder, config)
+    if config.dataset in FOLDERS:
         try:
-            found, classes = list_folder(folder)
+            found, classes = list_dataset(folder, config.dataset)
             name, key = folder.resolve().name, fingerprint(folder, found, config)
         except OSError as error:
             why = f"{error.strerror}, {str(error.filename)!r}"
             raise ConfigError(f"folder {str(folder)!r} cannot be listed: {why}") from None
-        path = root / f"folder-{name[:40]}-{key}.npz"
+        path = root / f"{config.dataset}-{name[:40]}-{key}.npz"
     else:
         name, path = config.dataset, root / f"{config.dataset}.npz"
     if not os.path.exists(path):
         with file_lock(path):
             if not path.exists():  # still: another process may have made it meanwhile
-                if config.dataset == "folder":
+                if config.dataset in FOLDERS:
                     write_cached(path, **read_folder(folder, found, classes, config))
                 else:
                     write_cached(path, **fetch(name, root))
     return read_cached(name, path)
 
 
+def from_packed(folder: Path, config: Config) -> Images:
+    """A packed data set, whose pixels stay on disk."""
+    images = Images(**packed.load(folder))
+    if images.pixels.shape[-1] != config.side:
+        held = f"holds images of {images.pixels.shape[-1]} pixels, but image_size is {config.side}"
+        raise wrong(folder, f"{held}: leave it at 0, or pack anew")
+    if config.dataset != "folder":
+        imagenet_classes(folder, config.dataset, images.classes)
+    return images
+
+
 # ---- data sets with a name: each a function from data_dir to the arguments of write_cached
 
 
 def fetch(name: str, root: Path) -> dict:
-    sources = {"digits": digits, "cifar10": cifar10, "cifar20": cifar20, "stl10": stl10}
+    sources = (digits, cifar10, cifar20, cifar100, svhn, stl10, stl10_unlabelled)
     try:
-        return sources[name](root)
+        return {source.__name__: source for source in sources}[name](root)
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError
         raise ConfigError(
             f"dataset {name!r} is not in data_dir {str(root)!r} and cannot be downloaded "
@@ -145,6 +173,25 @@ def cifar10(root: Path) -> dict:
     return joined(images, [p.targets for p in parts], parts[0].classes)
 
 
+def cifar100(root: Path) -> dict:
+    """50,000 training and 10,000 test images, 3 x 32 x 32, in 100 classes."""
+    from torchvision.datasets import CIFAR100
+
+    parts = [CIFAR100(root, train=train, download=True) for train in (True, False)]
+    images = [p.data.transpose(0, 3, 1, 2) for p in parts]
+    return joined(images, [p.targets for p in parts], parts[0].classes)
+
+
+def svhn(root: Path) -> dict:
+    """Street View's house numbers: 73,257 training and 26,032 test digits, 3 x 32 x 32; its extra
+    part is left out."""
+    from torchvision.datasets import SVHN
+
+    parts = [SVHN(root, split=split, download=True) for split in ("train", "test")]
+    classes = [str(digit) for digit in range(10)]
+    return joined([p.data for p in parts], [p.labels for p in parts], classes)
+
+
 def cifar20(root: Path) -> dict:
     """CIFAR-100's 50,000 training and 10,000 test images, 3 x 32 x 32, in its 20 superclasses."""
     from torchvision.datasets import CIFAR100
@@ -160,17 +207,23 @@ def cifar20(root: Path) -> dict:
     )
 
 
-def stl10(root: Path) -> dict:
+def stl10_unlabelled(root: Path) -> dict:
+    """``stl10`` and its 100,000 images without labels, for training only."""
+    return stl10(root, ("train", "test", "unlabeled"))
+
+
+def stl10(root: Path, splits: tuple[str, ...] = ("train", "test")) -> dict:
     """The labelled images, 5,000 of training and 8,000 of test, 3 x 96 x 96, in 10 classes."""
     from torchvision.datasets import STL10
 
-    parts = [STL10(root, split=split, download=True) for split in ("train", "test")]
+    parts = [STL10(root, split=split, download=True) for split in splits]
     return joined([p.data for p in parts], [p.labels for p in parts], parts[0].classes)
 
 
 def joined(images: list, labels: list, classes: list) -> dict:
-    """A training and a test part as one data set, each sorted by its images' SHA-256: wherever a
-    copy of a data set came from, its cached file and its ``limit`` first images are the same."""
+    """A training part, a test part and, if any, one without labels as one data set, each sorted by
+    its images' SHA-256: wherever a copy of a data set came from, its cached file and its ``limit``
+    first images are the same."""
 
     def order(x, y) -> list[int]:
         digests = [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in x]
@@ -181,7 +234,7 @@ def joined(images: list, labels: list, classes: list) -> dict:
         "images": np.concatenate([x[order] for x, order in zip(images, orders)]),
         "labels": np.concatenate([np.asarray(y)[order] for y, order in zip(labels, orders)]),
         "classes": classes,
-        "split": np.repeat([0, 1], [len(part) for part in images]),
+        "split": np.repeat(range(len(images)), [len(part) for part in images]),
     }
 
 

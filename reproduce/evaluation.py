@@ -11,12 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce import distributed, metrics, probes
+from reproduce import distributed, metrics, packed, probes
 from reproduce.augment import Augment
 from reproduce.clustering import KMeans
 from reproduce.config import Config
 from reproduce.data import Images
 from reproduce.methods import Method
+
+MOST_PROBABILITIES = (
+    1 << 28
+)  # that are kept of all heads: 1 GiB; else those of a part of the images
+MOST_PIXELS = 1 << 25  # values of packed pixels that k-means may take into memory; else none
 
 
 class Evaluator:
@@ -34,14 +39,18 @@ class Evaluator:
     ):
         self.config, self.method, self.augment = config, method, augment
         self.train, self.images, self.n_clusters = train, images, n_clusters
+        self.bank = train.scored()  # neighbours that have a label
         self.device, self.same = (
             device,
             config.split == "all",
-        )  # trained and scored on the same images
+        )  # scored on training images
         self.train_pixels = train.pixels.to(device)
-        self.pixels = self.train_pixels if self.same else images.pixels.to(device)
+        self.pixels = self.train_pixels if train is images else images.pixels.to(device)
         self.labels = images.labels.numpy()
-        self.traced = evenly(len(images), config.trace_images).numpy()
+        heads = {"crlc": config.n_heads, "cc": 1}.get(config.method, 0) * n_clusters
+        self.sample = evenly(len(images), MOST_PROBABILITIES // heads if heads else len(images))
+        self.traced_at = evenly(len(self.sample), config.trace_images)
+        self.traced = self.sample[self.traced_at].numpy()
         self.epochs: list[int] = []
         self.traces: list[np.ndarray] = []
         self.mass: list[np.ndarray] = []
@@ -54,8 +63,7 @@ class Evaluator:
     def extract(
         self,
         network: Callable[[Tensor], Tensor | dict[str, Tensor]],
-        pixels: Tensor,
-        batch: int = 2048,
+        pixels: Tensor | packed.Pixels,
         whole: bool = True,
     ):
         """A network's output, or its named outputs, for all images in evaluation mode; samples on
@@ -64,8 +72,11 @@ class Evaluator:
         training = self.method.training
         self.method.eval()
         distributed.same_statistics(self.method)
-        mine = pixels[distributed.own(len(pixels))]
-        parts = [network(self.augment.clean(part)) for part in mine.split(batch)]
+        side = max(self.config.side, self.config.view_side)
+        batch = max(64, min(2048, (1 << 24) // (3 * side**2)))  # of 64 MiB
+        mine = distributed.own(len(pixels))
+        images = packed.split(pixels, batch, self.config.workers, mine)
+        parts = [network(self.augment.clean(part)) for part in images]
         self.method.train(training)
 
         def joined(parts: list[Tensor]) -> Tensor:
@@ -76,14 +87,32 @@ class Evaluator:
             return {name: joined([part[name] for part in parts]) for name in parts[0]}
         return joined(parts)
 
+    def look(self) -> dict[str, Tensor]:
+        """The method's outputs for all images. Where the heads' probabilities would be too large to
+        be kept they are those of evenly drawn images, by which the heads are aligned; each head's
+        cluster "heads" ``[H, N, 1]`` and that of their average "aligned" ``[N, 1]`` are of all."""
+        if len(self.sample) == len(self.images):
+            return self.extract(self.method.outputs, self.pixels)
+        drawn = self.images.pixels.index_select(0, self.sample).to(self.device)
+        sample = self.extract(lambda x: self.method.outputs(x)["probabilities"], drawn)
+        rank, order = self.heads_order(sample)
+
+        def network(images: Tensor) -> dict[str, Tensor]:
+            out = self.method.outputs(images)
+            p = out.pop("probabilities").float()
+            aligned = metrics.take_order(p[rank], order).mean(0)
+            return out | {"heads": p.argmax(-1, True), "aligned": aligned.argmax(-1, True)}
+
+        return self.extract(network, self.pixels) | {"probabilities": sample}
+
     def evaluate(self, epoch: int, head_losses: Tensor | None) -> dict:
         """Evaluate; returns the columns for history, none before any training (epoch 0)."""
-        out = self.last = self.extract(self.method.outputs, self.pixels)
         self.head_losses = None if head_losses is None else [float(x) for x in head_losses]
+        out = self.last = self.look()
         if "probabilities" in out:
             self.epochs.append(epoch)
             self.traces.append(
-                out["probabilities"][:, self.traced].transpose(0, 1).half().cpu().numpy()
+                out["probabilities"][:, self.traced_at].transpose(0, 1).half().cpu().numpy()
             )
             self.mass.append(out["probabilities"].mean(1).half().cpu().numpy())
         if epoch == 0:
@@ -111,14 +140,18 @@ class Evaluator:
         heads); the last is the one that a label-free reader takes."""
         if "probabilities" not in out:
             return {"kmeans_embedding": self.kmeans(out)}
-        probabilities = out["probabilities"]
-        heads = probabilities.argmax(-1).cpu().numpy()
+        probabilities, whole = out["probabilities"], "heads" not in out
+        heads = probabilities.argmax(-1) if whole else out["heads"][..., 0].long()
+        heads = heads.cpu().numpy()
         chosen = {"first_head": heads[0], "mean_of_heads": heads}
         if self.head_losses is not None:
             chosen["lowest_loss_head"] = heads[metrics.lowest_loss_head(self.head_losses)]
-        rank, order = self.heads_order(probabilities)
-        aligned = metrics.take_order(probabilities[rank], order).mean(0)
-        chosen["aligned_average"] = aligned.argmax(-1).cpu().numpy()
+        if whole:
+            rank, order = self.heads_order(probabilities)
+            aligned = metrics.take_order(probabilities[rank], order).mean(0).argmax(-1)
+        else:
+            aligned = out["aligned"][:, 0].long()
+        chosen["aligned_average"] = aligned.cpu().numpy()
         return chosen
 
     def heads_order(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,9 +174,11 @@ class Evaluator:
         if self.same:
             bank = out[space]
         else:
-            bank = self.extract(lambda x: self.method.outputs(x)[space], self.train_pixels)
+            alike = self.bank is self.train
+            known = self.train_pixels if alike else self.bank.pixels.to(self.device)
+            bank = self.extract(lambda x: self.method.outputs(x)[space], known)
         return probes.knn_accuracy(
-            bank, self.train.labels, out[space], self.images.labels, itself=self.same
+            bank, self.bank.labels, out[space], self.images.labels, itself=self.same
         )
 
     def collapse(self, out: dict[str, Tensor], rules: dict[str, np.ndarray]) -> dict[str, float]:
@@ -158,29 +193,33 @@ class Evaluator:
     def pseudo_labels(self) -> dict[str, float]:
         """How much the pseudo-labels of a method that makes such agree with the labels; the method
         never knows."""
-        pseudo = getattr(self.method, "pseudo_labels", None)
+        pseudo, known = getattr(self.method, "pseudo_labels", None), self.train.labels >= 0
         return (
             {}
             if pseudo is None or not self.train.labelled
-            else {"pseudo_nmi": metrics.nmi(self.train.labels.numpy(), pseudo.cpu().numpy())}
+            else {"pseudo_nmi": metrics.nmi(self.train.labels[known], pseudo.cpu()[known])}
         )
 
-    def finish(self) -> tuple[dict, dict, list[dict]]:
-        """The last evaluation: for metrics.json, {file: its arrays}, and a row for each file of a
-        folder."""
-        out = self.last or self.extract(self.method.outputs, self.pixels)
+    def finish(self) -> tuple[dict, dict, dict]:
+        """The last evaluation: for metrics.json, {file: its arrays}, and for the files of a folder
+        {column: a value for each}."""
+        out = self.last or self.look()
         rules = self.rules(out)
         monitor = self.collapse(out, rules)
         why = metrics.collapse_reason(monitor, self.n_clusters)
         if "kmeans_embedding" not in rules:
             rules["kmeans_embedding"] = self.kmeans(out)
         metric = {"scores": {}, "collapse": {**monitor, "collapsed": bool(why), "why": why}}
+        if "heads" in out:
+            metric["aligned_by"] = len(self.sample)  # images
         if self.images.labelled:
             metric |= {
                 "scores": self.scores(rules),
                 "knn_acc": self.knn(out) if self.nearest is None else self.nearest,
                 "kmeans_protocols": self.kmeans_protocols(out),
             }
+            if "kmeans_pixels" not in metric["scores"]:
+                metric["left_out"] = ["kmeans_pixels"]
         if self.head_losses is not None:
             each = (
                 [self.score(a) for a in rules["mean_of_heads"]]
@@ -215,11 +254,8 @@ class Evaluator:
                 "probabilities": np.stack(self.traces),
                 "mass": np.stack(self.mass),
             }
-        rows = [
-            {"file": file, **{rule: int(a[i]) for rule, a in shown.items()}}
-            for i, file in enumerate(self.images.files)
-        ]
-        return metric, arrays, rows
+        files = self.images.files
+        return metric, arrays, {"file": files, **shown} if files else {}
 
     def kmeans_protocols(self, out: dict[str, Tensor]) -> list[dict]:
         """What the protocol of evaluation is worth: k-means on either space, as it is or with
@@ -257,10 +293,11 @@ class Evaluator:
             found["best_epoch_and_head_oracle"] = self.best
         if "lowest_loss_head" in found:
             found["lowest_loss_head"]["head"] = metrics.lowest_loss_head(self.head_losses)
-        pixels = self.pixels.flatten(1).float().div(255)
-        found["kmeans_pixels"] = self.score(
-            KMeans(self.n_clusters).fit_predict(pixels).cpu().numpy()
-        )
+        if isinstance(self.pixels, Tensor) or self.pixels.shape.numel() <= MOST_PIXELS:
+            pixels = self.pixels[:].flatten(1).float().div(255)
+            found["kmeans_pixels"] = self.score(
+                KMeans(self.n_clusters).fit_predict(pixels).cpu().numpy()
+            )
         return found
 
     def score(self, assignments: np.ndarray) -> dict[str, float]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +23,20 @@ from reproduce.config import Config, ConfigError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
 SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
+PAGES = os.sysconf("SC_PHYS_PAGES")  # of this machine's memory
+IMAGENETS = {  # classes by their WordNet id, or how many; as in the code of DAC and of CC
+    "imagenet10": "n02056570 n02085936 n02128757 n02690373 n02692877 n03095699 n04254680 n04285008 "
+    "n04467665 n07747607".split(),
+    "imagenet_dogs": "n02085936 n02086646 n02088238 n02091467 n02097130 n02099601 n02101388 "
+    "n02101556 n02102177 n02105056 n02105412 n02105855 n02107142 n02110958 n02112137".split(),
+    "tiny_imagenet": 200,
+    "imagenet": 1000,
+}
 Found = list[tuple[Path, int, int]]  # image file, label (-1 without), split (0 train, 1 test)
+
+
+def list_dataset(folder: Path, dataset: str) -> tuple[Found, list[str]]:
+    return list_folder(folder) if dataset == "folder" else list_imagenet(folder, dataset)
 
 
 def list_folder(folder: Path) -> tuple[Found, list[str]]:
@@ -67,6 +82,38 @@ def list_folder(folder: Path) -> tuple[Found, list[str]]:
                 looked = f"looked for {' '.join(SUFFIXES)}"
                 raise wrong(directory, f"holds no image: fill or remove it ({looked})")
             label = classes.index(directory.name) if folders else -1
+            found += [(file, label, split) for file in images]
+    return found, classes
+
+
+def imagenet_classes(folder: Path, dataset: str, names: Iterable[str]) -> list[str]:
+    """The classes of an ImageNet, all of which must be among the names."""
+    wanted, names = IMAGENETS[dataset], {name for name in names if re.fullmatch(r"n\d{8}", name)}
+    classes = sorted(names if isinstance(wanted, int) else names & set(wanted))
+    n = wanted if isinstance(wanted, int) else len(wanted)
+    if len(classes) != n:
+        what = f"has {len(classes)} of the {n} classes of {dataset!r}"
+        raise wrong(folder, f"{what}: it must hold folders named by WordNet, as n02085936")
+    return classes
+
+
+def list_imagenet(folder: Path, dataset: str) -> tuple[Found, list[str]]:
+    """As ``list_folder``, the classes of one ImageNet in ``<folder>/train/<id>/*``, or in
+    ``<folder>/<id>/*``, also with ``images/`` below, as in Tiny-ImageNet. All are training images,
+    but for ``val/<id>/*`` of the whole ImageNet, which are its test part."""
+    if not folder.is_dir():
+        raise wrong(folder, "does not exist")
+    train, val = folder / "train", folder / "val"
+    parts = [train if train.is_dir() else folder] + [val] * (dataset == "imagenet" and val.is_dir())
+    classes = imagenet_classes(parts[0], dataset, [d.name for d in entries(parts[0])[0]])
+    found = []
+    for split, part in enumerate(parts):
+        for label, name in enumerate(classes):
+            directory = part / name / "images"
+            directory = directory if directory.is_dir() else part / name
+            images = entries(directory)[1] if directory.is_dir() else []
+            if not images:
+                raise wrong(directory, f"holds no image: {dataset!r} has some of each class there")
             found += [(file, label, split) for file in images]
     return found, classes
 
@@ -141,29 +188,40 @@ def read_folder(folder: Path, found: Found, classes: list[str], config: Config) 
     """Every image, decoded in parallel, at most eight at a time; those that cannot be read are
     named together in one ConfigError, or left out and named in ``skipped``."""
     paths, labels, split = zip(*found)
+    names = [relative(path, folder) for path in paths]
+    size, memory = 3 * len(paths) * config.side**2, os.sysconf("SC_PAGE_SIZE") * PAGES
+    if size > memory / 2:
+        needs = f"needs {size / 1e9:,.0f} GB in memory, which has {memory / 1e9:,.0f}"
+        raise wrong(folder, f"{needs}: python -m reproduce pack keeps it on disk")
     pixels = np.empty((len(paths), 3, config.side, config.side), np.uint8)
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # here: threads would overwrite each other's filters
-        reasons = list(pool.map(fill, pixels, paths))
+    reasons = read_all(pixels, paths)
     good = np.array([not reason for reason in reasons])
-    kept = [path for path, reason in zip(paths, reasons) if not reason]
-    emptied = sorted({path.parent for path in paths} - {path.parent for path in kept})
-    bad = {relative(path, folder): reason for path, reason in zip(paths, reasons) if reason}
-    if bad and (config.bad_images == "stop" or emptied):
-        then = (
-            f"; without them {str(emptied[0])!r} is empty"
-            if emptied
-            else " (-p bad_images skip leaves them out)"
-        )
-        raise unreadable(folder, bad, then, len(paths))
+    bad = {name: reason for name, reason in zip(names, reasons) if reason}
+    refuse_bad(folder, names, bad, config.bad_images, "-p bad_images skip")
     return {
         "images": pixels[good] if bad else pixels,
         "labels": np.array(labels)[good],
         "split": np.array(split)[good],
         "classes": classes,
-        "files": [relative(path, folder) for path in kept],
+        "files": [name for name in names if name not in bad],
         "skipped": list(bad),
     }
+
+
+def read_all(pixels: np.ndarray, files) -> list[str]:
+    """Read each file into its place, ``[N, 3, side, side]``; returns the reasons, '' if read."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")  # here: threads would overwrite each other's filters
+        return list(pool.map(fill, pixels, files))
+
+
+def refuse_bad(folder: Path, names: list[str], bad: dict[str, str], bad_images: str, skip: str):
+    """ConfigError for files that cannot be read, where they are not to be skipped or where without
+    them nothing is left in their folder. skip: how a user has them skipped."""
+    emptied = {Path(n).parent for n in names} - {Path(n).parent for n in names if n not in bad}
+    if bad and (bad_images == "stop" or emptied):
+        empty = emptied and f"; without them {str(folder / min(emptied))!r} is empty"
+        raise unreadable(folder, bad, empty or f" ({skip} leaves them out)", len(names))
 
 
 def fill(place: np.ndarray, file: Path) -> str:
@@ -190,7 +248,7 @@ def read_image(file: Path, side: int) -> np.ndarray:
     transparent; the shorter side resized to ``side``, the centre cut out."""
     # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one
     # to be turned
-    with open(file, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
+    with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
         image.draft(None, (2 * side, 2 * side))  # a large JPEG at a half, a quarter or an eighth
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F":

@@ -17,13 +17,14 @@ def knn_accuracy(
     temperature: float = 0.1,
     itself: bool = False,
     chunk: int = 4096,
+    bank_chunk: int = 1 << 16,
 ) -> float:
     """Accuracy of a vote among the k most similar images, each weighted by exp(cosine /
     temperature) (Wu et al., CVPR 2018).
 
     bank: ``[M, D]`` with labels ``[M]``; queries: ``[N, D]`` with labels ``[N]``. itself: the
     queries are the bank, and none votes for itself. With fewer than k images in the bank, all of
-    them vote.
+    them vote. At most ``[chunk, bank_chunk]`` similarities are held at a time.
     """
     bank, n_classes = (
         F.normalize(bank.float(), dim=-1),
@@ -32,11 +33,19 @@ def knn_accuracy(
     bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
     right = 0
     for start in range(0, len(queries), chunk):
-        similarity = F.normalize(queries[start : start + chunk].float(), dim=-1) @ bank.mT  # [n, M]
-        if itself:
-            similarity.diagonal(start).fill_(-torch.inf)
-        near, who = similarity.topk(min(k, len(bank) - itself), -1)
-        votes = similarity.new_zeros(len(similarity), n_classes).scatter_add_(
+        asked = F.normalize(queries[start : start + chunk].float(), dim=-1)
+        found = []  # the nearest of each part of the bank so far, and who they are
+        for first in range(0, len(bank), bank_chunk):
+            similarity = asked @ bank[first : first + bank_chunk].mT  # [n, m]
+            if itself and -len(asked) < start - first < similarity.shape[1]:
+                similarity.diagonal(start - first).fill_(-torch.inf)
+            near, who = similarity.topk(min(k, similarity.shape[1]), -1)
+            found.append((near, who + first))
+            near, who = (torch.cat(parts, -1) for parts in zip(*found))
+            near, best = near.topk(min(k, near.shape[1], len(bank) - itself), -1)
+            found = [(near, who.gather(-1, best))]
+        near, who = found[0]
+        votes = near.new_zeros(len(near), n_classes).scatter_add_(
             1, bank_labels[who], (near / temperature).exp()
         )
         right += (votes.argmax(-1) == labels[start : start + chunk]).sum()

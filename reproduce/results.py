@@ -36,7 +36,16 @@ RULES = {
     "kmeans_embedding": "k-means on features",
     "kmeans_pixels": "k-means on pixels",
 }
-DATA = {"cifar10": "CIFAR-10", "cifar20": "CIFAR-20", "stl10": "STL-10"}
+DATA = {
+    **{f"cifar{n}": f"CIFAR-{n}" for n in (10, 20, 100)},
+    "svhn": "SVHN",
+    "stl10": "STL-10",
+    "stl10_unlabelled": "STL-10 with unlabelled",
+    "imagenet10": "ImageNet-10",
+    "imagenet_dogs": "ImageNet-Dogs",
+    "tiny_imagenet": "Tiny-ImageNet",
+    "imagenet": "ImageNet",
+}
 FIELDS = {f.name: f for f in dataclasses.fields(Config) if f.metadata["identity"]}
 SETTINGS = [name for name in FIELDS if name != "seed"]
 PRESETS = runs.ROOT / "notebooks" / "settings"
@@ -85,7 +94,7 @@ def _row(path: Path) -> dict:
     )
     known = {name: config.get(name, f.default) for name, f in FIELDS.items()}
     changed = {n: v for n, v in known.items() if n != "seed" and v != FIELDS[n].default}
-    data = Path(known["folder"]).name or DATA.get(known["dataset"], known["dataset"])
+    data = DATA.get(known["dataset"]) or Path(known["folder"]).name or known["dataset"]
     return {
         **known,
         **{f"{r}_{k}": s.get(k) for r, s in metrics["scores"].items() for k in runs.SCORES},

@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterable
 
 import numpy as np
 import torch
@@ -164,7 +164,7 @@ class Run:
         for file in self.partial.glob("checkpoint*.pt"):
             file.unlink()
 
-    def finish(self, metrics: dict, history: list, weights: dict, assignments: list, **arrays):
+    def finish(self, metrics: dict, history: list, weights: dict, assignments: dict, **arrays):
         """Write everything that a finished run leaves behind, then give the directory its name."""
         settings = dataclasses.asdict(self.config)
         for where in ("results_dir", "data_dir"):  # a place on one machine, of no use on another
@@ -173,7 +173,7 @@ class Run:
         self.write_json("provenance.json", provenance(self.config))
         self.write_history(history)
         if assignments:  # a folder's files, each with its cluster
-            self.write_csv("assignments.csv", assignments)
+            self.write_csv("assignments.csv", zip(*assignments.values()), [*assignments])
         for stem, content in arrays.items():
             np.savez_compressed(self.partial / f"{stem}.npz", **content)
         torch.save(weights, self.partial / "model.pt")
@@ -196,14 +196,14 @@ class Run:
         def rounded(value):
             return f"{value:.6g}" if isinstance(value, float) else value
 
-        rows = [{k: rounded(v) for k, v in row.items()} for row in history]
-        self.write_csv("history.csv", rows)
+        columns = list(dict.fromkeys(column for row in history for column in row))
+        rows = ([rounded(row.get(column, "")) for column in columns] for row in history)
+        self.write_csv("history.csv", rows, columns)
 
-    def write_csv(self, file: str, rows: list[dict]) -> None:
-        columns = list(dict.fromkeys(column for row in rows for column in row))
+    def write_csv(self, file: str, rows: Iterable, columns: list[str]) -> None:
         with open(self.partial / file, "w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, columns, lineterminator="\n")
-            writer.writeheader()
+            writer = csv.writer(out, lineterminator="\n")
+            writer.writerow(columns)
             writer.writerows(rows)
 
     def write_json(self, file: str, content: dict) -> None:

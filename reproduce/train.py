@@ -12,7 +12,7 @@ from typing import Iterator
 import torch
 from torch import Tensor, nn
 
-from reproduce import backbones, data, distributed, evaluation, launch, loggers, weights
+from reproduce import backbones, data, distributed, evaluation, launch, loggers, packed, weights
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError
 from reproduce.methods import METHODS
@@ -83,9 +83,8 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
 
 def check(config: Config, images: data.Images) -> int:
     """The number of clusters; ConfigError where settings and data do not go together."""
-    n = {part: len(images.part(part, config.limit)) for part in ("train", "test", "all")}
-    n_train = n["all"] if config.split == "all" else n["train"]
-    if config.split == "test" and not n["test"]:
+    n_train, n_eval = map(len, images.parts(config.split, config.limit))
+    if config.split == "test" and not n_eval:
         raise ConfigError(
             f"split is 'test', but data set {images.name!r} has no test part: use split 'all'"
         )
@@ -99,7 +98,6 @@ def check(config: Config, images: data.Images) -> int:
             "say how many clusters"
         )
     n_clusters = config.n_clusters or len(images.classes)
-    n_eval = n["all"] if config.split == "all" else n["test"]
     if n_clusters > min(n_train, n_eval):
         raise ConfigError(
             f"n_clusters is {n_clusters}, more than the {min(n_train, n_eval)} images to cluster"
@@ -127,8 +125,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
 
-    train_part = images.part("all" if config.split == "all" else "train", config.limit)
-    eval_part = images.part(config.split, config.limit)
+    train_part, eval_part = images.parts(config.split, config.limit)
     n, channels = train_part.pixels.shape[:2]
     steps = n // config.batch_size
 
@@ -211,6 +208,8 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             if order is None:
                 order, left_over = draw_order(config, n, steps, generator, left_over)
             order, terms = order.view(steps, config.batch_size), []
+        shares = (distributed.share(index) for index in order[len(terms) :])
+        batches = packed.read(pixels, shares, config.workers)
         for i in range(len(terms), steps):
             index, step = order[i], (epoch - 1) * steps + i
             rate = learning_rate(
@@ -223,7 +222,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             )
             for group in optimizer.param_groups:
                 group["lr"] = group["times"] * (config.learning_rate if group["constant"] else rate)
-            views = augment(pixels[distributed.share(index)], generator)
+            views = augment(next(batches), generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
                 named = loss_of(views, index)
             optimizer.zero_grad(set_to_none=True)

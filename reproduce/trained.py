@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce import backbones, data, probes
+from reproduce import backbones, data, packed, probes
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError, short_repr, unknown
 from reproduce.methods import METHODS, Method
@@ -32,7 +32,7 @@ class Trained:
         self.images = data.load(self.config)
         if self.images.sha256 != self.metrics["data"]["sha256"]:
             raise wrong_run(run, f"was trained on other images than {self.images.name!r} holds now")
-        part = self.images.part("all" if self.config.split == "all" else "train", self.config.limit)
+        part, _ = self.images.parts(self.config.split, self.config.limit)
         self.method = new_method(self.config, self.metrics, weights, part.pixels.shape[1])
         self.method.eval().requires_grad_(False)
         self.augment = Augment(self.config, *data.moments(part))
@@ -54,7 +54,7 @@ class Trained:
         """Training and test images; where there is no test part, every fifth image is one."""
         train, test = (self.images.part(which, self.config.limit) for which in ("train", "test"))
         if len(test):
-            return train, test
+            return train.scored(), test
         fifth = torch.arange(len(train)) % 5 == 4
         return train.take((~fifth).nonzero()[:, 0]), train.take(fifth.nonzero()[:, 0])
 
@@ -78,7 +78,7 @@ class Trained:
             for name, module in backbone.probed.items()
         ]
         try:
-            for part in pixels.split(batch):
+            for part in packed.split(pixels, batch):
                 found["features"].append(backbone(self.augment.clean(part)).float())
         finally:
             for hook in hooks:

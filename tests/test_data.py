@@ -18,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from reproduce import data
+from reproduce import data, packed
 from reproduce import folder as folder_module
-from reproduce.config import Config, ConfigError
+from reproduce.config import FOLDERS, Config, ConfigError
+from reproduce.folder import IMAGENETS
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 DIGITS = "9aa7af9093aeff0556edc52dddac4f1ad41557a06e0057141937ff88a240d7e5"
@@ -112,7 +113,7 @@ def test_a_cached_file_is_all_that_is_needed(home, monkeypatch):
     assert [p.name for p in (home / "data").glob("[!.]*")] == ["digits.npz"]
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar20", "stl10"])
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar20", "cifar100", "svhn", "stl10"])
 def test_without_network_one_sentence_says_what_to_do(home, dataset, no_network):
     text = refused(home, dataset=dataset)
     assert text == (
@@ -130,7 +131,7 @@ def put(folder: Path, name: str, content: bytes) -> list[str]:
     return [name, hashlib.md5(content).hexdigest()]
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar20"])
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar20", "cifar100"])
 def test_cifar(home, dataset, monkeypatch, no_network):
     """A tiny archive of CIFAR's layout is read through torchvision, checks included."""
     import torchvision.datasets
@@ -143,6 +144,8 @@ def test_cifar(home, dataset, monkeypatch, no_network):
         labels = (
             {"labels": [first, 1]}
             if dataset == "cifar10"
+            else {"fine_labels": [first, 1], "coarse_labels": [19, 18]}
+            if dataset == "cifar100"
             else {"fine_labels": [99, 98], "coarse_labels": [first, 1]}
         )
         return put(base, name, pickle.dumps({"data": pixels[-1].reshape(2, -1), **labels}))
@@ -153,6 +156,8 @@ def test_cifar(home, dataset, monkeypatch, no_network):
     meta = (
         {"label_names": names}
         if dataset == "cifar10"
+        else {"fine_label_names": names, "coarse_label_names": ["x"] * 20}
+        if dataset == "cifar100"
         else {"fine_label_names": ["x"] * 100, "coarse_label_names": names}
     )
     name, md5 = put(base, source.meta["filename"], pickle.dumps(meta))
@@ -173,13 +178,34 @@ def test_cifar(home, dataset, monkeypatch, no_network):
     assert load(home, dataset).sha256 == images.sha256
 
 
-def test_stl10(home, monkeypatch, no_network):
+def test_svhn(home, monkeypatch, no_network):
+    """Its files hold the number of an image last, and call the digit 0 a ten."""
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    pixels, split_list = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8), {}
+    for split, part, labels in (("train", slice(0, 2), [10, 3]), ("test", slice(2, 5), [1, 10, 9])):
+        file = io.BytesIO()
+        content = {"X": pixels[part].transpose(2, 3, 1, 0), "y": np.array(labels)[:, None]}
+        savemat(file, content)
+        name, md5 = put(home / "data", f"{split}_32x32.mat", file.getvalue())
+        split_list[split] = ["none", name, md5]
+    monkeypatch.setattr(SVHN, "split_list", split_list)
+    images = load(home, "svhn")
+    assert images.classes == tuple("0123456789")
+    assert by_content(images) == dict(
+        zip((x.tobytes() for x in pixels), [(0, 0), (3, 0), (1, 1), (0, 1), (9, 1)])
+    )
+
+
+@pytest.mark.parametrize("dataset", ["stl10", "stl10_unlabelled"])
+def test_stl10(home, dataset, monkeypatch, no_network):
     from torchvision.datasets import STL10
 
     rng = np.random.default_rng(0)
     base, pixels = (
         home / "data" / STL10.base_folder,
-        rng.integers(0, 256, (5, 3, 96, 96), dtype=np.uint8),
+        rng.integers(0, 256, (7, 3, 96, 96), dtype=np.uint8),
     )
     columns_first = pixels.transpose(0, 1, 3, 2)
     monkeypatch.setattr(
@@ -188,23 +214,22 @@ def test_stl10(home, monkeypatch, no_network):
         [
             put(base, "train_X.bin", columns_first[:2].tobytes()),
             put(base, "train_y.bin", bytes([1, 3])),
-            put(base, "unlabeled_X.bin", b""),
+            put(base, "unlabeled_X.bin", columns_first[5:].tobytes()),
         ],
     )
     monkeypatch.setattr(
         STL10,
         "test_list",
         [
-            put(base, "test_X.bin", columns_first[2:].tobytes()),
+            put(base, "test_X.bin", columns_first[2:5].tobytes()),
             put(base, "test_y.bin", bytes([2, 2, 1])),
         ],
     )
     put(base, "class_names.txt", b"airplane\nbird\ncar\n")
-    images = load(home, "stl10")
-    assert images.classes == ("airplane", "bird", "car")
-    assert by_content(images) == dict(
-        zip((x.tobytes() for x in pixels), [(0, 0), (2, 0), (1, 1), (1, 1), (0, 1)])
-    )
+    images, known = load(home, dataset), [(0, 0), (2, 0), (1, 1), (1, 1), (0, 1)]
+    known += [(-1, 2)] * 2 * (dataset == "stl10_unlabelled")
+    assert images.classes == ("airplane", "bird", "car") and images.labelled
+    assert by_content(images) == dict(zip((x.tobytes() for x in pixels), known))
 
 
 def by_content(images):
@@ -233,10 +258,84 @@ def test_the_order_of_a_download_does_not_matter():
 
 
 @pytest.mark.parametrize(
-    "dataset, side", [("digits", 8), ("cifar10", 32), ("cifar20", 32), ("stl10", 96)]
+    "dataset, side",
+    [
+        *(("digits", 8), ("cifar10", 32), ("cifar20", 32), ("cifar100", 32), ("svhn", 32)),
+        *(("stl10", 96), ("stl10_unlabelled", 96), ("folder", 64), ("tiny_imagenet", 64)),
+        *(("imagenet10", 256), ("imagenet_dogs", 256), ("imagenet", 256)),
+    ],
 )
 def test_side(dataset, side):
-    assert Config.from_params({"dataset": dataset}).side == side
+    named = {"folder": "images"} if dataset in FOLDERS else {}
+    assert Config.from_params({"dataset": dataset, **named}).side == side
+    if named:
+        assert Config.from_params({"dataset": dataset, **named, "image_size": 48}).side == 48
+
+
+# ---- ImageNets
+
+
+def test_the_ids_of_the_small_imagenets():
+    """10 and 15 different ones; ImageNet-10's dog is one of the dogs."""
+    ten, dogs = (set(IMAGENETS[name]) for name in ("imagenet10", "imagenet_dogs"))
+    assert (len(ten), len(dogs), ten & dogs) == (10, 15, {"n02085936"})
+
+
+def test_an_imagenet_of_a_folder_of_all_its_classes(home, monkeypatch):
+    """Only its own classes, in order, and the training part alone."""
+    others = [f"n{i:08}" for i in range(4)]
+    for k, name in enumerate(sorted([*others, *IMAGENETS["imagenet10"]])):
+        pictures(home / "images", f"train/{name}/{name}_{k}.JPEG", f"val/{name}/x.JPEG")
+    images = load(home, "imagenet10", folder=str(home / "images"), image_size=8)
+    assert images.classes == tuple(IMAGENETS["imagenet10"]) and len(images) == 10
+    assert images.labels.tolist() == list(range(10)) and images.split.tolist() == [0] * 10
+    assert all(file.split("/")[1] == c for file, c in zip(images.files, images.classes))
+    packed.pack(home / "images", home / "packed", 8, dataset="imagenet10")
+    ours = load(home, "imagenet10", folder=str(home / "packed"))
+    assert torch.equal(ours.pixels[:], images.pixels) and ours.classes == images.classes
+    assert ours.name == "packed" and torch.equal(ours.labels, images.labels)
+    text = refused(home, dataset="imagenet_dogs", folder=str(home / "packed"))
+    assert "has 1 of the 15 classes of 'imagenet_dogs'" in text
+    text = refused(home, dataset="imagenet_dogs", folder=str(home / "images"))
+    assert "has 1 of the 15 classes" in text and "n02085936" in text
+    text = refused(home, dataset="imagenet", folder=str(home / "images"))
+    assert "has 14 of the 1000 classes of 'imagenet'" in text
+    (home / "images/train/n02085936/n02085936_5.JPEG").unlink(missing_ok=True)
+    for file in (home / "images" / "train" / "n02085936").iterdir():
+        file.unlink()
+    assert "holds no image" in refused(home, dataset="imagenet10", folder=str(home / "images"))
+
+
+@pytest.mark.parametrize("dataset, n", [("tiny_imagenet", 200), ("imagenet", 1000)])
+def test_the_large_imagenets(home, dataset, n):
+    """Tiny-ImageNet's images lie one folder deeper, and its val/ is left alone; the whole one's
+    val/ in class folders is the test part."""
+    tiny = dataset == "tiny_imagenet"
+    names = [f"n{8 * i:08}" for i in range(n)]
+    image = picture(home / "x.png").read_bytes()
+    for name in names:
+        folder = home / "images" / "train" / name / ("images" if tiny else "")
+        put(folder, f"{name}_0.JPEG", image)
+        if tiny:
+            put(folder.parent, f"{name}_boxes.txt", b"")
+        else:
+            put(home / "images" / "val" / name, "ILSVRC2012_val_00000001.JPEG", image)
+    if tiny:
+        put(home / "images" / "val" / "images", "val_0.JPEG", image)
+        put(home / "images" / "val", "val_annotations.txt", b"val_0.JPEG\tn00000000\t0\t0\t1\t1\n")
+        put(home / "images", "wnids.txt", b"")
+    images = load(home, dataset, folder=str(home / "images"), image_size=4)
+    assert images.classes == tuple(names)
+    assert images.labels.tolist() == list(range(n)) * (1 if tiny else 2)
+    assert images.split.tolist() == [0] * n + [1] * n * (not tiny)
+
+
+def test_what_does_not_fit_into_memory_is_to_be_packed(home, monkeypatch):
+    pictures(home / "images", "a/1.png", "b/1.png")
+    monkeypatch.setattr(folder_module, "PAGES", 0)
+    assert "python -m reproduce pack keeps it on disk" in refused(home)
+    monkeypatch.undo()
+    assert len(load(home)) == 2
 
 
 # ---- layouts of a folder
@@ -614,12 +713,12 @@ def test_unreadable_and_odd_files(home, monkeypatch):
     pictures(home / "images", "a.png", "locked.png")
     os.mkfifo(home / "images" / "pipe.png")
 
-    def refuse(path, mode):  # root may read every file
+    def refuse(path, mode, *_):  # root may read every file
         if path.name == "locked.png":
             raise PermissionError(13, "Permission denied", str(path))
         return open(path, mode)
 
-    monkeypatch.setattr(folder_module, "open", refuse, raising=False)
+    monkeypatch.setattr(Path, "open", refuse)
     assert refused(home).split("\n")[1:] == [
         "  'locked.png': Permission denied",
         "  'pipe.png': not a file",
