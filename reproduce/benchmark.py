@@ -251,7 +251,8 @@ def fit_large(name: str, n: int, k: int, iterations: int) -> dict:
             from faiss import Kmeans
 
             model = Kmeans(128, k, niter=iterations, max_points_per_centroid=len(x))
-            return model.train(x) and model.centroids
+            model.train(x)
+            return model.centroids
         if name == "MiniBatchKMeans":
             settings = dict(tol=0.0, max_no_improvement=None, n_init=1, random_state=0)
             return MiniBatchKMeans(k, max_iter=iterations, **settings).fit(x).cluster_centers_
@@ -262,13 +263,13 @@ def fit_large(name: str, n: int, k: int, iterations: int) -> dict:
     for part in np.array_split(x, -(-n // 1000)):
         part[:] = centres[rng.integers(2 * k, size=len(part))] + rng.normal(size=part.shape)
     fit(x[:500], 10)  # what the libraries load is not counted
-    before, began = getrusage(RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, wall, cpu = getrusage(RUSAGE_SELF).ru_maxrss, time.perf_counter(), time.process_time()
     found = fit(x, k)
-    seconds, after = time.perf_counter() - began, getrusage(RUSAGE_SELF).ru_maxrss
+    row = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    row["MiB"] = (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024  # it is in KiB
     inertia = np.square(pairwise_distances_argmin_min(x, found)[1], dtype=np.float64).sum()
-    row = {"k-means": name, "n": n, "features": 128, "k": k, "iterations": iterations}
-    # ru_maxrss is in KiB
-    return {**row, "seconds": seconds, "MiB": (after - before) / 1024, "inertia": float(inertia)}
+    sizes = {"n": n, "features": 128, "k": k, "iterations": iterations}
+    return {"k-means": name, **sizes, **row, "inertia": float(inertia)}
 
 
 def device_of(config: Config) -> torch.device:
