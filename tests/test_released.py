@@ -29,6 +29,7 @@ from reproduce import Config, backbones, fit
 from reproduce.config import read_settings
 from reproduce.methods import METHODS
 from reproduce.probes import knn_accuracy
+from reproduce.results import DATA
 from reproduce.runs import ROOT, Run
 from reproduce.schedules import learning_rate
 from reproduce.train import build_optimizer
@@ -436,17 +437,30 @@ def published():
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted(SETTINGS.glob("cifar10-*.yaml")) if path.stem != "cifar10-cpu"],
+    [path for path in sorted(SETTINGS.glob("*.yaml")) if "# Target" in path.read_text()],
     ids=lambda path: path.stem,
 )
 def test_a_preset_names_one_published_figure(path):
     """Its first line says the figure that stands in one row of published.csv, which names it."""
     (row,) = [row for row in published() if row["preset"] == path.stem]
     kind, figure = re.match(r"# Target: (ACC|kNN) ([0-9.]+) %", path.read_text()).groups()
-    assert row["knn" if kind == "kNN" else "acc"] == figure and row["dataset"] == "CIFAR-10"
+    assert row["knn" if kind == "kNN" else "acc"] == figure
     settings = read_settings(path)
+    assert row["dataset"] == DATA[settings["dataset"]]
     assert row["split"] in (settings["split"], "")  # DeepCluster's is stated nowhere
     assert row["method"].split()[0].lower().rstrip(",") == settings["method"]
+
+
+@pytest.mark.parametrize("of", [dict(dataset="imagenet10"), dict(dataset="imagenet_dogs")])
+def test_large_images_are_seen_at_224_pixels(of):
+    """Stored at 256; CC's blur and jitter are stronger there than for CIFAR."""
+    for name in ("cc", "propos"):
+        settings = read_settings(SETTINGS / f"{of['dataset']}-{name}.yaml")
+        config = Config.from_params({**settings, "folder": "images"})
+        assert (config.side, config.view_side, config.blur) == (256, 224, 0.5)
+        assert (config.backbone, config.stem, config.split) == ("resnet34", "imagenet", "all")
+        assert config.jitter == (0.8 if name == "cc" else 0.4)
+        assert config.batch_size == 256 and settings["dataset"] == of["dataset"]
 
 
 def test_every_named_preset_is_there():
