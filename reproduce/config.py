@@ -333,7 +333,7 @@ class Config:
     checkpoint_minutes: float = setting(
         10.0,
         "between checkpoints within an epoch; each epoch ends with one",
-        (0, 1e6),
+        (0, 10_000),
         identity=False,
     )
     resume: bool = setting(
