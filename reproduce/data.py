@@ -164,22 +164,18 @@ def digits(root: Path) -> dict:
     return {"images": pixels, "labels": bunch.target, "split": split, "classes": classes}
 
 
-def cifar10(root: Path) -> dict:
+def cifar10(root: Path, source: str = "CIFAR10") -> dict:
     """50,000 training and 10,000 test images, 3 x 32 x 32, in 10 classes."""
-    from torchvision.datasets import CIFAR10
+    from torchvision import datasets
 
-    parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
+    parts = [getattr(datasets, source)(root, train=part, download=True) for part in (True, False)]
     images = [p.data.transpose(0, 3, 1, 2) for p in parts]
     return joined(images, [p.targets for p in parts], parts[0].classes)
 
 
 def cifar100(root: Path) -> dict:
     """50,000 training and 10,000 test images, 3 x 32 x 32, in 100 classes."""
-    from torchvision.datasets import CIFAR100
-
-    parts = [CIFAR100(root, train=train, download=True) for train in (True, False)]
-    images = [p.data.transpose(0, 3, 1, 2) for p in parts]
-    return joined(images, [p.targets for p in parts], parts[0].classes)
+    return cifar10(root, "CIFAR100")
 
 
 def svhn(root: Path) -> dict:
