@@ -183,7 +183,9 @@ def stars(kind: str) -> list[tuple[str, dict]]:
 def grid(table: pd.DataFrame) -> pd.DataFrame:
     """The runs over lambda1 and entropy with the authors' other settings, CIFAR-10 first."""
     settings = [{"preset": s["settings"], **s.get("with", {})} for _, s in stars("lambda1")]
-    return pd.concat([select(table, "lambda1", "entropy", **one) for one in settings])
+    parts = [select(table, "lambda1", "entropy", **one) for one in settings]
+    varied = [part for part in parts if part["lambda1"].nunique() > 1]  # one weight is no grid
+    return pd.concat(varied or parts)
 
 
 def variants(table: pd.DataFrame, star: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
