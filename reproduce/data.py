@@ -61,7 +61,9 @@ class Images:
         With a limit only so many of them, drawn without a look at labels and the same on every
         call: the 100 of one limit are among the 200 of another.
         """
-        wanted = {"train": self.split != 1, "test": self.split == 1, "all": self.split >= 0}[which]
+        if which not in ("train", "test", "all"):
+            raise ValueError(f"which must be train, test or all, got {which!r}")
+        wanted = (self.split == 1) == (which == "test") if which != "all" else self.split >= 0
         keep = wanted.nonzero()[:, 0]
         if 0 < limit < len(keep):
             drawn = torch.randperm(len(keep), generator=torch.Generator().manual_seed(0))[:limit]
