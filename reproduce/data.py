@@ -61,7 +61,9 @@ class Images:
         With a limit only so many of them, drawn without a look at labels and the same on every
         call: the 100 of one limit are among the 200 of another.
         """
-        wanted = {"train": self.split != 1, "test": self.split == 1, "all": self.split >= 0}[which]
+        if which not in ("train", "test", "all"):
+            raise ValueError(f"which must be train, test or all, got {which!r}")
+        wanted = (self.split == 1) == (which == "test") if which != "all" else self.split >= 0
         keep = wanted.nonzero()[:, 0]
         if 0 < limit < len(keep):
             drawn = torch.randperm(len(keep), generator=torch.Generator().manual_seed(0))[:limit]
@@ -164,22 +166,18 @@ def digits(root: Path) -> dict:
     return {"images": pixels, "labels": bunch.target, "split": split, "classes": classes}
 
 
-def cifar10(root: Path) -> dict:
+def cifar10(root: Path, source: str = "CIFAR10") -> dict:
     """50,000 training and 10,000 test images, 3 x 32 x 32, in 10 classes."""
-    from torchvision.datasets import CIFAR10
+    from torchvision import datasets
 
-    parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
+    parts = [getattr(datasets, source)(root, train=part, download=True) for part in (True, False)]
     images = [p.data.transpose(0, 3, 1, 2) for p in parts]
     return joined(images, [p.targets for p in parts], parts[0].classes)
 
 
 def cifar100(root: Path) -> dict:
     """50,000 training and 10,000 test images, 3 x 32 x 32, in 100 classes."""
-    from torchvision.datasets import CIFAR100
-
-    parts = [CIFAR100(root, train=train, download=True) for train in (True, False)]
-    images = [p.data.transpose(0, 3, 1, 2) for p in parts]
-    return joined(images, [p.targets for p in parts], parts[0].classes)
+    return cifar10(root, "CIFAR100")
 
 
 def svhn(root: Path) -> dict:

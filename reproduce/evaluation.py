@@ -18,10 +18,9 @@ from reproduce.config import Config
 from reproduce.data import Images
 from reproduce.methods import Method
 
-MOST_PROBABILITIES = (
-    1 << 28
-)  # that are kept of all heads: 1 GiB; else those of a part of the images
-MOST_PIXELS = 1 << 25  # values of packed pixels that k-means may take into memory; else none
+# values that may be in memory at a time: all heads' probabilities, else those of some images, and
+# packed pixels for k-means, else it is left out
+MOST_PROBABILITIES, MOST_PIXELS = 1 << 28, 1 << 25
 
 
 class Evaluator:
@@ -174,8 +173,8 @@ class Evaluator:
         if self.same:
             bank = out[space]
         else:
-            alike = self.bank is self.train
-            known = self.train_pixels if alike else self.bank.pixels.to(self.device)
+            same = self.bank is self.train
+            known = self.train_pixels if same else self.bank.pixels.to(self.device)
             bank = self.extract(lambda x: self.method.outputs(x)[space], known)
         return probes.knn_accuracy(
             bank, self.bank.labels, out[space], self.images.labels, itself=self.same
