@@ -35,7 +35,8 @@ OWN = {  # what makes a method's own parts take part within three epochs
 }
 
 
-ROUNDED = ("crlc", "propos")  # gradients from several passes are added in another order
+# sums are added in another order: gradients of several passes, and the k-means of prototypes
+ROUNDED = ("crlc", "pcl", "propos")
 
 
 def settings(method: str, split: int, folder) -> dict:
