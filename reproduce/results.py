@@ -205,8 +205,8 @@ def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     A claim names two settings, each by what it changes from a preset, or one setting and a
     threshold in percent; a rule; and a direction (above, below, or same: the same computation).
     Claims with one "family" are corrected together. "verdict" is *holds* where the corrected
-    interval excludes 0 in that direction, *not shown* where it does not, *not run* where runs are
-    missing; "recorded" is the verdict that the prose was written for. table: ``load()``.
+    interval excludes 0 in that direction, *not shown* where it does not, *one seed* where there is
+    no interval, *not run* where runs are missing; "recorded" is the verdict that the prose was written for. table: ``load()``.
     """
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
     pairs = {claim["id"]: _sides(table, claim) for claim in written}
@@ -217,7 +217,8 @@ def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     told = pd.DataFrame(written).set_index("id").rename(columns={"verdict": "recorded"})
     told = told[["sentence", "data", "family", "rule", "direction", "where", "recorded"]]
     told = told.join(pd.concat(found)).reset_index()
-    ours = told["a"].map("{:.1f}".format) + told["a_std"].map(" ± {:.1f}".format)
+    spread = told["a_std"].map(" ± {:.1f}".format).where(told["a_std"].notna(), "")
+    ours = told["a"].map("{:.1f}".format) + spread
     verdict = told.apply(_verdict, axis=1)
     return told.assign(verdict=verdict, ours=ours.where(verdict != "not run", ""))
 
@@ -239,7 +240,7 @@ def _sides(table: pd.DataFrame, claim: Mapping[str, Any]) -> tuple[pd.DataFrame,
 
 def _verdict(claim: pd.Series) -> str:
     if claim["test"] == "none":
-        return "not run"
+        return "one seed" if np.isfinite(claim["difference"]) else "not run"
     if claim["direction"] == "same":
         return "holds" if claim["test"] == "same computation" else "not shown"
     sign = {"above": 1, "below": -1}[claim["direction"]]

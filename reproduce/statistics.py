@@ -40,6 +40,8 @@ def compare(
     test, p = "none", np.nan
     if len(seeds) > 1 or same:
         x, y, test = x[seeds], y[seeds], "same computation" if same else "paired"
+    elif len(seeds) == 1 and min(len(x), len(y)) == 1:  # a difference without an interval
+        x, y = x[seeds], y[seeds]
     difference = 0.0 if same else x.mean() - y.mean()
     low, high = (0.0, 0.0) if same else (np.nan, np.nan)
     if test == "paired" and np.ptp(x - y) < 1e-9:  # no spread: scipy would divide by 0
@@ -96,8 +98,12 @@ def signed(value: float) -> str:
 
 
 def points(row: Mapping) -> str:
-    """``+6.5 [1.6, 11.4]``: a difference in points and its interval, a row of ``family``."""
+    """``+6.5 [1.6, 11.4]``: a difference in points and its interval, a row of ``family``; of one
+    seed ``+6.5, n = 1``."""
     if row["test"] == "same computation":
         return "0, the same computation"
+    if row["test"] == "none":
+        alone = np.isfinite(row["difference"])
+        return f"{signed(row['difference'])}, n = 1" if alone else "not run"
     low, high = (f"{row[k]:.1f}".replace("-", "−") for k in ("low", "high"))
-    return f"{signed(row['difference'])} [{low}, {high}]" if row["test"] != "none" else "not run"
+    return f"{signed(row['difference'])} [{low}, {high}]"

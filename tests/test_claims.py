@@ -38,7 +38,7 @@ def test_a_claim_names_a_place_that_there_is():
             if line.startswith("#")
         ]
         assert heading in headings, claim["id"]
-        assert claim["verdict"] in ("holds", "not shown", "not run")
+        assert claim["verdict"] in ("holds", "not shown", "one seed", "not run")
 
 
 def test_the_readme_states_what_the_runs_say(tmp_path, claims):
@@ -64,6 +64,7 @@ WRITTEN = """
 - {<<: *a, id: below, direction: below}
 - {<<: *a, id: same, ours: {}, direction: same}
 - {<<: *a, id: missing, ours: {lambda1: 0.7}}
+- {<<: *a, id: alone, family: four, ours: {lambda1: 0.3}}
 - {<<: *a, id: threshold, family: two, ours: {}, against: 85.0, direction: below}
 - {<<: *a, id: rule, family: three, ours: {}, against: {rule: first_head}, direction: above}
 """
@@ -73,6 +74,7 @@ def test_verdicts(tmp_path):
     for seed, acc in enumerate([0.8, 0.81, 0.82, 0.8]):
         write_run(tmp_path, acc=acc, seed=seed)
         write_run(tmp_path, acc=acc + 0.1 + 0.001 * seed, seed=seed, lambda1=0.1)
+    write_run(tmp_path, acc=0.85, seed=1, lambda1=0.3)
     table = results.load(tmp_path)
     table["weights_sha256"] = table["path"]
     (tmp_path / "claims.yaml").write_text(WRITTEN)
@@ -82,6 +84,7 @@ def test_verdicts(tmp_path):
         "below": "not shown",
         "same": "holds",
         "missing": "not run",
+        "alone": "one seed",
         "threshold": "holds",
         "rule": "not shown",
     }
@@ -90,6 +93,7 @@ def test_verdicts(tmp_path):
     assert found.loc["above", "ours"] == "90.9 ± 1.0" and found.loc["missing", "ours"] == ""
     shown = results.claims_table(found.reset_index())
     assert list(shown["difference [95 %]"])[2:4] == ["0, the same computation", ""]
+    assert shown.iloc[4].tolist()[2:] == ["85.0", "+4.0, n = 1", "1", "one seed"]
     assert re.fullmatch(r"\+10\.2 \[9\.9, 10\.4\]", shown["difference [95 %]"][0])
 
 
@@ -101,4 +105,4 @@ def test_the_table_is_put_between_its_marks(tmp_path):
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("before <!-- claims -->\n| data | claim | ours |")
     assert text.endswith("|\n<!-- /claims -->\nafter") and "old" not in text
-    assert text.count("not run") == 6
+    assert text.count("not run") == 7

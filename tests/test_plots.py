@@ -136,4 +136,5 @@ def test_a_difference_in_words():
     row = {"difference": -2.04, "low": -4.0, "high": 0.01, "test": "paired"}
     assert plots.points(row) == "−2.0 [−4.0, 0.0]"
     assert plots.points({**row, "test": "same computation"}) == "0, the same computation"
-    assert plots.points({**row, "test": "none"}) == "not run"
+    assert plots.points({**row, "test": "none", "difference": np.nan}) == "not run"
+    assert plots.points({**row, "test": "none", "difference": -0.5}) == "−0.5, n = 1"

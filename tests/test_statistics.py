@@ -83,6 +83,11 @@ def test_too_few_runs_have_no_interval():
         assert found["test"] == "none" and np.isnan([found["low"], found["p"]]).all()
 
 
+def test_one_common_seed_is_compared_with_itself():
+    found = compare(runs([0.9], [2]), runs([0.1, 0.2, 0.8]))
+    assert found["difference"] == pytest.approx(10) and (found["n"], found["test"]) == ("1", "none")
+
+
 def test_holm_on_known_values():
     """Holm's own kind of example: .01, .04, .03, .005 at 5 %: .005 and .01 are rejected, .03 is not
     (it is above .05 / 2), and with it .04, though .04 is below .05."""
