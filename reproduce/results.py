@@ -206,7 +206,8 @@ def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     threshold in percent; a rule; and a direction (above, below, or same: the same computation).
     Claims with one "family" are corrected together. "verdict" is *holds* where the corrected
     interval excludes 0 in that direction, *not shown* where it does not, *one seed* where there is
-    no interval, *not run* where runs are missing; "recorded" is the verdict that the prose was written for. table: ``load()``.
+    no interval, *not run* where runs are missing; "recorded" is the verdict that the prose was
+    written for. table: ``load()``.
     """
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
     pairs = {claim["id"]: _sides(table, claim) for claim in written}
