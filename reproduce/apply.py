@@ -18,6 +18,7 @@ from reproduce import data, metrics
 from reproduce.augment import Augment
 from reproduce.config import FOLDERS, Config, ConfigError, read_settings
 from reproduce.folder import fill, list_images, relative, unreadable
+from reproduce.packed import write_header
 from reproduce.runs import atomic
 from reproduce.trained import load_weights, new_method, wrong_run
 
@@ -154,41 +155,32 @@ def apply(
         if not target.parent.is_dir():
             raise ConfigError(f"output: {str(target)!r}: there is no folder {str(target.parent)!r}")
     bad, sizes = {}, np.zeros(clusterer.n_clusters, int)
-    columns = ["file", "cluster"] + ["name"] * bool(clusterer.names) + ["probability", "margin"]
-    columns += ["distance"] * (not clusterer.heads)
     with contextlib.ExitStack() as files:
         temporary = [files.enter_context(atomic(target)) for target in targets]
         table = files.enter_context(open(temporary[0], "w", newline="", encoding="utf-8"))
         raw = files.enter_context(open(temporary[1], "wb")) if embedding else None
-        table.write(",".join(columns) + "\n")
         for names, images, reasons in batches(source, clusterer, size):
             bad |= reasons
             if not names or (bad and not skip):
                 continue
             probabilities, features = clusterer.predict(images)
             cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
-            rows = pd.DataFrame({"file": names, "cluster": cluster, "probability": best[:, 0]})
-            rows["margin"] = best[:, 0] - best[:, 1]
-            rows["name"] = [clusterer.names.get(k, "") for k in cluster.tolist()]
+            rows = {"file": names, "cluster": cluster}
+            if clusterer.names:
+                rows["name"] = [clusterer.names.get(k, "") for k in cluster.tolist()]
+            rows |= {"probability": best[:, 0], "margin": best[:, 0] - best[:, 1]}
             if not clusterer.heads:
                 square = squared_distances(features, clusterer.centroids.cpu())
                 rows["distance"] = square.sqrt().min(-1)[0].numpy()
-            how = dict(header=False, index=False, float_format="%.4f", lineterminator="\n")
-            rows.to_csv(table, columns=columns, **how)
+            how = dict(index=False, float_format="%.4f", lineterminator="\n")
+            pd.DataFrame(rows).to_csv(table, header=not sizes.any(), **how)
             if embedding:
                 if not sizes.any():
-                    write_header(raw, 0, features.shape[1])
+                    write_header(raw, "<f4", 0, features.shape[1])
                 raw.write(features.contiguous().numpy().tobytes())
             sizes += np.bincount(cluster, minlength=len(sizes))
         if bad and (not skip or not sizes.any()):
             raise unreadable(Path(source), bad, " (--skip leaves them out)")
         if embedding:
-            write_header(raw, int(sizes.sum()), features.shape[1])
+            write_header(raw, "<f4", int(sizes.sum()), features.shape[1])
     return {"images": int(sizes.sum()), "skipped": list(bad), "sizes": sizes.tolist()}
-
-
-def write_header(file, n: int, dim: int) -> None:
-    """Of an .npy file ``[n, dim]``; numpy leaves room in it for a larger n."""
-    file.seek(0)
-    header = {"descr": "<f4", "fortran_order": False, "shape": (n, dim)}
-    np.lib.format.write_array_header_1_0(file, header)

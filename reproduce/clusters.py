@@ -48,12 +48,9 @@ def choose(folder: str, given: dict, gpu: bool | None = None) -> tuple[dict, str
     preset = "folder-gpu" if (torch.cuda.is_available() if gpu is None else gpu) else "folder"
     (few, many), n = EPOCHS[preset], len(files)
     settings = read_settings(ROOT / "notebooks" / "settings" / f"{preset}.yaml")
-    settings |= {
-        "folder": str(path),
-        "epochs": int(np.clip(round(SEEN[preset] / n), few, many)),
-        # a power of two, which divides the queue of MoCo and PCL
-        "batch_size": 1 << max(2, min(settings["batch_size"], n // 4)).bit_length() - 1,
-    }
+    settings |= {"folder": str(path), "epochs": int(np.clip(round(SEEN[preset] / n), few, many))}
+    # a power of two, which divides the queue of MoCo and PCL
+    settings["batch_size"] = 1 << max(2, min(settings["batch_size"], n // 4)).bit_length() - 1
     if grey and side <= 64:
         settings |= {"augmentation": "digits", "view_size": 0, "image_size": max(16, min(side, 32))}
     else:
@@ -154,15 +151,9 @@ def look(run_dir: str, at_most: int = 4000, batch: int = 256) -> Look:
         probabilities = clusterer.memberships(features)
         votes = restarts(features, probabilities.argmax(-1), clusterer.n_clusters)
     cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
-    table = pd.DataFrame(
-        {
-            "file": files or [f"image {i}" for i in drawn.tolist()],
-            "cluster": cluster,
-            "probability": best[:, 0],
-            "margin": best[:, 0] - best[:, 1],
-            "agree": (votes == cluster).mean(0),
-        }
-    )
+    table = pd.DataFrame({"file": files or [f"image {i}" for i in drawn.tolist()]})
+    table["cluster"], table["probability"] = cluster, best[:, 0]
+    table["margin"], table["agree"] = best[:, 0] - best[:, 1], (votes == cluster).mean(0)
     with np.load(clusterer.path / "embeddings.npz") as stored:
         rule = "aligned_average" if clusterer.heads else "kmeans_embedding"
         assignments = stored[rule].astype(int)

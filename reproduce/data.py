@@ -1,10 +1,9 @@
 """Data sets as uint8 tensors: digits (ships with scikit-learn), CIFAR, SVHN and STL-10 (downloaded
 by torchvision), a folder of one's own images, or an ImageNet from a folder; or a packed one.
 
-A data set is built once and kept as one file in ``data_dir``, with images, labels, split, classes,
-files, skipped and the SHA-256 of all of them. A machine without network needs just that file,
-``<name>.npz``; a folder's file is made anew when the folder changes. The SHA-256 stands in every
-run.
+A data set is built once and kept as one file in ``data_dir``, with the SHA-256 that stands in every
+run. A machine without network needs just that file, ``<name>.npz``; a folder's file is made anew
+when the folder changes.
 """
 
 from __future__ import annotations
@@ -70,8 +69,7 @@ class Images:
         return self if len(keep) == len(self) else self.take(keep)
 
     def parts(self, split: str, limit: int = 0) -> tuple[Images, Images]:
-        """What a run trains on and what it is scored on, by its settings; one object if that is the
-        same."""
+        """What a run trains on and what it is scored on: one object if that is the same."""
         if split == "test":
             return self.part("train", limit), self.part("test", limit)
         train = self.part("all", limit)
@@ -99,8 +97,7 @@ def moments(images: Images) -> tuple[Tensor, Tensor]:
 
 
 def load(config: Config) -> Images:
-    """The data set of a configuration, from its cached file if there is one; ConfigError if it
-    cannot be had."""
+    """A configuration's data set, from its cached file if there is one; or ConfigError."""
     root = Path(os.path.expanduser(config.data_dir)) if config.data_dir else ROOT / "data"
     folder = Path(os.path.expanduser(config.folder))
     if config.folder and os.path.exists(folder / "index.json"):
@@ -126,7 +123,6 @@ def load(config: Config) -> Images:
 
 
 def from_packed(folder: Path, config: Config) -> Images:
-    """A packed data set, whose pixels stay on disk."""
     images = Images(**packed.load(folder))
     if images.pixels.shape[-1] != config.side:
         held = f"holds images of {images.pixels.shape[-1]} pixels, but image_size is {config.side}"
@@ -194,18 +190,13 @@ def joined(images: list, labels: list, classes: list) -> dict:
     """A training part, a test part and, if any, one without labels as one data set, each sorted by
     its images' SHA-256: wherever a copy of a data set came from, its cached file and its ``limit``
     first images are the same."""
-
-    def order(x, y) -> list[int]:
+    parts = []
+    for split, (x, y) in enumerate(zip(images, labels)):
         digests = [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in x]
-        return sorted(range(len(x)), key=lambda i: (digests[i], y[i]))
-
-    orders = [order(x, y) for x, y in zip(images, labels)]
-    return {
-        "images": np.concatenate([x[order] for x, order in zip(images, orders)]),
-        "labels": np.concatenate([np.asarray(y)[order] for y, order in zip(labels, orders)]),
-        "classes": classes,
-        "split": np.repeat(range(len(images)), [len(part) for part in images]),
-    }
+        order = sorted(range(len(x)), key=lambda i: (digests[i], y[i]))
+        parts.append((x[order], np.asarray(y)[order], np.full(len(x), split)))
+    images, labels, split = map(np.concatenate, zip(*parts))
+    return {"images": images, "labels": labels, "split": split, "classes": classes}
 
 
 # ---- the cached file
@@ -258,10 +249,8 @@ def read_cached(name: str, path: Path) -> Images:
         raise ConfigError(f"data file {str(path)!r} is not what its SHA-256 says: {remedy}")
     shape = arrays["images"].shape
     if len(shape) != 4 or shape[1] not in (1, 3):  # made by hand, with the channels last
-        raise ConfigError(
-            f"data file {str(path)!r} holds images of shape {list(shape)}: it must be [N, C, H, W] "
-            f"with 1 or 3 channels; {remedy}"
-        )
+        what = f"holds images of shape {list(shape)}: it must be [N, C, H, W] with 1 or 3 channels"
+        raise ConfigError(f"data file {str(path)!r} {what}; {remedy}")
     labels = arrays["labels"].astype(np.int64, copy=False)  # in this machine's byte order
     pixels, labels, split = map(torch.from_numpy, (arrays["images"], labels, arrays["split"]))
     classes, files, skipped = (tuple(arrays[name].tolist()) for name in TEXTS)

@@ -1,8 +1,6 @@
-"""A folder of one's own images: which files it holds, of which class, and each of them as uint8
-pixels.
+"""A folder of images: its files, their classes, and each of them as uint8 pixels.
 
-Either a file is read rightly or it is named: nothing that looks like an image is passed over in
-silence.
+A file is read rightly or named: nothing that looks like an image is passed over in silence.
 """
 
 from __future__ import annotations

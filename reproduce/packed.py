@@ -161,8 +161,7 @@ def write_shard(stem: Path, found: Found, names: list[str], side: int) -> dict:
     path.unlink(missing_ok=True)  # before its note is another one's
     digest, counts, bad = hashlib.sha256(), torch.zeros(3, 256, dtype=torch.int64), {}
     with atomic(path) as temporary, open(temporary, "wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(found), *shape)}
-        np.lib.format.write_array_header_1_0(file, header)
+        write_header(file, "|u1", len(found), *shape)
         for i in range(0, len(found), CHUNK):
             part = [image for image, _, _ in found[i : i + CHUNK]]
             pixels = np.zeros((len(part), *shape), np.uint8)
@@ -176,6 +175,13 @@ def write_shard(stem: Path, found: Found, names: list[str], side: int) -> dict:
         shard["state"] = state
         note.write_text(json.dumps(shard))
     return shard
+
+
+def write_header(file, dtype: str, *shape: int) -> None:
+    """Of an .npy file; numpy leaves room in it for a longer first axis, to be written later."""
+    file.seek(0)
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def rows_hash(rows: dict[str, np.ndarray]) -> str:
