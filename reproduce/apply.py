@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,9 +17,10 @@ from torch import Tensor, nn
 from reproduce import data, metrics
 from reproduce.augment import Augment
 from reproduce.config import FOLDERS, Config, ConfigError, read_settings
-from reproduce.folder import fill, list_images, unreadable
+from reproduce.folder import fill, list_images, relative, unreadable
+from reproduce.packed import write_header
 from reproduce.runs import atomic
-from reproduce.trained import load_weights, new_method
+from reproduce.trained import load_weights, new_method, wrong_run
 
 NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {*FOLDERS}
 Batch = tuple[list[str], Tensor, dict[str, str]]  # files, their pixels, why others cannot be read
@@ -40,10 +39,8 @@ class Clusterer(nn.Module):
         self.path = Path(run).expanduser()
         self.config, self.metrics, weights = load_weights(self.path)
         if not (self.path / "apply.npz").exists():
-            raise ConfigError(
-                f"run_dir: {str(run)!r} has no apply.npz, which says how its clusters are found in "
-                f"new images: train it again (-p resume False)"
-            )
+            how = "has no apply.npz, which says how its clusters are found in new images"
+            raise wrong_run(run, f"{how}: train it again (-p resume False)")
         with np.load(self.path / "apply.npz") as file:
             stored = {name: torch.from_numpy(file[name]) for name in file.files}
         self.n_clusters = self.metrics["data"]["n_clusters"]
@@ -95,10 +92,8 @@ def read_names(run: Path, n_clusters: int) -> dict[int, str]:
     names = read_settings(path) if path.exists() else {}
     for cluster, name in names.items():
         if type(cluster) is not int or not 0 <= cluster < n_clusters or not isinstance(name, str):
-            raise ConfigError(
-                f"{str(path)!r} must have lines like '3: cats' for clusters 0 to {n_clusters - 1}, "
-                f"got {cluster!r}: {name!r}"
-            )
+            wanted = f"lines like '3: cats' for clusters 0 to {n_clusters - 1}"
+            raise ConfigError(f"{str(path)!r} must have {wanted}, got {cluster!r}: {name!r}")
     return names
 
 
@@ -106,42 +101,42 @@ def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
     """Batches of images in the order of their files: of a folder, flat or nested, of a data file
     (``.npz``, as it lies in data_dir), of a packed data set, or of one with a name."""
     path = Path(source).expanduser()
-    is_packed = (path / "index.json").exists()
-    if is_packed or path.suffix == ".npz" or (not path.exists() and source in NAMED):
-        if path.suffix == ".npz":
-            images = data.read_cached(path.stem, path)
-        elif is_packed:
-            images = data.load(Config(dataset="folder", folder=source))
-        else:
-            images = data.load(Config(dataset=source))
-        if tuple(images.pixels.shape[1:]) != clusterer.shape:
-            raise ConfigError(
-                f"images: those of {source!r} are {tuple(images.pixels.shape[1:])} (channels, "
-                f"height, width), but the run was trained on {clusterer.shape}"
-            )
-        files = images.files or range(len(images))
-        for i in range(0, len(images), size):
-            yield [str(f) for f in files[i : i + size]], images.pixels[i : i + size], {}
+    if path.suffix == ".npz":
+        images = data.read_cached(path.stem, path)
+    elif (path / "index.json").exists():
+        images = data.load(Config(dataset="folder", folder=source))
+    elif not path.exists() and source in NAMED:
+        images = data.load(Config(dataset=source))
+    else:
+        yield from folder_batches(path, clusterer, size)
         return
-    files, side = list_images(path), clusterer.config.side
+    shape = tuple(images.pixels.shape[1:])
+    if shape != clusterer.shape:
+        sizes = f"{shape} (channels, height, width), but the run was trained on {clusterer.shape}"
+        raise ConfigError(f"images: those of {source!r} are {sizes}")
+    files = images.files or range(len(images))
+    for i in range(0, len(images), size):
+        yield [str(f) for f in files[i : i + size]], images.pixels[i : i + size], {}
+
+
+def folder_batches(folder: Path, clusterer: Clusterer, size: int) -> Iterator[Batch]:
+    files, side = list_images(folder), clusterer.config.side
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
         def begin(part: list[Path]):
             pixels = np.empty((len(part), 3, side, side), np.uint8)
-            return part, pixels, [pool.submit(fill, *one) for one in zip(pixels, part)]
+            return part, pixels, pool.map(fill, pixels, part)
 
         ahead = begin(files[:size])
         for i in range(size, len(files) + size, size):
-            part, pixels, jobs = ahead
+            part, pixels, reasons = ahead
             ahead = begin(files[i : i + size])  # decoded while the network sees the part before
-            reasons = [job.result() for job in jobs]
-            names = [file.relative_to(path).as_posix() for file in part]
-            good = [k for k, reason in enumerate(reasons) if not reason]
-            images = torch.from_numpy(pixels[good])
+            found = {relative(file, folder): reason for file, reason in zip(part, reasons)}
+            images = torch.from_numpy(pixels[[not reason for reason in found.values()]])
             if clusterer.shape[0] == 1:
                 images = images.float().mean(1, keepdim=True).round().byte()
-            bad = {name: reason for name, reason in zip(names, reasons) if reason}
-            yield [names[k] for k in good], images, bad
+            bad = {name: reason for name, reason in found.items() if reason}
+            yield [name for name in found if name not in bad], images, bad
 
 
 def apply(
@@ -160,42 +155,32 @@ def apply(
         if not target.parent.is_dir():
             raise ConfigError(f"output: {str(target)!r}: there is no folder {str(target.parent)!r}")
     bad, sizes = {}, np.zeros(clusterer.n_clusters, int)
-    columns = ["file", "cluster", "name", "probability", "margin", "distance"]
-    left_out = ["name"] * (not clusterer.names) + ["distance"] * clusterer.heads
     with contextlib.ExitStack() as files:
         temporary = [files.enter_context(atomic(target)) for target in targets]
         table = files.enter_context(open(temporary[0], "w", newline="", encoding="utf-8"))
-        raw = files.enter_context(tempfile.TemporaryFile(dir=targets[0].parent))
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow([c for c in columns if c not in left_out])
+        raw = files.enter_context(open(temporary[1], "wb")) if embedding else None
         for names, images, reasons in batches(source, clusterer, size):
             bad |= reasons
             if not names or (bad and not skip):
                 continue
             probabilities, features = clusterer.predict(images)
-            cluster, best = probabilities.argmax(-1).tolist(), probabilities.topk(2)[0]
-            sizes += np.bincount(cluster, minlength=len(sizes))
-            row = {
-                "file": names,
-                "cluster": cluster,
-                "name": [clusterer.names.get(k, "") for k in cluster],
-                "probability": [f"{p:.4f}" for p in best[:, 0].tolist()],
-                "margin": [f"{m:.4f}" for m in (best[:, 0] - best[:, 1]).tolist()],
-            }
+            cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
+            rows = {"file": names, "cluster": cluster}
+            if clusterer.names:
+                rows["name"] = [clusterer.names.get(k, "") for k in cluster.tolist()]
+            rows |= {"probability": best[:, 0], "margin": best[:, 0] - best[:, 1]}
             if not clusterer.heads:
-                d = squared_distances(features, clusterer.centroids.cpu()).sqrt().min(-1)[0]
-                row["distance"] = [f"{x:.4f}" for x in d.tolist()]
-            writer.writerows(zip(*(row[c] for c in columns if c not in left_out)))
+                square = squared_distances(features, clusterer.centroids.cpu())
+                rows["distance"] = square.sqrt().min(-1)[0].numpy()
+            how = dict(index=False, float_format="%.4f", lineterminator="\n")
+            pd.DataFrame(rows).to_csv(table, header=not sizes.any(), **how)
             if embedding:
+                if not sizes.any():
+                    write_header(raw, "<f4", 0, features.shape[1])
                 raw.write(features.contiguous().numpy().tobytes())
-        if bad and (not skip or not sizes.sum()):
+            sizes += np.bincount(cluster, minlength=len(sizes))
+        if bad and (not skip or not sizes.any()):
             raise unreadable(Path(source), bad, " (--skip leaves them out)")
-        table.flush()
         if embedding:
-            with open(temporary[1], "wb") as file:
-                shape = (int(sizes.sum()), features.shape[1])
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                raw.seek(0)
-                shutil.copyfileobj(raw, file)
+            write_header(raw, "<f4", int(sizes.sum()), features.shape[1])
     return {"images": int(sizes.sum()), "skipped": list(bad), "sizes": sizes.tolist()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -21,11 +20,11 @@ from torch import Tensor
 from reproduce import data, metrics
 from reproduce.apply import Clusterer
 from reproduce.clustering import KMeans
-from reproduce.config import Config, ConfigError, read_settings, short_repr, unknown
+from reproduce.config import Config, ConfigError, read_settings
 from reproduce.evaluation import evenly
 from reproduce.folder import FORMATS, list_folder
 from reproduce.runs import ROOT
-from reproduce.trained import newest, read_json
+from reproduce.trained import named_run, read_json
 
 SEEN = {"folder": 100_000, "folder-gpu": 3_000_000}  # images that all epochs show, by preset
 EPOCHS = {"folder": (5, 200), "folder-gpu": (20, 500)}  # fewest and most
@@ -49,12 +48,9 @@ def choose(folder: str, given: dict, gpu: bool | None = None) -> tuple[dict, str
     preset = "folder-gpu" if (torch.cuda.is_available() if gpu is None else gpu) else "folder"
     (few, many), n = EPOCHS[preset], len(files)
     settings = read_settings(ROOT / "notebooks" / "settings" / f"{preset}.yaml")
-    settings |= {
-        "folder": str(path),
-        "epochs": int(np.clip(round(SEEN[preset] / n), few, many)),
-        # a power of two, which divides the queue of MoCo and PCL
-        "batch_size": 1 << max(2, min(settings["batch_size"], n // 4)).bit_length() - 1,
-    }
+    settings |= {"folder": str(path), "epochs": int(np.clip(round(SEEN[preset] / n), few, many))}
+    # a power of two, which divides the queue of MoCo and PCL
+    settings["batch_size"] = 1 << max(2, min(settings["batch_size"], n // 4)).bit_length() - 1
     if grey and side <= 64:
         settings |= {"augmentation": "digits", "view_size": 0, "image_size": max(16, min(side, 32))}
     else:
@@ -91,16 +87,17 @@ def glance(file: Path) -> tuple[int, bool] | None:
 class Look:
     """At most ``at_most`` images of a run, evenly drawn, and what it makes of them: M images."""
 
-    path: Path
-    config: Config
-    metrics: dict
-    names: dict[int, str]
+    clusterer: Clusterer
     sizes: np.ndarray  # [K], of all images
     assignments: np.ndarray  # [N], of all images
     pixels: np.ndarray  # uint8 [M, C, S, S]
     table: pd.DataFrame  # M rows: file, cluster, probability, margin, agree (share of the votes)
     features: Tensor  # [M, D]
     votes: np.ndarray  # [V, M], clusters by each head, or by V other starts of k-means; aligned
+
+    def __post_init__(self):
+        self.path, self.config = self.clusterer.path, self.clusterer.config
+        self.names = self.clusterer.names
 
     def title(self, cluster: int) -> str:
         return self.names.get(cluster, f"cluster {cluster}")
@@ -131,17 +128,7 @@ class Look:
 
 def from_notebook(namespace: Mapping[str, Any]) -> Look:
     """What the parameters of notebooks/clusters.ipynb name (pass ``globals()``), each checked."""
-    known = {"run_dir": str, "at_most": int, "per_row": int, "on_map": int}
-    for name, value in namespace.items():
-        if name.startswith("_") or not isinstance(value, (bool, int, float, str)):
-            continue
-        if name not in known:
-            raise ConfigError(unknown(name, known))
-        if type(value) is not known[name] or (known[name] is int and value < 1):
-            wanted = "a text" if known[name] is str else "a whole number of at least 1"
-            raise ConfigError(f"{name} must be {wanted}, got {short_repr(value)}")
-    run_dir = namespace["run_dir"] or str(newest(ROOT / "results" / "local"))
-    return look(run_dir, namespace["at_most"])
+    return look(named_run(namespace, "at_most", "per_row", "on_map"), namespace["at_most"])
 
 
 @torch.no_grad()
@@ -154,10 +141,8 @@ def look(run_dir: str, at_most: int = 4000, batch: int = 256) -> Look:
         raise ConfigError(f"run_dir: {run_dir!r} was trained on other images than are there now")
     _, images = images.parts(config.split, config.limit)
     drawn = evenly(len(images), at_most)
-    part = images.take(drawn)
-    part = dataclasses.replace(part, pixels=part.pixels[:])  # into memory
-    found = [clusterer.outputs(pixels) for pixels in part.pixels.split(batch)]
-    by_head, features = zip(*found)
+    pixels, files = images.pixels[drawn], [images.files[i] for i in drawn if images.files]
+    by_head, features = zip(*(clusterer.outputs(part) for part in pixels.split(batch)))
     features = torch.cat(features)
     if clusterer.heads:
         by_head = torch.cat(by_head, 1)
@@ -166,31 +151,22 @@ def look(run_dir: str, at_most: int = 4000, batch: int = 256) -> Look:
         probabilities = clusterer.memberships(features)
         votes = restarts(features, probabilities.argmax(-1), clusterer.n_clusters)
     cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
-    table = pd.DataFrame(
-        {
-            "file": part.files or [f"image {i}" for i in drawn.tolist()],
-            "cluster": cluster,
-            "probability": best[:, 0],
-            "margin": best[:, 0] - best[:, 1],
-            "agree": (votes == cluster).mean(0),
-        }
-    )
+    table = pd.DataFrame({"file": files or [f"image {i}" for i in drawn.tolist()]})
+    table["cluster"], table["probability"] = cluster, best[:, 0]
+    table["margin"], table["agree"] = best[:, 0] - best[:, 1], (votes == cluster).mean(0)
     with np.load(clusterer.path / "embeddings.npz") as stored:
         rule = "aligned_average" if clusterer.heads else "kmeans_embedding"
         assignments = stored[rule].astype(int)
     sizes = np.bincount(assignments, minlength=clusterer.n_clusters)
-    return Look(
-        clusterer.path, config, clusterer.metrics, clusterer.names, sizes, assignments,
-        part.pixels.numpy(), table, features, votes,
-    )  # fmt: skip
+    return Look(clusterer, sizes, assignments, pixels.numpy(), table, features, votes)
 
 
 def restarts(features: Tensor, cluster: Tensor, k: int, n: int = 5) -> np.ndarray:
     """``[n, M]``: k-means from n other single starts, numbered to agree with ``cluster``."""
     votes = []
     for start in range(n):
-        other = KMeans(min(k, len(features)), n_init=1, random_state=1000 + start)
-        other = other.fit_predict(features)
+        kmeans = KMeans(min(k, len(features)), n_init=1, random_state=1000 + start)
+        other = kmeans.fit_predict(features)
         both = torch.nn.functional.one_hot(torch.stack([cluster, other]), k).float()
         votes.append(metrics.align_heads(both)[1].argmax(-1).numpy())
     return np.stack(votes)
@@ -220,22 +196,18 @@ def related(found: Look) -> pd.DataFrame:
         return {k: v for k, v in config.items() if k not in ("seed", "n_clusters")}
 
     rows, own = [], rest(read_json(found.path / "config.json"))
-    for path in sorted(found.path.resolve().parent.glob("*/apply.npz")):
-        path = path.parent
+    sha256 = found.clusterer.metrics["data"]["sha256"]
+    for file in sorted(found.path.resolve().parent.glob("*/apply.npz")):
+        path = file.parent
         if path.name.endswith(".partial") or not (path / "model.pt").exists():
             continue
         config, about = (read_json(path / f"{name}.json") for name in ("config", "metrics"))
-        if rest(config) == own and about["data"]["sha256"] == found.metrics["data"]["sha256"]:
+        if rest(config) == own and about["data"]["sha256"] == sha256:
             other = found if path.name == found.path.resolve().name else look(str(path), 1000)
-            rows.append(
-                {
-                    "K": len(other.sizes),
-                    "seed": config["seed"],
-                    "assignments": other.assignments,
-                    "between_heads": mean_agreement(other.votes),
-                }
-            )
-    return pd.DataFrame(rows).sort_values(["K", "seed"], ignore_index=True)
+            heads = mean_agreement(other.votes)
+            rows.append((len(other.sizes), config["seed"], other.assignments, heads))
+    runs = pd.DataFrame(rows, columns=["K", "seed", "assignments", "between_heads"])
+    return runs.sort_values(["K", "seed"], ignore_index=True)
 
 
 def mean_agreement(clusterings) -> float:
@@ -254,31 +226,28 @@ def sheet(found: Look, rows: list[tuple], captions: list[str] | None = None):
     import matplotlib.pyplot as plt
 
     n = max(len(positions) for _, positions, _ in rows)
-    fig, axes = plt.subplots(
-        len(rows), n, figsize=(1.4 + 0.85 * n, 0.9 * len(rows) + 0.3 * bool(captions)),
-        squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.08},
-    )  # fmt: skip
-    fig.set_layout_engine("none")
-    fig.subplots_adjust(left=1.4 / fig.get_figwidth(), right=0.995, bottom=0.01, top=0.99)
+    width, height = 1.4 + 0.85 * n, 0.9 * len(rows) + 0.3 * bool(captions)
+    fig, axes = plt.subplots(len(rows), n, figsize=(width, height), squeeze=False, layout="none")
+    bottom = 0.3 / height if captions else 0.01
+    fig.subplots_adjust(1.4 / width, bottom, right=0.995, top=0.99, wspace=0.06, hspace=0.08)
     for line, (title, positions, colour) in zip(axes, rows):
         for ax in line:
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
             ax.spines[:].set_visible(False)
         for ax, i in zip(line, positions):
-            ax.imshow(picture(found.pixels[i]), cmap="gray", vmin=0, vmax=255, aspect="equal")
+            show(ax, found.pixels[i], aspect="equal")
             ax.spines[:].set(visible=True, color=colour, linewidth=2)
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", labelpad=8)
     for ax, text in zip(axes[-1], captions or []):
         ax.set_xlabel(text, fontsize="small")
-    if captions:
-        fig.subplots_adjust(bottom=0.3 / fig.get_figheight())
     return fig
 
 
-def picture(pixels: np.ndarray) -> np.ndarray:
-    """``[C, S, S]`` as imshow takes it."""
-    return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+def show(ax, pixels: np.ndarray, **where) -> None:
+    """An image ``[C, S, S]``."""
+    image = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255, **where)
 
 
 def umap_of(found: Look, at_most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -306,8 +275,7 @@ def draw_thumbnails(found: Look, xy: np.ndarray, drawn: np.ndarray, ax, cells: i
     for i in nearest.groupby(["x", "y"])["away"].idxmin():
         x, y = low + place[i] * size
         extent = (x + 0.05 * size, x + 0.95 * size, y + 0.05 * size, y + 0.95 * size)
-        image = picture(found.pixels[drawn[i]])
-        ax.imshow(image, cmap="gray", vmin=0, vmax=255, extent=extent)
+        show(ax, found.pixels[drawn[i]], extent=extent)
         edge = (extent[0], extent[2]), 0.9 * size, 0.9 * size
         ax.add_patch(Rectangle(*edge, fill=False, edgecolor=palette[cluster[i]], linewidth=2))
     ax.set(xlim=(low[0], low[0] + cells * size), ylim=(low[1], low[1] + cells * size))

@@ -1,10 +1,9 @@
 """Data sets as uint8 tensors: digits (ships with scikit-learn), CIFAR, SVHN and STL-10 (downloaded
 by torchvision), a folder of one's own images, or an ImageNet from a folder; or a packed one.
 
-A data set is built once and kept as one file in ``data_dir``, with images, labels, split, classes,
-files, skipped and the SHA-256 of all of them. A machine without network needs just that file,
-``<name>.npz``; a folder's file is made anew when the folder changes. The SHA-256 stands in every
-run.
+A data set is built once and kept as one file in ``data_dir``, with the SHA-256 that stands in every
+run. A machine without network needs just that file, ``<name>.npz``; a folder's file is made anew
+when the folder changes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import http.client
 import json
 import os
 import pickle
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +43,7 @@ class Images:
     split: Tensor  # uint8 [N], 0 train, 1 test, 2 train but never scored
     classes: tuple[str, ...]  # names, empty without labels
     sha256: str  # of the whole data set, in a part too
-    files: Sequence[str] = ()  # [N], of a folder, relative to it
+    files: tuple[str, ...] = ()  # [N], of a folder, relative to it
     skipped: tuple[str, ...] = ()  # files of a folder that cannot be read and were left out
 
     def __len__(self) -> int:
@@ -71,8 +69,7 @@ class Images:
         return self if len(keep) == len(self) else self.take(keep)
 
     def parts(self, split: str, limit: int = 0) -> tuple[Images, Images]:
-        """What a run trains on and what it is scored on, by its settings; one object if that is the
-        same."""
+        """What a run trains on and what it is scored on: one object if that is the same."""
         if split == "test":
             return self.part("train", limit), self.part("test", limit)
         train = self.part("all", limit)
@@ -90,9 +87,7 @@ class Images:
             pixels=self.pixels.index_select(0, keep),
             labels=self.labels[keep],
             split=self.split[keep],
-            files=self.files.take(keep)
-            if isinstance(self.files, packed.Names)
-            else tuple(self.files[i] for i in keep.tolist() if self.files),
+            files=tuple(self.files[i] for i in keep.tolist() if self.files),
         )
 
 
@@ -102,8 +97,7 @@ def moments(images: Images) -> tuple[Tensor, Tensor]:
 
 
 def load(config: Config) -> Images:
-    """The data set of a configuration, from its cached file if there is one; ConfigError if it
-    cannot be had."""
+    """A configuration's data set, from its cached file if there is one; or ConfigError."""
     root = Path(os.path.expanduser(config.data_dir)) if config.data_dir else ROOT / "data"
     folder = Path(os.path.expanduser(config.folder))
     if config.folder and os.path.exists(folder / "index.json"):
@@ -129,7 +123,6 @@ def load(config: Config) -> Images:
 
 
 def from_packed(folder: Path, config: Config) -> Images:
-    """A packed data set, whose pixels stay on disk."""
     images = Images(**packed.load(folder))
     if images.pixels.shape[-1] != config.side:
         held = f"holds images of {images.pixels.shape[-1]} pixels, but image_size is {config.side}"
@@ -139,13 +132,12 @@ def from_packed(folder: Path, config: Config) -> Images:
     return images
 
 
-# ---- data sets with a name: each a function from data_dir to the arguments of write_cached
+# ---- data sets with a name: what ``write_cached`` takes
 
 
 def fetch(name: str, root: Path) -> dict:
-    sources = (digits, cifar10, cifar20, cifar100, svhn, stl10, stl10_unlabelled)
     try:
-        return {source.__name__: source for source in sources}[name](root)
+        return digits() if name == "digits" else download(name, root)
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError
         raise ConfigError(
             f"dataset {name!r} is not in data_dir {str(root)!r} and cannot be downloaded "
@@ -154,7 +146,7 @@ def fetch(name: str, root: Path) -> dict:
         ) from None
 
 
-def digits(root: Path) -> dict:
+def digits() -> dict:
     """scikit-learn's 1,797 digits, 1 x 8 x 8, grey levels 0..16 spread over 0..255; the last fifth
     is the test part."""
     from sklearn.datasets import load_digits
@@ -162,78 +154,49 @@ def digits(root: Path) -> dict:
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16))[:, None]
     split = np.arange(len(pixels)) >= len(pixels) * 4 // 5
-    classes = [str(digit) for digit in range(10)]
-    return {"images": pixels, "labels": bunch.target, "split": split, "classes": classes}
+    return {"images": pixels, "labels": bunch.target, "split": split, "classes": [*"0123456789"]}
 
 
-def cifar10(root: Path, source: str = "CIFAR10") -> dict:
-    """50,000 training and 10,000 test images, 3 x 32 x 32, in 10 classes."""
+def download(name: str, root: Path) -> dict:
+    """By torchvision, training and test images:
+
+    cifar10, cifar100   50,000 and 10,000, 3 x 32 x 32
+    cifar20             CIFAR-100 in its 20 superclasses
+    svhn                73,257 and 26,032, 3 x 32 x 32, Street View's house numbers without "extra"
+    stl10               5,000 and 8,000, 3 x 96 x 96; stl10_unlabelled: and 100,000 without labels,
+                        for training only
+    """
     from torchvision import datasets
 
-    parts = [getattr(datasets, source)(root, train=part, download=True) for part in (True, False)]
-    images = [p.data.transpose(0, 3, 1, 2) for p in parts]
-    return joined(images, [p.targets for p in parts], parts[0].classes)
-
-
-def cifar100(root: Path) -> dict:
-    """50,000 training and 10,000 test images, 3 x 32 x 32, in 100 classes."""
-    return cifar10(root, "CIFAR100")
-
-
-def svhn(root: Path) -> dict:
-    """Street View's house numbers: 73,257 training and 26,032 test digits, 3 x 32 x 32; its extra
-    part is left out."""
-    from torchvision.datasets import SVHN
-
-    parts = [SVHN(root, split=split, download=True) for split in ("train", "test")]
-    classes = [str(digit) for digit in range(10)]
+    if name.startswith("cifar"):
+        source = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+        parts = [source(root, train=train, download=True) for train in (True, False)]
+        images, labels = [p.data.transpose(0, 3, 1, 2) for p in parts], [p.targets for p in parts]
+        if name != "cifar20":
+            return joined(images, labels, parts[0].classes)
+        files = [root / source.base_folder / file for file in ("train", "test", "meta")]
+        # torchvision has compared their MD5
+        train, test, meta = (pickle.loads(f.read_bytes(), encoding="latin1") for f in files)
+        labels = [train["coarse_labels"], test["coarse_labels"]]
+        return joined(images, labels, meta["coarse_label_names"])
+    source = datasets.SVHN if name == "svhn" else datasets.STL10
+    splits = ["train", "test"] + ["unlabeled"] * (name == "stl10_unlabelled")
+    parts = [source(root, split=split, download=True) for split in splits]
+    classes = [*"0123456789"] if name == "svhn" else parts[0].classes
     return joined([p.data for p in parts], [p.labels for p in parts], classes)
-
-
-def cifar20(root: Path) -> dict:
-    """CIFAR-100's 50,000 training and 10,000 test images, 3 x 32 x 32, in its 20 superclasses."""
-    from torchvision.datasets import CIFAR100
-
-    parts = [CIFAR100(root, train=train, download=True) for train in (True, False)]
-    train, test, meta = (
-        pickle.loads((root / CIFAR100.base_folder / file).read_bytes(), encoding="latin1")
-        for file in ("train", "test", "meta")
-    )  # torchvision has compared their MD5
-    images = [p.data.transpose(0, 3, 1, 2) for p in parts]
-    return joined(
-        images, [part["coarse_labels"] for part in (train, test)], meta["coarse_label_names"]
-    )
-
-
-def stl10_unlabelled(root: Path) -> dict:
-    """``stl10`` and its 100,000 images without labels, for training only."""
-    return stl10(root, ("train", "test", "unlabeled"))
-
-
-def stl10(root: Path, splits: tuple[str, ...] = ("train", "test")) -> dict:
-    """The labelled images, 5,000 of training and 8,000 of test, 3 x 96 x 96, in 10 classes."""
-    from torchvision.datasets import STL10
-
-    parts = [STL10(root, split=split, download=True) for split in splits]
-    return joined([p.data for p in parts], [p.labels for p in parts], parts[0].classes)
 
 
 def joined(images: list, labels: list, classes: list) -> dict:
     """A training part, a test part and, if any, one without labels as one data set, each sorted by
     its images' SHA-256: wherever a copy of a data set came from, its cached file and its ``limit``
     first images are the same."""
-
-    def order(x, y) -> list[int]:
+    parts = []
+    for split, (x, y) in enumerate(zip(images, labels)):
         digests = [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in x]
-        return sorted(range(len(x)), key=lambda i: (digests[i], y[i]))
-
-    orders = [order(x, y) for x, y in zip(images, labels)]
-    return {
-        "images": np.concatenate([x[order] for x, order in zip(images, orders)]),
-        "labels": np.concatenate([np.asarray(y)[order] for y, order in zip(labels, orders)]),
-        "classes": classes,
-        "split": np.repeat(range(len(images)), [len(part) for part in images]),
-    }
+        order = sorted(range(len(x)), key=lambda i: (digests[i], y[i]))
+        parts.append((x[order], np.asarray(y)[order], np.full(len(x), split)))
+    images, labels, split = map(np.concatenate, zip(*parts))
+    return {"images": images, "labels": labels, "split": split, "classes": classes}
 
 
 # ---- the cached file
@@ -286,10 +249,8 @@ def read_cached(name: str, path: Path) -> Images:
         raise ConfigError(f"data file {str(path)!r} is not what its SHA-256 says: {remedy}")
     shape = arrays["images"].shape
     if len(shape) != 4 or shape[1] not in (1, 3):  # made by hand, with the channels last
-        raise ConfigError(
-            f"data file {str(path)!r} holds images of shape {list(shape)}: it must be [N, C, H, W] "
-            f"with 1 or 3 channels; {remedy}"
-        )
+        what = f"holds images of shape {list(shape)}: it must be [N, C, H, W] with 1 or 3 channels"
+        raise ConfigError(f"data file {str(path)!r} {what}; {remedy}")
     labels = arrays["labels"].astype(np.int64, copy=False)  # in this machine's byte order
     pixels, labels, split = map(torch.from_numpy, (arrays["images"], labels, arrays["split"]))
     classes, files, skipped = (tuple(arrays[name].tolist()) for name in TEXTS)

@@ -28,10 +28,8 @@ def export(run: str, out: str) -> dict:
         raise ConfigError(f"model file {out!r}: there is no folder {str(path.parent)!r}")
     missing = [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None]
     if path.suffix == ".onnx" and missing:
-        raise ConfigError(
-            f"model file {out!r} needs the package {missing[0]}, which is not installed: "
-            f"pip install -e '.[onnx]', or name a .pt2"
-        )
+        how = "pip install -e '.[onnx]', or name a .pt2"
+        raise ConfigError(f"model file {out!r} needs the package {missing[0]}: {how}")
     clusterer = Clusterer(run)
     said = {
         "run": clusterer.path.resolve().name,
@@ -49,9 +47,8 @@ def export(run: str, out: str) -> dict:
             torch.export.save(program, buffer, extra_files={"clusters.json": json.dumps(said)})
             temporary.write_bytes(buffer.getbuffer())
         else:
-            model = torch.onnx.export(
-                program, input_names=["images"], output_names=["probabilities", "features"]
-            )
+            names = ["probabilities", "features"]
+            model = torch.onnx.export(program, input_names=["images"], output_names=names)
             model.model.metadata_props["clusters.json"] = json.dumps(said)
             model.save(str(temporary), external_data=False)
     return said

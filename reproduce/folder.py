@@ -1,8 +1,6 @@
-"""A folder of one's own images: which files it holds, of which class, and each of them as uint8
-pixels.
+"""A folder of images: its files, their classes, and each of them as uint8 pixels.
 
-Either a file is read rightly or it is named: nothing that looks like an image is passed over in
-silence.
+A file is read rightly or named: nothing that looks like an image is passed over in silence.
 """
 
 from __future__ import annotations
@@ -46,19 +44,15 @@ def list_folder(folder: Path) -> tuple[Found, list[str]]:
     ``<folder>/{train,test}/*``, ``<folder>/*``. Hidden files and those without the suffix of an
     image are passed over. A class may be missing in test, but not in train.
     """
-    if not folder.is_dir():
-        what = "is a file: name a folder of images" if folder.exists() else "does not exist"
-        raise wrong(folder, what)
     folders, images = entries(folder)
     named = {d.name.lower(): d for d in folders}
     parts = [named[part] for part in ("train", "test") if part in named] or [folder]
     if "test" in named and "train" not in named:
-        what = "holds 'test' but no 'train': add it, or rename 'test' if it is a class"
-        raise wrong(folder, what)
-    for entry in folders + images if "train" in named else []:
-        if entry not in parts:
-            why = "only 'train' and 'test' are read then, move or rename it"
-            raise wrong(folder, f"holds {entry.name!r} beside 'train': {why}")
+        raise wrong(folder, "holds 'test' but no 'train': add it, or rename 'test' if a class")
+    beside = [e.name for e in folders + images if "train" in named and e not in parts]
+    if beside:
+        why = "only 'train' and 'test' are read then, move or rename it"
+        raise wrong(folder, f"holds {beside[0]!r} beside 'train': {why}")
     found, classes = [], []
     for split, part in enumerate(parts):
         folders, images = entries(part)
@@ -68,22 +62,27 @@ def list_folder(folder: Path) -> tuple[Found, list[str]]:
         if split == 0:
             classes = [d.name for d in folders]
         elif bool(folders) != bool(classes):
-            what = "has class folders in one of 'train' and 'test' only"
-            raise wrong(folder, f"{what}: have them in both, or in none")
-        for directory in folders or [part]:
-            if folders and directory.name not in classes:
-                what = f"has no counterpart among the {len(classes)} classes of 'train'"
-                raise wrong(directory, what)
-            nested, images = entries(directory)
-            if nested:
-                what = f"is a class, but holds a folder, {nested[0].name!r}: move its images up"
-                raise wrong(directory, what)
-            if not images:
-                looked = f"looked for {' '.join(SUFFIXES)}"
-                raise wrong(directory, f"holds no image: fill or remove it ({looked})")
-            label = classes.index(directory.name) if folders else -1
-            found += [(file, label, split) for file in images]
+            where = "in one of 'train' and 'test' only: have them in both, or in none"
+            raise wrong(folder, f"has class folders {where}")
+        if not folders:
+            found += of_class(part, -1, split)
+        for directory in folders:
+            if directory.name not in classes:
+                where = f"among the {len(classes)} classes of 'train'"
+                raise wrong(directory, f"has no counterpart {where}")
+            if nested := entries(directory)[0]:
+                what = f"holds a folder, {nested[0].name!r}: move its images up"
+                raise wrong(directory, f"is a class, but {what}")
+            found += of_class(directory, classes.index(directory.name), split)
     return found, classes
+
+
+def of_class(directory: Path, label: int, split: int) -> Found:
+    images = entries(directory)[1]
+    if not images:
+        looked = f"looked for {' '.join(SUFFIXES)}"
+        raise wrong(directory, f"holds no image: fill or remove it ({looked})")
+    return [(file, label, split) for file in images]
 
 
 def imagenet_classes(folder: Path, dataset: str, names: Iterable[str]) -> list[str]:
@@ -101,37 +100,26 @@ def list_imagenet(folder: Path, dataset: str) -> tuple[Found, list[str]]:
     """As ``list_folder``, the classes of one ImageNet in ``<folder>/train/<id>/*``, or in
     ``<folder>/<id>/*``, also with ``images/`` below, as in Tiny-ImageNet. All are training images,
     but for ``val/<id>/*`` of the whole ImageNet, which are its test part."""
-    if not folder.is_dir():
-        raise wrong(folder, "does not exist")
     train, val = folder / "train", folder / "val"
     parts = [train if train.is_dir() else folder] + [val] * (dataset == "imagenet" and val.is_dir())
     classes = imagenet_classes(parts[0], dataset, [d.name for d in entries(parts[0])[0]])
     found = []
     for split, part in enumerate(parts):
         for label, name in enumerate(classes):
-            directory = part / name / "images"
-            directory = directory if directory.is_dir() else part / name
-            images = entries(directory)[1] if directory.is_dir() else []
-            if not images:
-                raise wrong(directory, f"holds no image: {dataset!r} has some of each class there")
-            found += [(file, label, split) for file in images]
+            below = part / name / "images"
+            found += of_class(below if below.is_dir() else below.parent, label, split)
     return found, classes
 
 
 def list_images(folder: Path) -> list[Path]:
     """Every image file in a folder and in the folders below it, in the order of ``list_folder``."""
-    if not folder.is_dir():
-        raise wrong(
-            folder, "is a file: name a folder of images" if folder.exists() else "does not exist"
-        )
 
     def walk(directory: Path, above: tuple[Path, ...]) -> list[Path]:
         real = directory.resolve()
         if real in above:  # a link that leads back
             return []
         folders, images = entries(directory)
-        named = {d.name.lower() for d in folders}
-        if not above and {"train", "test"} <= named:
+        if not above and {"train", "test"} <= {d.name.lower() for d in folders}:
             folders.sort(key=lambda d: d.name.lower() == "test")
         return images + [file for d in folders for file in walk(d, (*above, real))]
 
@@ -144,19 +132,12 @@ def list_images(folder: Path) -> list[Path]:
     return found
 
 
-def unreadable(folder: Path, bad: dict[str, str], then: str, total: int = 0) -> ConfigError:
-    """Names and counts the files that cannot be read, with the reason for each."""
-    lines = [f"\n  {name!r}: {reason}" for name, reason in bad.items()]
-    lines[10:] = [f"\n  and {len(lines) - 10} more"] if len(lines) > 10 else []
-    of = f" of {total}" if total else ""
-    return wrong(folder, f"has {len(bad)}{of} images that cannot be read{then}:{''.join(lines)}")
-
-
 def entries(directory: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the image files in a directory, by name; symbolic links are followed."""
-    found = sorted(
-        (e for e in directory.iterdir() if not e.name.startswith(".")), key=lambda e: e.name
-    )
+    if not directory.is_dir():
+        there = directory.exists()
+        raise wrong(directory, "is a file: name a folder of images" if there else "does not exist")
+    found = sorted(e for e in directory.iterdir() if not e.name.startswith("."))
     folders = [e for e in found if e.is_dir()]
     images = [e for e in found if e.suffix.lower() in SUFFIXES and not e.is_dir()]
     for e in found:
@@ -170,8 +151,7 @@ def wrong(folder: Path, what: str) -> ConfigError:
 
 
 def fingerprint(folder: Path, found: Found, config: Config) -> str:
-    """Twelve hexadecimal digits that change with the folder's files and with the way they are
-    read."""
+    """Twelve hexadecimal digits that change with a folder's files and with how they are read."""
     stamps = []
     for file, _, _ in found:
         stat = file.stat() if file.exists() else file.lstat()
@@ -224,9 +204,16 @@ def refuse_bad(folder: Path, names: list[str], bad: dict[str, str], bad_images: 
         raise unreadable(folder, bad, empty or f" ({skip} leaves them out)", len(names))
 
 
+def unreadable(folder: Path, bad: dict[str, str], then: str, total: int = 0) -> ConfigError:
+    """Names and counts the files that cannot be read, with the reason for each."""
+    lines = [f"\n  {name!r}: {reason}" for name, reason in bad.items()]
+    lines[10:] = [f"\n  and {len(lines) - 10} more"] if len(lines) > 10 else []
+    of = f" of {total}" if total else ""
+    return wrong(folder, f"has {len(bad)}{of} images that cannot be read{then}:{''.join(lines)}")
+
+
 def fill(place: np.ndarray, file: Path) -> str:
-    """Read an image into its place, ``[3, side, side]``; returns the reason if that cannot be
-    done."""
+    """Read an image into its place, ``[3, side, side]``; returns why it cannot be read, or ''."""
     try:
         if not file.is_file():
             return "not a file" if file.exists() else "a link to nothing"

@@ -15,7 +15,7 @@ import json
 import mmap
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -100,13 +100,7 @@ def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Found, list[s
 # ---- packing
 
 
-def pack(
-    source: str | Path,
-    packed: str | Path,
-    side: int,
-    bad_images: str = "stop",
-    dataset: str = "folder",
-) -> dict:
+def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder") -> dict:
     """Write the packed data set of a source's images; returns its index.
 
     side: of the stored squares, in pixels. bad_images: stop and name those that cannot be read, or
@@ -141,18 +135,9 @@ def pack(
         with atomic(packed / "rows.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, **rows)
         mean, std = level_moments(torch.tensor([shard["counts"] for shard in shards]).sum(0))
-        index = {
-            "images": len(kept),
-            "side": side,
-            "geometry": "the centre square, resized",
-            "mean": mean.tolist(),
-            "std": std.tolist(),
-            "classes": classes,
-            "skipped": list(bad),
-            "rows": rows_hash(rows),
-            "shard": SHARD,
-            "shards": shards,
-        }
+        index = {"images": len(kept), "side": side, "geometry": "the centre square, resized"}
+        index |= {"mean": mean.tolist(), "std": std.tolist(), "classes": classes}
+        index |= {"skipped": list(bad), "rows": rows_hash(rows), "shard": SHARD, "shards": shards}
         with atomic(packed / "index.json") as temporary:
             temporary.write_text(json.dumps({**index, "sha256": identity(index)}))
         for note in packed.glob("pixels-*.json"):
@@ -175,24 +160,28 @@ def write_shard(stem: Path, found: Found, names: list[str], side: int) -> dict:
             return known
     path.unlink(missing_ok=True)  # before its note is another one's
     digest, counts, bad = hashlib.sha256(), torch.zeros(3, 256, dtype=torch.int64), {}
-    with atomic(path) as temporary:
-        with open(temporary, "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(found), *shape)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for i in range(0, len(found), CHUNK):
-                part = [image for image, _, _ in found[i : i + CHUNK]]
-                pixels = np.zeros((len(part), *shape), np.uint8)
-                reasons = read_all(pixels, part)
-                file.write(pixels)
-                digest.update(pixels)
-                good = torch.from_numpy(pixels[[not reason for reason in reasons]])
-                counts += level_counts(good)
-                bad |= {name: reason for name, reason in zip(names[i:], reasons) if reason}
-            size = file.tell()
-        shard = {"file": path.name, "bytes": size, "images": len(found) - len(bad), "bad": bad}
-        shard |= {"sha256": digest.hexdigest(), "counts": counts.tolist(), "state": state}
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        write_header(file, "|u1", len(found), *shape)
+        for i in range(0, len(found), CHUNK):
+            part = [image for image, _, _ in found[i : i + CHUNK]]
+            pixels = np.zeros((len(part), *shape), np.uint8)
+            reasons = read_all(pixels, part)
+            file.write(pixels)
+            digest.update(pixels)
+            counts += level_counts(torch.from_numpy(pixels[[not reason for reason in reasons]]))
+            bad |= {name: reason for name, reason in zip(names[i:], reasons) if reason}
+        shard = {"file": path.name, "bytes": file.tell(), "images": len(found) - len(bad)}
+        shard |= {"bad": bad, "sha256": digest.hexdigest(), "counts": counts.tolist()}
+        shard["state"] = state
         note.write_text(json.dumps(shard))
     return shard
+
+
+def write_header(file, dtype: str, *shape: int) -> None:
+    """Of an .npy file; numpy leaves room in it for a longer first axis, to be written later."""
+    file.seek(0)
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def rows_hash(rows: dict[str, np.ndarray]) -> str:
@@ -210,10 +199,18 @@ def identity(index: dict) -> str:
 
 
 def level_counts(pixels: Tensor | Pixels) -> Tensor:
-    """uint8 ``[N, C, H, W]`` -> how often each level occurs in each channel, int64 ``[C, 256]``."""
-    if isinstance(pixels, Pixels):
-        return pixels.counts()
-    return torch.stack([x.flatten().bincount(minlength=256) for x in pixels.unbind(1)])
+    """uint8 ``[N, C, H, W]`` -> how often each level occurs in each channel, int64 ``[C, 256]``.
+    On disk it is known of a whole shard, and counted where only a part of it is here."""
+    if isinstance(pixels, Tensor):
+        return torch.stack([x.flatten().bincount(minlength=256) for x in pixels.unbind(1)])
+    shards, total = pixels.rows // pixels.index["shard"], torch.zeros(3, 256, dtype=torch.int64)
+    for k in np.unique(shards):
+        at, known = torch.from_numpy(np.flatnonzero(shards == k)), pixels.index["shards"][k]
+        if len(at) == known["images"]:
+            total += torch.tensor(known["counts"])
+        else:
+            total += sum(level_counts(pixels[part]) for part in at.split(CHUNK))
+    return total
 
 
 def level_moments(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,8 +246,8 @@ def load(folder: Path, check: bool = False) -> dict:
         path = folder / shard["file"]
         size = path.stat().st_size if path.exists() else 0
         if size != shard["bytes"]:
-            what = f"has {size:,} of {shard['bytes']:,} bytes in {path.name!r}"
-            raise wrong(folder, f"{what}: {AGAIN}")
+            held = f"{size:,} of {shard['bytes']:,} bytes"
+            raise wrong(folder, f"has {held} in {path.name!r}: {AGAIN}")
         if check:
             digest, mapped = hashlib.sha256(), np.load(path, mmap_mode="r")
             for i in range(0, len(mapped), CHUNK):
@@ -264,6 +261,7 @@ def load(folder: Path, check: bool = False) -> dict:
             raise ValueError
     except Exception:  # zipfile and numpy raise many kinds
         raise wrong(folder, f"has a damaged rows.npz: {AGAIN}") from None
+    text, ends = rows["names"].tobytes(), rows["ends"].tolist()
     return {
         "name": folder.resolve().name,
         "pixels": Pixels(folder, index, rows["rows"]),
@@ -271,30 +269,9 @@ def load(folder: Path, check: bool = False) -> dict:
         "split": torch.from_numpy(rows["split"]),
         "classes": tuple(index["classes"]),
         "sha256": index["sha256"],
-        "files": Names(rows["names"].tobytes(), rows["ends"], np.arange(len(rows["ends"]))),
+        "files": tuple(os.fsdecode(text[i:j]) for i, j in zip([0, *ends], ends)),
         "skipped": tuple(index["skipped"]),
     }
-
-
-@dataclass(frozen=True)
-class Names(Sequence):
-    """File names as bytes, each made a text when it is asked for."""
-
-    text: bytes
-    ends: np.ndarray  # of all names, in bytes
-    rows: np.ndarray  # [N], which of them
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        row = self.rows[i]
-        return os.fsdecode(self.text[self.ends[row - 1] if row else 0 : self.ends[row]])
-
-    def take(self, keep: Tensor) -> Names:
-        return dataclasses.replace(self, rows=self.rows[keep.numpy()])
 
 
 @dataclass
@@ -339,44 +316,29 @@ class Pixels:
             self.maps[k]._mmap.madvise(mmap.MADV_DONTNEED)
         return torch.from_numpy(out)
 
-    def counts(self) -> Tensor:
-        """``level_counts``: known of a whole shard, counted where only a part of it is here."""
-        shards, total = self.rows // self.index["shard"], torch.zeros(3, 256, dtype=torch.int64)
-        for k in np.unique(shards):
-            at, known = torch.from_numpy(np.flatnonzero(shards == k)), self.index["shards"][k]
-            if len(at) == known["images"]:
-                total += torch.tensor(known["counts"])
-            else:
-                total += sum(level_counts(self[part]) for part in at.split(CHUNK))
-        return total
-
-    def read(self, rows: Iterable, workers: int) -> Iterator[Tensor]:
-        self.loader = self.loader or DataLoader(
-            self,
-            batch_size=None,
-            sampler=self.todo,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            multiprocessing_context="spawn" if workers else None,
-            pin_memory=torch.device(self.device).type == "cuda",
-            generator=torch.Generator(),  # of its own: what is drawn elsewhere stays the same
-        )
-        self.todo[:] = [at.cpu() if isinstance(at, Tensor) else at for at in rows]
-        for batch in self.loader:
-            yield batch.to(self.device, non_blocking=True)
-
 
 def read(pixels: Tensor | Pixels, rows: Iterable, workers: int = 0) -> Iterator[Tensor]:
     """``pixels[index]`` for each index (positions ``[B]`` or a slice) of ``rows`` in turn, on the
     device of ``pixels``. What is on disk is read ahead by so many processes."""
     if isinstance(pixels, Tensor):
-        return (pixels[index] for index in rows)
-    return pixels.read(rows, workers)
+        yield from (pixels[index] for index in rows)
+        return
+    pixels.loader = pixels.loader or DataLoader(
+        pixels,
+        batch_size=None,
+        sampler=pixels.todo,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if workers else None,
+        pin_memory=torch.device(pixels.device).type == "cuda",
+        generator=torch.Generator(),  # of its own: what is drawn elsewhere stays the same
+    )
+    pixels.todo[:] = [at.cpu() if isinstance(at, Tensor) else at for at in rows]
+    for batch in pixels.loader:
+        yield batch.to(pixels.device, non_blocking=True)
 
 
-def split(
-    pixels: Tensor | Pixels, size: int, workers: int = 0, part: slice = slice(None)
-) -> Iterator[Tensor]:
+def split(pixels, size: int, workers: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
     """All images, or those of a part, in turn, ``size`` at a time."""
     start, stop, _ = part.indices(len(pixels))
     rows = [slice(i, min(i + size, stop)) for i in range(start, stop, size)]

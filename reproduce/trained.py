@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +20,9 @@ from reproduce.runs import ROOT, atomic, weights_digest
 
 
 class Trained:
-    """A finished run's method with its weights, for looking at its features.
-
-    Strict: ConfigError if the run is not finished, or if its weights are missing, damaged, not
-    those that its metrics were measured on, or do not fit the method. data_dir: where its images
-    are, which a run does not keep.
-    """
+    """A finished run's method with its weights and images. Strict: ConfigError if the run is not
+    finished, or if its weights are missing, damaged, not those that its metrics were measured on,
+    or do not fit the method. data_dir: where its images are, which a run does not keep."""
 
     def __init__(self, run: str | Path, data_dir: str = ""):
         self.path = Path(run).expanduser()
@@ -66,15 +64,12 @@ class Trained:
         backbone = self.method.backbone
         found: dict[str, list[Tensor]] = {name: [] for name in [*backbone.probed, "features"]}
 
-        def keep(name):
-            def hook(module, inputs, output):
-                side = max(1, min(output.shape[-1], int((at_most / output.shape[1]) ** 0.5)))
-                found[name].append(F.adaptive_avg_pool2d(F.relu(output), side).flatten(1).float())
-
-            return hook
+        def hook(name, module, inputs, output):
+            side = max(1, min(output.shape[-1], int((at_most / output.shape[1]) ** 0.5)))
+            found[name].append(F.adaptive_avg_pool2d(F.relu(output), side).flatten(1).float())
 
         hooks = [
-            backbone.get_submodule(module).register_forward_hook(keep(name))
+            backbone.get_submodule(module).register_forward_hook(functools.partial(hook, name))
             for name, module in backbone.probed.items()
         ]
         try:
@@ -96,46 +91,35 @@ def load_weights(run: str | Path, data_dir: str = "") -> tuple[Config, dict, dic
     if not (path / "metrics.json").exists():
         raise wrong_run(run, "is not the directory of a finished run (it has no metrics.json)")
     if not (path / "model.pt").exists():
-        raise wrong_run(
-            run,
-            "has no model.pt: weights are kept where a run was made, not committed; make it again",
-        )
+        raise wrong_run(run, "has no model.pt, which stays where a run was made: make it again")
     metrics = read_json(path / "metrics.json")
     config = Config.from_params({**read_json(path / "config.json"), "data_dir": data_dir})
     status, epochs = metrics.get("status"), metrics.get("epochs")
     if status != "finished":
         raise wrong_run(run, f"is not a finished run: its metrics.json has the status {status!r}")
     if epochs < config.epochs or not config.epochs:
-        raise wrong_run(
-            run,
-            f"was trained for {epochs} of {config.epochs} epochs: "
-            f"an untrained model is not evaluated",
-        )
+        trained = f"was trained for {epochs} of {config.epochs} epochs"
+        raise wrong_run(run, f"{trained}: an untrained model is not evaluated")
+    file = path / "model.pt"
     try:
-        weights = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
+        weights = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes of the unpickler
-        raise wrong_run(path / "model.pt", f"cannot be read: {type(error).__name__}") from None
+        raise wrong_run(file, f"cannot be read: {type(error).__name__}") from None
     if weights_digest(weights) != metrics["weights_sha256"]:
-        raise wrong_run(
-            path / "model.pt",
-            "does not hold the weights that this run's metrics were measured on",
-        )
+        measured = "the weights that this run's metrics were measured on"
+        raise wrong_run(file, f"does not hold {measured}")
     return config, metrics, weights
 
 
 def new_method(config: Config, metrics: dict, weights: dict, channels: int) -> Method:
     """The method of a finished run, with its weights, for images of so many channels."""
-    found = metrics["data"]
-    method = METHODS[config.method](
-        config, backbones.build(config, channels), found["n_clusters"], found["n_train"]
-    )
+    found, backbone = metrics["data"], backbones.build(config, channels)
+    method = METHODS[config.method](config, backbone, found["n_clusters"], found["n_train"])
     try:
         method.load_state_dict(weights, strict=True)
     except RuntimeError:  # a list of all tensors
-        raise ConfigError(
-            f"run_dir: the weights in model.pt do not fit method {config.method!r} "
-            f"with the settings in config.json beside it"
-        ) from None
+        what = f"method {config.method!r} with the settings in config.json beside it"
+        raise ConfigError(f"run_dir: the weights in model.pt do not fit {what}") from None
     return method
 
 
@@ -167,28 +151,30 @@ def probe(trained: Trained, epochs: int = 100) -> dict:
 
 def from_notebook(namespace: Mapping[str, Any]) -> Trained:
     """The run that the parameters of linear_evaluation.ipynb name (pass ``globals()``)."""
-    simple = (bool, int, float, str)
-    for name in (k for k, v in namespace.items() if isinstance(v, simple) and k[0] != "_"):
-        if name not in ("run_dir", "epochs"):
-            raise ConfigError(unknown(name, ("run_dir", "epochs")))
-    run_dir, epochs = namespace["run_dir"], namespace["epochs"]
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        raise ConfigError(f"epochs must be a whole number of at least 1, got {short_repr(epochs)}")
+    return Trained(named_run(namespace, "epochs"))
+
+
+def named_run(namespace: Mapping[str, Any], *numbers: str) -> str:
+    """The run directory that a notebook's parameters name; empty: of the runs here that have their
+    weights, the one that finished last. numbers: its other parameters, at least 1 each."""
+    for name, value in namespace.items():
+        plain = isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+        if plain and name not in ("run_dir", *numbers):
+            raise ConfigError(unknown(name, ("run_dir", *numbers)))
+    for name in numbers:
+        value = namespace[name]
+        if type(value) is not int or value < 1:
+            got = short_repr(value)
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {got}")
+    run_dir = namespace["run_dir"]
     if not isinstance(run_dir, str):
         raise ConfigError(f"run_dir must be a text, got {short_repr(run_dir)}")
-    return Trained(run_dir or newest(ROOT / "results" / "local"))
-
-
-def newest(results: Path) -> Path:
-    """Of the runs that have their weights, the directory of the one that finished last."""
-    found = [
-        path
-        for path in Path(results).rglob("model.pt")
-        if (path.parent / "metrics.json").exists() and ".partial" not in path.parent.name
-    ]
+    if run_dir:
+        return run_dir
+    files = (ROOT / "results" / "local").rglob("model.pt")
+    found = [f for f in files if (f.parent / "metrics.json").exists()]
+    found = [f for f in found if ".partial" not in f.parent.name]
     if not found:
-        raise ConfigError(
-            "run_dir is empty, and no run of this machine has weights: "
-            "run notebooks/train.ipynb first, or name a run directory"
-        )
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+        nothing = "run_dir is empty, and no run of this machine has weights"
+        raise ConfigError(f"{nothing}: run notebooks/train.ipynb first, or name a run directory")
+    return str(max(found, key=lambda file: file.stat().st_mtime).parent)

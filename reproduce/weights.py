@@ -27,16 +27,15 @@ def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] 
                 moments = torch.from_numpy(file["mean"]), torch.from_numpy(file["std"])
     own = backbone.state_dict()
     there = {k: list(v.shape) for k, v in state.items() if not k.startswith("fc.")}
+    those = f"weights: those of {short_repr(config.weights)}"
+    unfit = f"{those} do not fit backbone {config.backbone!r}"
     for name, value in own.items():
         if there.get(name) != list(value.shape):
-            found = f"is {there[name]} there" if name in there else "is missing there"
-            raise wrong(
-                config, f"do not fit backbone {config.backbone!r}: {name} {found}, and "
-                f"{list(value.shape)} here; backbone, width, stem, sobel and the images' channels "
-                f"must be those of the weights"
-            )  # fmt: skip
+            sizes = f"{there.get(name, 'missing')} there, and {list(value.shape)} here"
+            same = "backbone, width, stem, sobel and channels must be those of the weights"
+            raise ConfigError(f"{unfit}: {name} is {sizes}; {same}")
     if extra := sorted(set(there) - set(own)):
-        raise wrong(config, f"do not fit backbone {config.backbone!r}, which has no {extra[0]}")
+        raise ConfigError(f"{unfit}, which has no {extra[0]}")
     backbone.load_state_dict({name: state[name] for name in own})
     return moments
 
@@ -49,29 +48,25 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
     try:
         return known.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
-        raise ConfigError(
-            f"weights is 'imagenet', but {known.url} cannot be downloaded "
-            f"({getattr(error, 'reason', error)}): connect to a network once, or copy "
-            f"that file into {str(Path(torch.hub.get_dir()) / 'checkpoints')!r}"
-        ) from None
+        what = f"{known.url} cannot be downloaded ({getattr(error, 'reason', error)})"
+        folder = str(Path(torch.hub.get_dir()) / "checkpoints")
+        remedy = f"connect to a network once, or copy that file into {folder!r}"
+        raise ConfigError(f"weights is 'imagenet', but {what}: {remedy}") from None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The backbone's tensors in a file of weights; prefixes that wrappers add are taken off."""
     said = f"weights: {str(path)!r}"
     if not path.is_file():
-        raise ConfigError(
-            f"{said} is not there: name the directory of a run that was made on this machine, "
-            f"a file with a state dict, or 'imagenet'"
-        )
+        known = "the directory of a run of this machine, a file with a state dict, or 'imagenet'"
+        raise ConfigError(f"{said} is not there: name {known}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever another file makes of the unpickler
         raise ConfigError(f"{said} is no file of weights: {type(error).__name__}") from None
     for key in ("state_dict", "model"):
-        state = (
-            state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-        )
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(f"{said} must hold a state dict, names and tensors")
     for prefix in ("module.", "backbone."):
@@ -95,7 +90,3 @@ def labels_used(config: Config) -> str:
         before = str(read_json(provenance).get("labels"))
         return before if before.startswith("ImageNet") else "evaluation only"
     return "unknown in the weights it started from; its own for evaluation only"
-
-
-def wrong(config: Config, what: str) -> ConfigError:
-    return ConfigError(f"weights: those of {short_repr(config.weights)} {what}")
