@@ -73,9 +73,10 @@ def glance(file: Path) -> tuple[int, bool] | None:
     """The shorter side of an image and whether it is grey; None if it cannot be read."""
     try:
         with Image.open(file, formats=FORMATS) as image:
-            image.draft("RGB", (64, 64))
+            side = min(image.size)
+            image.draft("RGB", (64, 64))  # decodes a large JPEG small, and makes its size that
             pixels = np.asarray(image.convert("RGB").resize((16, 16)), int)
-            return min(image.size), bool(np.ptp(pixels, axis=-1).max() <= 8)
+            return side, bool(np.ptp(pixels, axis=-1).max() <= 8)
     except Exception:  # it is named later, with the others that cannot be read
         return None
 

@@ -17,6 +17,7 @@ from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError, short_repr, unknown
 from reproduce.methods import METHODS, Method
 from reproduce.runs import ROOT, atomic, weights_digest
+from reproduce.weights import moments_of
 
 
 class Trained:
@@ -33,7 +34,8 @@ class Trained:
         part, _ = self.images.parts(self.config.split, self.config.limit)
         self.method = new_method(self.config, self.metrics, weights, part.pixels.shape[1])
         self.method.eval().requires_grad_(False)
-        self.augment = Augment(self.config, *data.moments(part))
+        # a start from other weights brings their moments along
+        self.augment = Augment(self.config, *(moments_of(self.path) or data.moments(part)))
 
     @property
     def description(self) -> str:

@@ -16,15 +16,12 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # moments that torchvis
 def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Put ``config.weights`` into the backbone; returns the channel moments ``[C]`` that its images
     were normalised with, None where they are not known. ConfigError if the weights do not fit."""
-    moments = None
     if config.weights == "imagenet":
         state, moments = imagenet(config.backbone), tuple(map(torch.tensor, IMAGENET))
     else:
         path = Path(config.weights).expanduser()
         state = read_state(path / "model.pt" if path.is_dir() else path)
-        if (path / "apply.npz").exists():
-            with np.load(path / "apply.npz") as file:
-                moments = torch.from_numpy(file["mean"]), torch.from_numpy(file["std"])
+        moments = moments_of(path)
     own = backbone.state_dict()
     there = {k: list(v.shape) for k, v in state.items() if not k.startswith("fc.")}
     those = f"weights: those of {short_repr(config.weights)}"
@@ -38,6 +35,14 @@ def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] 
         raise ConfigError(f"{unfit}, which has no {extra[0]}")
     backbone.load_state_dict({name: state[name] for name in own})
     return moments
+
+
+def moments_of(run: Path) -> tuple[Tensor, Tensor] | None:
+    """The channel moments ``[C]`` that a run's images were normalised with, where it has them."""
+    if not (run / "apply.npz").exists():
+        return None
+    with np.load(run / "apply.npz") as file:
+        return torch.from_numpy(file["mean"]), torch.from_numpy(file["std"])
 
 
 def imagenet(backbone: str) -> dict[str, Tensor]:

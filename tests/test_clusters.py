@@ -102,6 +102,14 @@ def test_settings_go_by_images_and_device(tmp_path, n, size, mode, gpu, expected
     assert "7 epochs" in clusters.choose(str(tmp_path), {"epochs": 7}, gpu)[1]
 
 
+def test_a_large_grey_photograph_is_not_taken_for_a_drawing(tmp_path):
+    """A JPEG is decoded at a smaller size, which is not its own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 640), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    settings, said = clusters.choose(str(tmp_path), {}, False)
+    assert settings["augmentation"] == "images" and "of about 512 pixels" in said
+
+
 def test_a_hundred_thousand_images_get_few_epochs(tmp_path, monkeypatch):
     Image.new("RGB", (80, 80), "red").save(tmp_path / "a.png")
     listed = [(tmp_path / "a.png", -1, 0)] * 100_000

@@ -12,6 +12,7 @@ from reproduce import backbones
 from reproduce.config import Config, ConfigError
 from reproduce.runs import Run, provenance
 from reproduce.train import fit
+from reproduce.trained import Trained
 from reproduce.weights import load_backbone
 
 TINY = dict(limit=32, epochs=1, batch_size=16, width=4, head_hidden=8, projection_dim=8)
@@ -138,6 +139,8 @@ def test_imagenet(place, tmp_path, monkeypatch):
     assert all(torch.equal(found[k], fake[k]) for k in found) and len(found) == len(fake) - 2
     with np.load(path / "apply.npz") as stored:
         assert stored["mean"].tolist() == pytest.approx([0.485, 0.456, 0.406])
+        seen = Trained(path, place["data_dir"]).augment.mean.flatten()  # in linear evaluation too
+        assert seen.tolist() == stored["mean"].tolist()
     origin = json.loads((path / "provenance.json").read_text())
     assert origin["labels"].startswith("ImageNet's 1,000 classes")
     again = Config.from_params({**TINY, **place, **settings, "weights": str(path)})
