@@ -28,6 +28,7 @@ ONE_RUN = (
 RULES = [rule for rule in results.RULES if rule != "kmeans_pixels"]
 TEMPLATE = ROOT / "notebooks" / "template"
 PLACES = ("data_dir = ", "results_dir = ")
+PHOTOGRAPH = 1 << 14  # colours that no drawing has
 NUMBER = re.compile(r"[+−–-]?[\d.,]+( ?%)?( ± [\d.]+)?( [\[(].*[\])])?|–|nan|")
 
 
@@ -119,8 +120,8 @@ def strip_paths_and_times(executed: Path) -> None:
 
 
 def quantize_png(png: bytes, n: int = 64, width: int = 0) -> bytes:
-    """The picture with at most n colours, about a third of its size; one with a palette stays as it
-    is. Scaled to ``width`` pixels if that is given.
+    """The picture with at most n colours, about a third of its size; one with a palette or with
+    photographs stays as it is. Scaled to ``width`` pixels if that is given.
 
     Maximum coverage and k-means: a median cut gives thin lines the colour of their neighbours.
     """
@@ -129,6 +130,8 @@ def quantize_png(png: bytes, n: int = 64, width: int = 0) -> bytes:
         return png
     white = Image.new("RGBA", picture.size, "white")
     flat = Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    if not width and not flat.getcolors(PHOTOGRAPH):  # it would lose much, and take minutes
+        return png
     if width:
         flat = flat.resize((width, round(width * flat.height / flat.width)), Image.LANCZOS)
     smaller = io.BytesIO()

@@ -57,6 +57,13 @@ def test_what_has_few_colors_stays_as_it_is(drawn):
     assert pages.quantize_png(small) == small
 
 
+def test_photographs_stay_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    assert pages.quantize_png(content.getvalue()) == content.getvalue()
+
+
 def test_a_transparent_picture_is_put_on_white():
     content = io.BytesIO()
     Image.new("RGBA", (400, 400), (0, 0, 0, 0)).save(content, "PNG", compress_level=0)
