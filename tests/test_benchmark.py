@@ -45,13 +45,11 @@ def test_step_times_every_precision_that_the_device_computes_in(tmp_path, monkey
     precisions = ["float32", "bfloat16"] if native else ["float32"]
     assert [r["precision"] for r in found["rows"]] == precisions
     for row in found["rows"]:
-        # the step is network and augmentation; other work on the machine may hit either
-        assert row["step_images_per_second"] < 1.5 * row["network_images_per_second"]
-        assert (
-            0 < row["augmentation_share"] < 1
-            and 0 < row["network_share"] < 1.2
-            and 0 < row["tflops"] / row["product_tflops"] == pytest.approx(row["share_of_product"])
-        )
+        # no bounds on times: other work on the machine may hit any of them
+        for part in ("augmentation", "network"):
+            share = row["step_images_per_second"] / row[f"{part}_images_per_second"]
+            assert row[f"{part}_share"] == pytest.approx(share) and share > 0
+        assert 0 < row["tflops"] / row["product_tflops"] == pytest.approx(row["share_of_product"])
     written = json.loads((tmp_path / "b.json").read_text())
     assert written["rows"] == found["rows"] and written["provenance"]["source"]
 
