@@ -248,9 +248,11 @@ def read_cached(name: str, path: Path) -> Images:
     if content_hash(arrays) != sha256:
         raise ConfigError(f"data file {str(path)!r} is not what its SHA-256 says: {remedy}")
     shape = arrays["images"].shape
-    if len(shape) != 4 or shape[1] not in (1, 3):  # made by hand, with the channels last
-        what = f"holds images of shape {list(shape)}: it must be [N, C, H, W] with 1 or 3 channels"
-        raise ConfigError(f"data file {str(path)!r} {what}; {remedy}")
+    # made by hand, with the channels last or without an image
+    if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+        wanted = "[N, C, H, W] with 1 or 3 channels and an image or more"
+        held = f"holds images of shape {list(shape)}: it must be {wanted}"
+        raise ConfigError(f"data file {str(path)!r} {held}; {remedy}")
     labels = arrays["labels"].astype(np.int64, copy=False)  # in this machine's byte order
     pixels, labels, split = map(torch.from_numpy, (arrays["images"], labels, arrays["split"]))
     classes, files, skipped = (tuple(arrays[name].tolist()) for name in TEXTS)

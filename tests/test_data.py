@@ -865,6 +865,13 @@ def channels_last(path):
     data.write_cached(path, **{**content, "images": content["images"].transpose(0, 2, 3, 1)})
 
 
+def without_images(path):
+    with np.load(path) as file:
+        content = {k: v for k, v in file.items() if k != "sha256"}
+    rows = {name: content[name][:0] for name in ("images", "labels", "split")}
+    data.write_cached(path, **{**content, **rows})
+
+
 @pytest.mark.parametrize(
     "harm, says",
     [
@@ -892,6 +899,7 @@ def channels_last(path):
         (lambda p: rewrite(p, skipped=np.array(["x"])), "is not what its SHA-256 says"),
         (lambda p: rewrite(p, sha256=np.array("0" * 64)), "is not what its SHA-256 says"),
         (channels_last, "holds images of shape [1797, 8, 8, 1]: it must be [N, C, H, W]"),
+        (without_images, "holds images of shape [0, 1, 8, 8]: it must be [N, C, H, W]"),
     ],
 )
 def test_a_file_that_is_not_whole_is_refused(home, harm, says):
