@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,14 +29,12 @@ BLOCK = {"cpu": 128 << 20, "cuda": 1 << 30}  # bytes of the samples that are rea
 @contextlib.contextmanager
 def plainly():
     """Without gradients, and in full precision also where autocast would lower it."""
-    with (
-        torch.no_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-    ):
-        yield
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.autocast("cuda", enabled=False):
+            yield
 
 
+@dataclass(eq=False)
 class KMeans:
     """k-means from ``n_init`` starts; the best result is kept.
 
@@ -51,34 +50,26 @@ class KMeans:
     ``inertia_`` (sum of squared distances) and ``n_iter_``.
     """
 
-    def __init__(
-        self,
-        n_clusters: int,
-        n_init: int = 10,
-        max_iter: int = 100,
-        tol: float = 1e-4,
-        metric: str = "euclidean",
-        random_state: int = 0,
-        batch_size: int | None = None,
-        init: str = "k-means++",
-        seeding: int | None = None,
-        device: str | torch.device | None = None,
-        sharded: bool = False,
-    ):
-        at_least_one(
-            n_clusters=n_clusters,
-            n_init=n_init,
-            max_iter=max_iter,
-            batch_size=1 if batch_size is None else batch_size,
-            seeding=1 if seeding is None else seeding,
-        )
-        if metric not in ("euclidean", "cosine"):
-            raise ValueError(f"metric must be euclidean or cosine, got {metric!r}")
-        if init not in ("k-means++", "random"):
-            raise ValueError(f"init must be k-means++ or random, got {init!r}")
-        self.n_clusters, self.n_init, self.max_iter, self.tol = n_clusters, n_init, max_iter, tol
-        self.metric, self.random_state, self.batch_size = metric, random_state, batch_size
-        self.init, self.seeding, self.device, self.sharded = init, seeding, device, sharded
+    n_clusters: int
+    n_init: int = 10
+    max_iter: int = 100
+    tol: float = 1e-4
+    metric: str = "euclidean"
+    random_state: int = 0
+    batch_size: int | None = None
+    init: str = "k-means++"
+    seeding: int | None = None
+    device: str | torch.device | None = None
+    sharded: bool = False
+
+    def __post_init__(self):
+        at_least_one(n_clusters=self.n_clusters, n_init=self.n_init, max_iter=self.max_iter)
+        sizes = dict(batch_size=self.batch_size, seeding=self.seeding)
+        at_least_one(**{name: size for name, size in sizes.items() if size is not None})
+        if self.metric not in ("euclidean", "cosine"):
+            raise ValueError(f"metric must be euclidean or cosine, got {self.metric!r}")
+        if self.init not in ("k-means++", "random"):
+            raise ValueError(f"init must be k-means++ or random, got {self.init!r}")
 
     @plainly()
     def fit(self, x) -> KMeans:
@@ -96,8 +87,7 @@ class KMeans:
         labels, inertia = [], 0.0
         for part in x:
             labels.append(nearest(part, centroids)[0])
-            square = deviations(part, centroids, labels[-1])
-            inertia = inertia + square.sum(dtype=torch.float64)
+            inertia += deviations(part, centroids, labels[-1]).sum(dtype=torch.float64)
         self.inertia_, self.labels_ = float(x.shared(inertia)), torch.cat(labels, -1)[0]
         return self
 
@@ -129,6 +119,7 @@ class KMeans:
         return plus_plus(x.pick(drawn), k, self.n_init, self.random_state, self.batch_size)
 
 
+@dataclass(eq=False)
 class GaussianMixture:
     """EM from ``n_init`` k-means solutions, in float64; the likeliest result is kept.
 
@@ -140,24 +131,20 @@ class GaussianMixture:
     ``lower_bound_`` (the mean log-likelihood of a sample, in nats) and ``n_iter_``.
     """
 
-    def __init__(
-        self,
-        n_components: int,
-        covariance_type: str = "diag",
-        n_init: int = 1,
-        max_iter: int = 100,
-        tol: float = 1e-3,
-        reg_covar: float = 1e-6,
-        random_state: int = 0,
-    ):
-        at_least_one(n_components=n_components, n_init=n_init, max_iter=max_iter)
-        if covariance_type not in ("diag", "spherical"):
-            raise ValueError(f"covariance_type must be diag or spherical, got {covariance_type!r}")
-        if not reg_covar > 0:
-            raise ValueError(f"reg_covar must be above 0, got {reg_covar!r}")
-        self.n_components, self.covariance_type = n_components, covariance_type
-        self.n_init, self.max_iter, self.tol = n_init, max_iter, tol
-        self.reg_covar, self.random_state = reg_covar, random_state
+    n_components: int
+    covariance_type: str = "diag"
+    n_init: int = 1
+    max_iter: int = 100
+    tol: float = 1e-3
+    reg_covar: float = 1e-6
+    random_state: int = 0
+
+    def __post_init__(self):
+        at_least_one(n_components=self.n_components, n_init=self.n_init, max_iter=self.max_iter)
+        if (kind := self.covariance_type) not in ("diag", "spherical"):
+            raise ValueError(f"covariance_type must be diag or spherical, got {kind!r}")
+        if not self.reg_covar > 0:
+            raise ValueError(f"reg_covar must be above 0, got {self.reg_covar!r}")
 
     @plainly()
     def fit(self, x) -> GaussianMixture:
@@ -262,9 +249,8 @@ class Blocks:
             raise ValueError("x must be finite, got NaN or infinity among its values")
         for name, value in at_most.items():
             if value > self.total:
-                raise ValueError(
-                    f"{name} must be between 1 and the number of samples, {self.total}, got {value}"
-                )
+                allowed = f"between 1 and the number of samples, {self.total}"
+                raise ValueError(f"{name} must be {allowed}, got {value}")
         mean, square = self.shared(moments)
         self.variance = (square - mean.square()).mean()
         if origin is None and not cosine:
@@ -319,9 +305,7 @@ def until_converged(step, state, max_iter: int):
     return kept, n_iter.tolist()
 
 
-def plus_plus(
-    x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size: int | None = None
-) -> Tensor:
+def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size=None) -> Tensor:
     """Greedy k-means++: ``[N, D + 1]`` -> ``[R, K, D]``.
 
     Each centroid is one of T samples drawn in proportion to their squared distance from the
@@ -382,11 +366,9 @@ def lloyd(x: Blocks, centroids: Tensor, max_iter: int, tol: float) -> tuple[Tens
 def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of ``[R, K, D]``: labels and scores x . c - |c|^2 / 2, both ``[R, N]``."""
     rows = biased(centroids)
-    parts = [
-        largest((rows @ part.T).view(*centroids.shape[:2], -1))
-        for (part,) in chunks(None, len(rows), x)
-    ]
-    scores, labels = (torch.cat(p, -1) for p in zip(*parts))
+    shape, parts = (*centroids.shape[:2], -1), chunks(None, len(rows), x)
+    found = [largest((rows @ part.T).view(shape)) for (part,) in parts]
+    scores, labels = (torch.cat(each, -1) for each in zip(*found))
     return labels, scores
 
 
@@ -395,8 +377,7 @@ def largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     if scores.device.type != "cpu":
         return scores.max(1)
     # max() looks for the index one element at a time; max pooling, channels last, takes many
-    # samples
-    # at once: ten times quicker for K = 10, twice for K = 1000
+    # samples at once: ten times quicker for K = 10, twice for K = 1000
     r, k, n = scores.shape
     channels_last = scores.view(r, k, 1, n).permute(0, 3, 1, 2)
     values, index = F.max_pool2d(channels_last, (k, 1), return_indices=True)
@@ -451,9 +432,8 @@ def deviations(x: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
     r, _, d = centroids.shape
     restart = torch.arange(r, device=x.device)[:, None]
     parts = chunks(None, r * d, x, labels)
-    return torch.cat(
-        [(part[:, :-1] - centroids[restart, chosen]).square().sum(-1) for part, chosen in parts], -1
-    )
+    square = [(part[:, :-1] - centroids[restart, own]).square().sum(-1) for part, own in parts]
+    return torch.cat(square, -1)
 
 
 def joints(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor):
@@ -512,6 +492,5 @@ def whitened(features, axes: int, sharded: bool = False) -> Tensor:
     variance = variance.clamp_min(1e-30)
     kept = max(1, min(axes, int((variance > 1e-7 * variance[-1]).sum())))
     directions = directions[:, -kept:] / variance[-kept:].sqrt()
-    return torch.cat(
-        [F.normalize(part[:, :-1] @ directions, dim=-1).to(features.dtype) for part in x]
-    )
+    parts = [F.normalize(part[:, :-1] @ directions, dim=-1).to(features.dtype) for part in x]
+    return torch.cat(parts)
