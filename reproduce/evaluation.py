@@ -1,9 +1,9 @@
-"""Looking at a method while it learns and when it is done. Labels are used here and nowhere
-else."""
+"""Looking at a method while it learns and when it is done; labels are used here alone."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Callable
 
 import numpy as np
@@ -21,50 +21,43 @@ from reproduce.methods import Method
 # values that may be in memory at a time: all heads' probabilities, else those of some images, and
 # packed pixels for k-means, else it is left out
 MOST_PROBABILITIES, MOST_PIXELS = 1 << 28, 1 << 25
+KEPT = "epochs", "traces", "mass", "head_losses", "best"  # in a checkpoint
 
 
+@dataclass(eq=False)
 class Evaluator:
     """Evaluates a method on the evaluation part, and keeps the traces of what it saw."""
 
-    def __init__(
-        self,
-        config: Config,
-        method: Method,
-        augment: Augment,
-        train: Images,
-        images: Images,
-        n_clusters: int,
-        device: torch.device,
-    ):
-        self.config, self.method, self.augment = config, method, augment
-        self.train, self.images, self.n_clusters = train, images, n_clusters
-        self.bank = train.scored()  # neighbours that have a label
-        self.device, self.same = (
-            device,
-            config.split == "all",
-        )  # scored on training images
-        self.train_pixels = train.pixels.to(device)
-        self.pixels = self.train_pixels if train is images else images.pixels.to(device)
-        self.labels = images.labels.numpy()
-        heads = {"crlc": config.n_heads, "cc": 1}.get(config.method, 0) * n_clusters
-        self.sample = evenly(len(images), MOST_PROBABILITIES // heads if heads else len(images))
+    config: Config
+    method: Method
+    augment: Augment
+    train: Images
+    images: Images
+    n_clusters: int
+    device: torch.device
+
+    def __post_init__(self):
+        config, n = self.config, len(self.images)
+        self.bank = self.train.scored()  # neighbours that have a label
+        self.same = config.split == "all"  # scored on training images
+        self.train_pixels = self.train.pixels.to(self.device)
+        same = self.train is self.images
+        self.pixels = self.train_pixels if same else self.images.pixels.to(self.device)
+        self.labels = self.images.labels.numpy()
+        heads = {"crlc": config.n_heads, "cc": 1}.get(config.method, 0) * self.n_clusters
+        self.sample = evenly(n, MOST_PROBABILITIES // heads if heads else n)
         self.traced_at = evenly(len(self.sample), config.trace_images)
         self.traced = self.sample[self.traced_at].numpy()
         self.epochs: list[int] = []
-        self.traces: list[np.ndarray] = []
-        self.mass: list[np.ndarray] = []
+        self.traces: list[Tensor] = []
+        self.mass: list[Tensor] = []
         self.head_losses: list[float] | None = None
         self.best: dict | None = None  # scores of the best head of any epoch, by label
         self.last: dict[str, Tensor] | None = None  # what the last look extracted
         self.nearest: float | None = None  # and its accuracy of nearest neighbours
 
     @torch.no_grad()
-    def extract(
-        self,
-        network: Callable[[Tensor], Tensor | dict[str, Tensor]],
-        pixels: Tensor | packed.Pixels,
-        whole: bool = True,
-    ):
+    def extract(self, network: Callable, pixels: Tensor | packed.Pixels, whole: bool = True):
         """A network's output, or its named outputs, for all images in evaluation mode; samples on
         the next-to-last axis. Always in float32: bfloat16 rounds away what features differ by.
         Of several processes each extracts its share; whole: and gets those of all."""
@@ -110,10 +103,9 @@ class Evaluator:
         out = self.last = self.look()
         if "probabilities" in out:
             self.epochs.append(epoch)
-            self.traces.append(
-                out["probabilities"][:, self.traced_at].transpose(0, 1).half().cpu().numpy()
-            )
-            self.mass.append(out["probabilities"].mean(1).half().cpu().numpy())
+            traced = out["probabilities"][:, self.traced_at].transpose(0, 1)
+            self.traces.append(traced.half().cpu())
+            self.mass.append(out["probabilities"].mean(1).half().cpu())
         if epoch == 0:
             return {}
         rules, row = self.rules(out), {}
@@ -127,9 +119,8 @@ class Evaluator:
         return row | self.collapse(out, rules)
 
     def keep_best(self, epoch: int, accuracies: list[float], heads: np.ndarray) -> None:
-        """The rule of CRLC's authors: of all epochs and heads the one with the highest accuracy. It
-        picks by label: an oracle, which stands beside the label-free rules, never in their
-        place."""
+        """The rule of CRLC's authors: the most accurate of all epochs' heads. It picks by label: an
+        oracle, which stands beside the label-free rules, never in their place."""
         head = int(np.argmax(accuracies))
         if self.best is None or accuracies[head] > self.best["acc"]:
             self.best = {**self.score(heads[head]), "head": head, "epoch": epoch}
@@ -174,30 +165,24 @@ class Evaluator:
             bank = out[space]
         else:
             same = self.bank is self.train
-            known = self.train_pixels if same else self.bank.pixels.to(self.device)
-            bank = self.extract(lambda x: self.method.outputs(x)[space], known)
-        return probes.knn_accuracy(
-            bank, self.bank.labels, out[space], self.images.labels, itself=self.same
-        )
+            pixels = self.train_pixels if same else self.bank.pixels.to(self.device)
+            bank = self.extract(lambda x: self.method.outputs(x)[space], pixels)
+        known, asked = self.bank.labels, self.images.labels
+        return probes.knn_accuracy(bank, known, out[space], asked, itself=self.same)
 
     def collapse(self, out: dict[str, Tensor], rules: dict[str, np.ndarray]) -> dict[str, float]:
         """A few hundred images are enough to see that all embeddings fall into one point."""
         main, embedding = rules[list(rules)[-1]], out[self.method.space]
-        return metrics.collapse_monitor(
-            embedding[evenly(len(embedding), 512).to(embedding.device)],
-            torch.from_numpy(main),
-            self.n_clusters,
-        )
+        some = evenly(len(embedding), 512).to(embedding.device)
+        return metrics.collapse_monitor(embedding[some], torch.from_numpy(main), self.n_clusters)
 
     def pseudo_labels(self) -> dict[str, float]:
         """How much the pseudo-labels of a method that makes such agree with the labels; the method
         never knows."""
         pseudo, known = getattr(self.method, "pseudo_labels", None), self.train.labels >= 0
-        return (
-            {}
-            if pseudo is None or not self.train.labelled
-            else {"pseudo_nmi": metrics.nmi(self.train.labels[known], pseudo.cpu()[known])}
-        )
+        if pseudo is None or not self.train.labelled:
+            return {}
+        return {"pseudo_nmi": metrics.nmi(self.train.labels[known], pseudo.cpu()[known])}
 
     def finish(self) -> tuple[dict, dict, dict]:
         """The last evaluation: for metrics.json, {file: its arrays}, and for the files of a folder
@@ -220,22 +205,15 @@ class Evaluator:
             if "kmeans_pixels" not in metric["scores"]:
                 metric["left_out"] = ["kmeans_pixels"]
         if self.head_losses is not None:
-            each = (
-                [self.score(a) for a in rules["mean_of_heads"]]
-                if self.images.labelled
-                else [{}] * len(self.head_losses)
-            )
-            metric["heads"] = [
-                {"loss": loss, **scores} for loss, scores in zip(self.head_losses, each)
-            ]
+            heads = rules["mean_of_heads"]
+            each = [self.score(head) if self.images.labelled else {} for head in heads]
+            metric["heads"] = [{"loss": x, **scores} for x, scores in zip(self.head_losses, each)]
         shown = {k: v for k, v in rules.items() if k != "mean_of_heads"}
         embedding = self.method.prepare(out[self.method.space])
-        arrays = {
-            "embeddings": {
-                "embedding": reduced(embedding).half().cpu().numpy(),
-                "labels": self.labels.astype(np.int16),
-                **{k: v.astype(np.int16) for k, v in shown.items()},
-            },
+        kept = {
+            "embedding": reduced(embedding).half().cpu().numpy(),
+            "labels": self.labels.astype(np.int16),
+            **{k: v.astype(np.int16) for k, v in shown.items()},
         }
         found = {"mean": self.augment.mean.flatten(), "std": self.augment.std.flatten()}
         if "probabilities" in out:
@@ -244,14 +222,15 @@ class Evaluator:
             found["centroids"] = self.fitted.cluster_centers_
             if self.fitted.metric == "cosine":
                 found["cosine"] = torch.ones(1)
-        arrays["apply"] = {name: value.cpu().numpy() for name, value in found.items()}
+        found = {name: value.cpu().numpy() for name, value in found.items()}
+        arrays = {"embeddings": kept, "apply": found}
         if self.traces:
             arrays["traces"] = {
                 "epochs": np.asarray(self.epochs),
                 "images": self.traced,
                 "labels": self.labels[self.traced],
-                "probabilities": np.stack(self.traces),
-                "mass": np.stack(self.mass),
+                "probabilities": torch.stack(self.traces).numpy(),
+                "mass": torch.stack(self.mass).numpy(),
             }
         files = self.images.files
         return metric, arrays, {"file": files, **shown} if files else {}
@@ -259,23 +238,12 @@ class Evaluator:
     def kmeans_protocols(self, out: dict[str, Tensor]) -> list[dict]:
         """What the protocol of evaluation is worth: k-means on either space, as it is or with
         length one, with one start or the best of 20 by inertia."""
-        found = []
-        for space, normalized, restarts in itertools.product(
-            ("backbone", "projection"), (False, True), (1, 20)
-        ):
-            if space in out:
-                features = F.normalize(out[space], dim=-1) if normalized else out[space]
-                clusters = KMeans(
-                    self.n_clusters, n_init=restarts, random_state=self.config.seed
-                ).fit_predict(features)
-                found.append(
-                    {
-                        "space": space,
-                        "normalized": normalized,
-                        "restarts": restarts,
-                        **self.score(clusters.cpu().numpy()),
-                    }
-                )
+        found, spaces = [], [space for space in ("backbone", "projection") if space in out]
+        for space, normalized, restarts in itertools.product(spaces, (False, True), (1, 20)):
+            features = F.normalize(out[space], dim=-1) if normalized else out[space]
+            kmeans = KMeans(self.n_clusters, restarts, random_state=self.config.seed)
+            scores = self.score(kmeans.fit_predict(features).cpu().numpy())
+            found.append({"space": space, "normalized": normalized, "restarts": restarts, **scores})
         return found
 
     def scores(self, rules: dict[str, np.ndarray]) -> dict[str, dict]:
@@ -294,9 +262,8 @@ class Evaluator:
             found["lowest_loss_head"]["head"] = metrics.lowest_loss_head(self.head_losses)
         if isinstance(self.pixels, Tensor) or self.pixels.shape.numel() <= MOST_PIXELS:
             pixels = self.pixels[:].flatten(1).float().div(255)
-            found["kmeans_pixels"] = self.score(
-                KMeans(self.n_clusters).fit_predict(pixels).cpu().numpy()
-            )
+            clusters = KMeans(self.n_clusters).fit_predict(pixels)
+            found["kmeans_pixels"] = self.score(clusters.cpu().numpy())
         return found
 
     def score(self, assignments: np.ndarray) -> dict[str, float]:
@@ -306,22 +273,11 @@ class Evaluator:
         return scores
 
     def state_dict(self) -> dict:
-        return {
-            "epochs": self.epochs,
-            "traces": [torch.from_numpy(t) for t in self.traces],
-            "mass": [torch.from_numpy(m) for m in self.mass],
-            "head_losses": self.head_losses,
-            "best": self.best,
-        }
+        return {name: getattr(self, name) for name in KEPT}
 
     def load_state_dict(self, state: dict) -> None:
-        self.epochs, self.head_losses, self.best = (
-            state[k] for k in ("epochs", "head_losses", "best")
-        )
-        self.traces, self.mass = (
-            [t.numpy() for t in state["traces"]],
-            [m.numpy() for m in state["mass"]],
-        )
+        for name in KEPT:
+            setattr(self, name, state[name])
 
 
 def evenly(n: int, most: int) -> Tensor:
