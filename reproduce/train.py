@@ -42,11 +42,8 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     """
     run = run or Run(config)
     loggers.check(config)
-    if (
-        config.processes > 1
-        and "WORLD_SIZE" not in os.environ
-        and not (run.finished and config.resume)
-    ):
+    shown = run.finished and config.resume
+    if config.processes > 1 and "WORLD_SIZE" not in os.environ and not shown:
         yield from loggers.log_epochs(config, run, launch.torchrun(config, run))
         return
     with distributed.processes(config.device):
@@ -84,38 +81,24 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
 def check(config: Config, images: data.Images) -> int:
     """The number of clusters; ConfigError where settings and data do not go together."""
     n_train, n_eval = map(len, images.parts(config.split, config.limit))
+    least, n_clusters = min(n_train, n_eval), config.n_clusters or len(images.classes)
+    pseudo_clusters = config.pseudo_clusters or 10 * n_clusters
+    named, too_many = f"data set {images.name!r}", f"more than the {n_train} images to train on"
+    say = "say how many clusters"
     if config.split == "test" and not n_eval:
-        raise ConfigError(
-            f"split is 'test', but data set {images.name!r} has no test part: use split 'all'"
-        )
+        raise ConfigError(f"split is 'test', but {named} has no test part: use split 'all'")
     if config.batch_size > n_train:
-        raise ConfigError(
-            f"batch_size is {config.batch_size}, more than the {n_train} images to train on"
-        )
-    if not config.n_clusters and not images.labelled:
-        raise ConfigError(
-            f"n_clusters is 0, but data set {images.name!r} has no classes to count: "
-            "say how many clusters"
-        )
-    n_clusters = config.n_clusters or len(images.classes)
-    if n_clusters > min(n_train, n_eval):
-        raise ConfigError(
-            f"n_clusters is {n_clusters}, more than the {min(n_train, n_eval)} images to cluster"
-        )
+        raise ConfigError(f"batch_size is {config.batch_size}, {too_many}")
+    if not n_clusters:
+        raise ConfigError(f"n_clusters is 0, but {named} has no classes to count: {say}")
+    if n_clusters > least:
+        raise ConfigError(f"n_clusters is {n_clusters}, more than the {least} images to cluster")
     if n_clusters < 2:
-        raise ConfigError(
-            f"n_clusters is {n_clusters}: data set {images.name!r} has one class; "
-            "say how many clusters"
-        )
-    if config.method == "deepcluster" and (config.pseudo_clusters or 10 * n_clusters) > n_train:
-        raise ConfigError(
-            f"pseudo_clusters is {config.pseudo_clusters or 10 * n_clusters}, "
-            f"more than the {n_train} images to train on"
-        )
+        raise ConfigError(f"n_clusters is {n_clusters}: {named} has one class; {say}")
+    if config.method == "deepcluster" and pseudo_clusters > n_train:
+        raise ConfigError(f"pseudo_clusters is {pseudo_clusters}, {too_many}")
     if config.method == "pcl" and max(config.granularities) > n_train:
-        raise ConfigError(
-            f"prototypes is {config.prototypes!r}: more than the {n_train} images to train on"
-        )
+        raise ConfigError(f"prototypes is {config.prototypes!r}: {too_many}")
     return n_clusters
 
 
@@ -127,7 +110,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
 
     train_part, eval_part = images.parts(config.split, config.limit)
     n, channels = train_part.pixels.shape[:2]
-    steps = n // config.batch_size
+    steps = n // config.batch_size  # of an epoch
+    size, total = steps * config.batch_size, steps * config.epochs  # images of it; steps of all
+    warmup, period = config.warmup_epochs * steps, config.cosine_period * steps
 
     backbone = backbones.build(config, channels)
     known = weights.load_backbone(config, backbone) if config.weights else None
@@ -138,9 +123,8 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     if config.batchnorm_split == 1:
         method = distributed.with_global_norm(method, device)
     optimizer = build_optimizer(config, method)
-    evaluator = evaluation.Evaluator(
-        config, method, augment, train_part, eval_part, n_clusters, device
-    )
+    parts = train_part, eval_part
+    evaluator = evaluation.Evaluator(config, method, augment, *parts, n_clusters, device)
     loss_of = torch.compile(method.loss) if config.compile else distributed.loss_of(method)
     pixels = evaluator.train_pixels
 
@@ -188,23 +172,17 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         began = time.perf_counter()
         method.train()
         if within:  # continued after some of its steps
-            row, order, terms = (
-                within["row"],
-                within["order"].to(device),
-                [*within["terms"].to(device)],
-            )
+            row, order = within["row"], within["order"].to(device)
+            terms = [*within["terms"].to(device)]
             began, method.warm = began - within["seconds"], within["warm"]
             within = {}
         else:
-            row = {
-                "epoch": epoch,
-                **method.before_epoch(epoch, extract),
-                **evaluator.pseudo_labels(),
-            }
+            row = {"epoch": epoch, **method.before_epoch(epoch, extract)}
+            row |= evaluator.pseudo_labels()
             for parameter in method.renewed:  # the momentum of weights that are no more
                 for kept in optimizer.state.get(parameter, {}).values():
                     kept.zero_()
-            order = method.order(steps * config.batch_size, generator)
+            order = method.order(size, generator)
             if order is None:
                 order, left_over = draw_order(config, n, steps, generator, left_over)
             order, terms = order.view(steps, config.batch_size), []
@@ -212,14 +190,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         batches = packed.read(pixels, shares, config.workers)
         for i in range(len(terms), steps):
             index, step = order[i], (epoch - 1) * steps + i
-            rate = learning_rate(
-                config.schedule,
-                config.learning_rate,
-                step,
-                config.epochs * steps,
-                config.warmup_epochs * steps,
-                config.cosine_period * steps,
-            )
+            rate = learning_rate(config.schedule, config.learning_rate, step, total, warmup, period)
             for group in optimizer.param_groups:
                 group["lr"] = group["times"] * (config.learning_rate if group["constant"] else rate)
             views = augment(next(batches), generator)
@@ -228,9 +199,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             optimizer.zero_grad(set_to_none=True)
             named["loss"].backward()
             optimizer.step()
-            method.after_step(step, config.epochs * steps)
+            method.after_step(step, total)
             if run.on_step:
-                run.on_step(step + 1, config.epochs * steps)
+                run.on_step(step + 1, total)
             terms.append(torch.cat([t.detach().float().view(-1) for t in named.values()]))
             now = time.perf_counter()
             if now - saved >= 60 * config.checkpoint_minutes and i + 1 < steps:
@@ -247,11 +218,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             raise
         took = time.perf_counter() - began
         seconds += took
-        row |= {
-            "learning_rate": rate,
-            "seconds": took,
-            "images_per_second": steps * config.batch_size / took,
-        }
+        row |= {"learning_rate": rate, "seconds": took, "images_per_second": size / took}
         if epoch % config.evaluate_every == 0 or epoch == config.epochs:
             row |= evaluator.evaluate(epoch, head_losses)
         history.append(row)
@@ -260,11 +227,14 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
 
     if config.compile and len(history) > 1:
         first, *rest = (row["seconds"] for row in history)
-        run.notes.append(
-            f"compiling took about {first - statistics.median(rest):.0f} s of the first epoch"
-        )
+        compiling = first - statistics.median(rest)
+        run.notes.append(f"compiling took about {compiling:.0f} s of the first epoch")
     state = {k: v.cpu() for k, v in method.state_dict().items()}
     metrics, arrays, assignments = evaluator.finish()
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     metrics = {
         "status": "finished",
         "epochs": config.epochs,
@@ -279,12 +249,8 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         },
         **metrics,
         "seconds": seconds,
-        "images_per_second": config.epochs * steps * config.batch_size / seconds
-        if seconds
-        else 0.0,
-        "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "images_per_second": config.epochs * size / seconds if seconds else 0.0,
+        "peak_memory_mb": memory,
         "precision": "bfloat16" if low_precision else "float32",
         "weights_sha256": weights_digest(state),
     }
@@ -321,8 +287,8 @@ def build_optimizer(config: Config, method: nn.Module) -> torch.optim.Optimizer:
     groups: dict[tuple, list] = {}
     for p in method.parameters():
         if p.requires_grad:
-            kind = id(p) in predictor, config.decay == "all" or is_weight(p), id(p) in still
-            groups.setdefault(kind, []).append(p)
+            decayed = config.decay == "all" or sum(size > 1 for size in p.shape) > 1
+            groups.setdefault((id(p) in predictor, decayed, id(p) in still), []).append(p)
     groups = [
         {
             "params": parameters,
@@ -334,14 +300,9 @@ def build_optimizer(config: Config, method: nn.Module) -> torch.optim.Optimizer:
         for (predicts, decayed, stands), parameters in groups.items()
     ]
     if config.optimizer == "adam":
-        return torch.optim.Adam(
-            groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True
-        )
+        betas = config.momentum, 0.999
+        return torch.optim.Adam(groups, lr=config.learning_rate, betas=betas, fused=True)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
-
-
-def is_weight(p: Tensor) -> bool:
-    return sum(size > 1 for size in p.shape) > 1
 
 
 def draw_order(
@@ -366,13 +327,12 @@ def record(named: dict[str, Tensor], terms: Tensor, row: dict, epoch: int) -> Te
     for name, value in named.items():
         values = terms[:, column : column + value.numel()]
         column += value.numel()
-        if not values.isfinite().all():
-            step = int((~values.isfinite()).any(1).nonzero()[0, 0])
-            raise Diverged(
-                f"{name} is {float(values[step][~values[step].isfinite()][0])} "
-                f"at epoch {epoch}, step {step}: "
-                f"lower learning_rate, or see the run's history; the last whole epoch is kept"
-            )
+        wrong = ~values.isfinite()
+        if wrong.any():
+            step = int(wrong.any(1).nonzero()[0, 0])
+            what = f"{name} is {float(values[step][wrong[step]][0])} at epoch {epoch}, step {step}"
+            kept = "or see the run's history; the last whole epoch is kept"
+            raise Diverged(f"{what}: lower learning_rate, {kept}")
         if name == "head_losses":
             head_losses = values.mean(0)
         else:
