@@ -1,9 +1,7 @@
 """Random views of a batch, drawn for each sample, computed for all of them at once on their device.
 
 Each transform is a pure function of images ``[N, C, H, W]`` in 0..1 and of its parameters, one
-value per sample, so that a test can hand torchvision the same draw and compare. ``Augment`` draws
-them.
-"""
+value per sample: a test hands torchvision the same draw. ``Augment`` draws them."""
 
 from __future__ import annotations
 
@@ -28,9 +26,8 @@ class Augment:
     def __init__(self, config: Config, mean: Tensor, std: Tensor):
         self.config = config
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
-        self.draw = {"digits": self.digits, "images": self.images, "none": lambda x, _: x}[
-            config.augmentation
-        ]
+        draw = {"digits": self.digits, "images": self.images, "none": lambda x, _: x}
+        self.draw = draw[config.augmentation]
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """uint8 ``[B, C, H, W]`` -> ``n_views`` views, float32 ``[B, C, S, S]`` with sides of
@@ -53,17 +50,10 @@ class Augment:
     def digits(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Affine, gamma, contrast, noise: for small grey images, whose shape a crop would cut."""
         c = self.config
-        angle, shear, log_gamma, log_zoom, factor, dx, dy = (
-            uniform(7, len(x), generator, x.device, c.n_views).mul_(2).sub_(1)
-        )
-        x = affine(
-            x,
-            angle * c.rotation,
-            1 + log_zoom * c.zoom,
-            shear * c.shear,
-            dx * c.shift,
-            dy * c.shift,
-        )
+        draws = uniform(7, len(x), generator, x.device, c.n_views).mul_(2).sub_(1)
+        angle, shear, log_gamma, log_zoom, factor, dx, dy = draws
+        angle, zoom = angle * c.rotation, 1 + log_zoom * c.zoom
+        x = affine(x, angle, zoom, shear * c.shear, dx * c.shift, dy * c.shift)
         x = x.pow((log_gamma * c.gamma).exp().view(-1, 1, 1, 1))
         x = adjust_contrast(x, 1 + factor * c.contrast)
         whole = len(x) * world(), *x.shape[1:]
@@ -79,13 +69,9 @@ class Augment:
         if x.shape[1] == 3 and c.jitter > 0 and c.jitter_p > 0:
             *blends, turns = uniform(4, *draws)
             low, high = max(0.0, 1 - c.jitter), 1 + c.jitter
-            factors = torch.stack(
-                [low + (high - low) * f for f in blends] + [c.jitter / 4 * (2 * turns - 1)]
-            )
-            order = uniform(4, *draws).argsort(0)
-            x = torch.where(
-                (u[1] < c.jitter_p).view(-1, 1, 1, 1), color_jitter(x, factors, order), x
-            )
+            factors = [low + (high - low) * f for f in blends] + [c.jitter / 4 * (2 * turns - 1)]
+            jittered = color_jitter(x, torch.stack(factors), uniform(4, *draws).argsort(0))
+            x = torch.where((u[1] < c.jitter_p).view(-1, 1, 1, 1), jittered, x)
         if x.shape[1] == 3 and c.grayscale > 0:
             x = torch.where((u[2] < c.grayscale).view(-1, 1, 1, 1), to_gray(x), x)
         if c.blur > 0:
@@ -120,14 +106,7 @@ def affine(
 
 
 def random_boxes(
-    size,
-    n: int,
-    least: float,
-    generator,
-    device,
-    views: int = 1,
-    ratio=(3 / 4, 4 / 3),
-    tries: int = 10,
+    size, n: int, least: float, generator, device, views=1, ratio=(3 / 4, 4 / 3), tries=10
 ) -> Tensor:
     """n boxes ``[4, n]`` (top, left, height, width) as torchvision's RandomResizedCrop draws them:
     area uniform in least..1, log-uniform aspect ratio, the first of ten draws that fits, else the
@@ -136,7 +115,8 @@ def random_boxes(
     drawn = uniform(4 * tries, n, generator, device, views)
     area, shape, top, left = drawn.view(4, tries, n)
     area = height * width * (least + (1 - least) * area)
-    shape = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * shape)
+    low, high = map(math.log, ratio)
+    shape = torch.exp(low + (high - low) * shape)
     w, h = (area * shape).sqrt().round(), (area / shape).sqrt().round()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.float().argmax(0, keepdim=True)
@@ -198,9 +178,8 @@ def blend(x: Tensor, step: Tensor, factor: Tensor) -> Tensor:
     grey image (2), a step a sample: factor 0 is the other, 1 the image itself."""
     step, factor = step.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
     gray = luma(x)
-    other = torch.where(
-        step == 1, gray.mean((-2, -1), keepdim=True), torch.where(step == 2, gray, 0)
-    )
+    mean = gray.mean((-2, -1), keepdim=True)
+    other = torch.where(step == 1, mean, torch.where(step == 2, gray, 0))
     return torch.addcmul((1 - factor) * other, factor, x).clamp_(0, 1)
 
 
@@ -232,12 +211,10 @@ def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
     chroma = high - low
     r, g, b = x.split(1, 1)
     safe = torch.where(chroma == 0, 1, chroma)
-    sixths = torch.where(
-        high == r, (g - b) / safe, torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
-    )
-    opposite = (
-        0.5 + torch.arange(3, device=x.device).view(3, 1, 1) / 3
-    )  # red is at 0, green at 1/3, blue at 2/3
+    sixths = torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    sixths = torch.where(high == r, (g - b) / safe, sixths)
+    # red is at 0, green at 1/3, blue at 2/3
+    opposite = 0.5 + torch.arange(3, device=x.device).view(3, 1, 1) / 3
     distance = sixths / 6 + turns.view(-1, 1, 1, 1) - opposite
     distance = distance.sub_(distance.round()).abs_()
     return torch.addcmul(high, chroma, (2 - 6 * distance).clamp_(0, 1), value=-1)
@@ -250,9 +227,8 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     offset = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.exp(-0.5 * (offset / sigma.view(-1, 1)).square())
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0).unsqueeze(1)
-    flat = F.pad(x, [radius] * 4, mode="reflect").reshape(
-        1, n * channels, height + 2 * radius, width + 2 * radius
-    )
+    padded = F.pad(x, [radius] * 4, mode="reflect")
+    flat = padded.reshape(1, n * channels, *padded.shape[-2:])
     flat = F.conv2d(flat, kernel.unsqueeze(2), groups=n * channels)
     flat = F.conv2d(flat, kernel.unsqueeze(3), groups=n * channels)
     return flat.view(n, channels, height, width)
