@@ -17,9 +17,13 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def normalized(x: Tensor) -> Tensor:
+    """Rows of length one, at least float32."""
+    return F.normalize(at_least_float32(x), dim=-1)
+
+
 def gram(x: Tensor) -> Tensor:
-    """x_i . x_j, ``[..., N, n]`` -> ``[..., N, N]``; a matrix product is what autocast would
-    narrow."""
+    """x_i . x_j, ``[..., N, n]`` -> ``[..., N, N]``; autocast would narrow a matrix product."""
     with torch.autocast(x.device.type, enabled=False):
         return x @ x.mT
 
@@ -35,9 +39,7 @@ def info_nce(similarity: Tensor) -> Tensor:
     """
     similarity, n = at_least_float32(similarity), similarity.shape[-1]
     itself = torch.eye(n, dtype=torch.bool, device=similarity.device)
-    positive = torch.cat(
-        [similarity.diagonal(n // 2, -2, -1), similarity.diagonal(-n // 2, -2, -1)], -1
-    )
+    positive = torch.cat([similarity.diagonal(i, -2, -1) for i in (n // 2, -n // 2)], -1)
     return (similarity.masked_fill(itself, float("-inf")).logsumexp(-1) - positive).mean(-1)
 
 
@@ -48,7 +50,7 @@ def feature_contrast(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor
     f(i, j) = cos(z_i, z_j) / temperature, then ``info_nce``
     """
     same_shape("feature_contrast", z1, z2)
-    z = F.normalize(at_least_float32(torch.cat([z1, z2], -2)), dim=-1)
+    z = normalized(torch.cat([z1, z2], -2))
     return info_nce(gram(z) / temperature)
 
 
@@ -61,9 +63,7 @@ def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float
     mean_i  -f(q_i, k_i) + log(exp f(q_i, k_i) + sum_n exp f(q_i, n)),   f = cosine / temperature
     """
     same_shape("queue_contrast", query, key)
-    query, key, queue = (
-        F.normalize(at_least_float32(x), dim=-1) for x in (query, key.detach(), queue.detach())
-    )
+    query, key, queue = map(normalized, (query, key.detach(), queue.detach()))
     positive = (query * key).sum(-1, keepdim=True)
     with torch.autocast(query.device.type, enabled=False):
         logits = torch.cat([positive, query @ queue.mT], -1) / temperature
@@ -77,13 +77,8 @@ def alignment(prediction: Tensor, target: Tensor) -> Tensor:
     mean_i |p_i - z_i|^2 = mean_i 2 - 2 cos(p_i, z_i)
     """
     same_shape("alignment", prediction, target)
-    return (
-        2
-        - 2
-        * F.cosine_similarity(
-            at_least_float32(prediction), at_least_float32(target.detach()), dim=-1
-        )
-    ).mean(-1)
+    prediction, target = at_least_float32(prediction), at_least_float32(target.detach())
+    return (2 - 2 * F.cosine_similarity(prediction, target, dim=-1)).mean(-1)
 
 
 def cluster_contrast(p1: Tensor, p2: Tensor, temperature: float = 1.0) -> Tensor:
@@ -109,12 +104,10 @@ def concentration(
     cut at the 10th and 90th percentile, as the authors' code does."""
     distance = at_least_float32(distance)
     size = torch.bincount(cluster, minlength=n_clusters).to(distance)
-    phi = distance.new_zeros(n_clusters).index_add_(0, cluster, distance) / (
-        size * (size + alpha).log()
-    ).clamp_min(1e-12)
+    total = distance.new_zeros(n_clusters).index_add_(0, cluster, distance)
+    phi = total / (size * (size + alpha).log()).clamp_min(1e-12)
     phi = torch.where(size > 1, phi, torch.where(size > 1, phi, 0).max())
-    low, high = phi.quantile(0.1), phi.quantile(0.9)
-    phi = phi.clamp(low, high).clamp_min(1e-6)
+    phi = phi.clamp(phi.quantile(0.1), phi.quantile(0.9)).clamp_min(1e-6)
     return temperature * phi / phi.mean()
 
 
@@ -127,10 +120,7 @@ def prototype_contrast(z: Tensor, prototypes: Tensor, phi: Tensor, cluster: Tens
 
     mean_i -log softmax_k(z_i . c_k / phi_k) at k = cluster_i
     """
-    z, prototypes = (
-        F.normalize(at_least_float32(z), dim=-1),
-        F.normalize(at_least_float32(prototypes), dim=-1),
-    )
+    z, prototypes = normalized(z), normalized(prototypes)
     with torch.autocast(z.device.type, enabled=False):
         return F.cross_entropy(z @ prototypes.mT / at_least_float32(phi), cluster)
 
@@ -151,21 +141,13 @@ def prototype_scattering(
     """
     same_shape("prototype_scattering", z1, z2)
     with torch.autocast(z1.device.type, enabled=False):
-        member = (cluster == torch.arange(n_clusters, device=cluster.device)[:, None]).to(
-            at_least_float32(z1).dtype
-        )  # [K, B]
-        mu1, mu2 = (
-            F.normalize(member @ F.normalize(at_least_float32(z), dim=-1), dim=-1)
-            for z in (z1, z2.detach())
-        )
+        z1, z2 = normalized(z1), normalized(z2.detach())
+        member = cluster == torch.arange(n_clusters, device=cluster.device)[:, None]  # [K, B]
+        mu1, mu2 = (F.normalize(member.to(z.dtype) @ z, dim=-1) for z in (z1, z2))
         between = mu1 @ mu1.mT
-    present = member.sum(-1) > 0
-    logits = (
-        torch.where(
-            torch.eye(n_clusters, dtype=torch.bool, device=z1.device), (mu1 * mu2).sum(-1), between
-        )
-        / temperature
-    )
+    present = member.any(-1)
+    itself = torch.eye(n_clusters, dtype=torch.bool, device=z1.device)
+    logits = torch.where(itself, (mu1 * mu2).sum(-1), between) / temperature
     each = logits.masked_fill(~present, float("-inf")).logsumexp(-1) - logits.diagonal()
     return torch.where(present, each, 0).sum() / present.sum()
 
@@ -200,11 +182,6 @@ def pairwise_log_dot(p: Tensor) -> Tensor:
     return gram(p).clamp_min(torch.finfo(p.dtype).tiny).log()
 
 
-def pairwise_dot(p: Tensor) -> Tensor:
-    """f(i, j) = p_i . p_j"""
-    return gram(p)
-
-
 def pairwise_neg_l2(p: Tensor) -> Tensor:
     """f(i, j) = -|p_i - p_j|^2 = 2 p_i . p_j - |p_i|^2 - |p_j|^2"""
     square = p.square().sum(-1)
@@ -218,12 +195,7 @@ def pairwise_neg_js(p: Tensor) -> Tensor:
     return (single.unsqueeze(-1) + single.unsqueeze(-2)) / 2 - mixture
 
 
-CRITICS = {
-    "log_dot": pairwise_log_dot,
-    "dot": pairwise_dot,
-    "neg_l2": pairwise_neg_l2,
-    "neg_js": pairwise_neg_js,
-}
+CRITICS = dict(log_dot=pairwise_log_dot, dot=gram, neg_l2=pairwise_neg_l2, neg_js=pairwise_neg_js)
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -265,7 +237,5 @@ def logit_clamp(logits: Tensor, limit: float) -> Tensor:
 
 def same_shape(name: str, a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.dim() < 2:
-        raise ValueError(
-            f"{name} takes two views of one shape [..., B, n], "
-            f"got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+        got = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"{name} takes two views of one shape [..., B, n], got {got}")
