@@ -35,9 +35,7 @@ class Small(nn.Module):
         self.n_features = 2 * width
         self.probed = {"conv1": "stem", "conv2": "inner.0", "conv3": "inner.2", "conv4": "last"}
         self.stem = conv_bn(channels, width)
-        self.inner = nn.Sequential(
-            conv_bn(width, width), nn.ReLU(inplace=True), conv_bn(width, width)
-        )
+        self.inner = nn.Sequential(conv_bn(width, width), nn.ReLU(True), conv_bn(width, width))
         self.last = conv_bn(width, 2 * width)
         kaiming(self)
 
@@ -59,26 +57,23 @@ class Compact(nn.Module):
     def __init__(self, stem: str, channels: int, width: int):
         super().__init__()
         self.n_features = 4 * width
-        self.probed = {
-            "conv1": "stem.0",
-            "stage1": "stage1",
-            "stage2": "stage2",
-            "stage3": "stage3",
-        }
+        self.probed = {"conv1": "stem.0", **{f"stage{i}": f"stage{i}" for i in (1, 2, 3)}}
         first = {"cifar": (4, 1), "imagenet": (7, 3)}[stem]  # kernel, padding
         pool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
         self.stem = nn.Sequential(conv_bn(channels, width, *first, stride=2), nn.ReLU(True), pool)
         self.stage1 = Residual(width)
-        self.stage2 = nn.Sequential(
-            conv_bn(width, 2 * width, stride=2), nn.ReLU(True), Residual(2 * width)
-        )
-        self.stage3 = nn.Sequential(
-            conv_bn(2 * width, 4 * width, stride=2), nn.ReLU(True), Residual(4 * width)
-        )
+        self.stage2 = halving(width)
+        self.stage3 = halving(2 * width)
         kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stage3(self.stage2(self.stage1(self.stem(x)))).mean((-2, -1))
+
+
+def halving(width: int) -> nn.Sequential:
+    """A stage with half the side and twice the channels."""
+    wide = 2 * width
+    return nn.Sequential(conv_bn(width, wide, stride=2), nn.ReLU(True), Residual(wide))
 
 
 class Residual(nn.Module):
@@ -92,12 +87,9 @@ class Residual(nn.Module):
         return F.relu(x + self.inner(x))
 
 
-def conv_bn(
-    channels: int, width: int, kernel: int = 3, padding: int = 1, stride: int = 1
-) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, width, kernel, stride, padding, bias=False), nn.BatchNorm2d(width)
-    )
+def conv_bn(channels: int, width: int, kernel=3, padding=1, stride=1) -> nn.Sequential:
+    conv = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
 def kaiming(net: nn.Module) -> None:
@@ -130,26 +122,7 @@ def resnet(name: str, stem: str, channels: int) -> nn.Module:
 # channels of each 3 x 3 convolution (AlexNet's first two: 11 x 11 and 5 x 5); "M": max-pooling
 LAYERS = {
     "alexnet": (96, "M", 256, "M", 384, 384, 256, "M"),
-    "vgg16": (
-        64,
-        64,
-        "M",
-        128,
-        128,
-        "M",
-        256,
-        256,
-        256,
-        "M",
-        512,
-        512,
-        512,
-        "M",
-        512,
-        512,
-        512,
-        "M",
-    ),
+    "vgg16": (*[64] * 2, "M", *[128] * 2, "M", *[256] * 3, "M", *([512] * 3 + ["M"]) * 2),
 }
 
 
@@ -209,12 +182,9 @@ class Sobel(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         edge = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
-        kernel = (
-            torch.stack([edge, edge.T]).unsqueeze(1) / channels
-        )  # the gray image is the channels' mean
-        self.register_buffer(
-            "kernel", kernel.expand(-1, channels, -1, -1).clone(), persistent=False
-        )
+        # the gray image is the channels' mean
+        kernel = (torch.stack([edge, edge.T]).unsqueeze(1) / channels).repeat(1, channels, 1, 1)
+        self.register_buffer("kernel", kernel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.kernel.to(x.dtype), padding=1)
