@@ -35,8 +35,7 @@ def accuracy(labels, assignments) -> float:
 
 
 def matching(labels, assignments) -> np.ndarray:
-    """For each cluster the class that the best one-to-one matching gives it, -1 for none
-    (Hungarian)."""
+    """The class that the best one-to-one matching gives each cluster, -1 for none (Hungarian)."""
     table = contingency(labels, assignments)
     clusters, classes = linear_sum_assignment(table, maximize=True)
     matched = np.full(len(table), -1)
@@ -64,29 +63,24 @@ def nmi(a, b) -> float:
 
 
 def many_to_one_accuracy(labels, assignments) -> float:
-    """Accuracy when each cluster takes its commonest class (purity): for more clusters than
-    classes."""
+    """Purity: each cluster takes its commonest class; for more clusters than classes."""
     table = contingency(labels, assignments)
     return float(table.max(1).sum() / table.sum())
 
 
 def align_heads(probabilities: Tensor) -> Tensor:
-    """``[H, N, K]`` -> the same, every head's clusters permuted to agree best with those of head
-    0."""
+    """``[H, N, K]`` -> the same, each head's clusters permuted to agree best with head 0's."""
     return take_order(probabilities, head_order(probabilities))
 
 
 def head_order(probabilities: Tensor) -> Tensor:
-    """``[H, N, K]`` -> ``[H, K]``: for each cluster of head 0 the one of each head that agrees best
-    with it.
+    """``[H, N, K]`` -> ``[H, K]``: for each cluster of head 0 each head's that agrees best with it.
 
-    Hungarian matching on the co-occurrence ``p_0^T p_h`` of the heads' probabilities; no label is
-    used.
+    Hungarian matching on the co-occurrence ``p_0^T p_h`` of the probabilities, without labels.
     """
     if probabilities.dim() != 3:
-        raise ValueError(
-            f"align_heads takes probabilities [H, N, K], got shape {tuple(probabilities.shape)}"
-        )
+        shape = tuple(probabilities.shape)
+        raise ValueError(f"align_heads takes probabilities [H, N, K], got shape {shape}")
     p = probabilities.detach().float()
     together = (p[0].T @ p).cpu().numpy()  # [H, K, K]
     order = np.stack([linear_sum_assignment(t, maximize=True)[1] for t in together])  # [H, K]
