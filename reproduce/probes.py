@@ -26,10 +26,8 @@ def knn_accuracy(
     queries are the bank, and none votes for itself. With fewer than k images in the bank, all of
     them vote. At most ``[chunk, bank_chunk]`` similarities are held at a time.
     """
-    bank, n_classes = (
-        F.normalize(bank.float(), dim=-1),
-        int(max(bank_labels.max(), labels.max())) + 1,
-    )
+    bank = F.normalize(bank.float(), dim=-1)
+    n_classes = int(max(bank_labels.max(), labels.max())) + 1
     bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
     right = 0
     for start in range(0, len(queries), chunk):
@@ -45,9 +43,8 @@ def knn_accuracy(
             near, best = near.topk(min(k, near.shape[1], len(bank) - itself), -1)
             found = [(near, who.gather(-1, best))]
         near, who = found[0]
-        votes = near.new_zeros(len(near), n_classes).scatter_add_(
-            1, bank_labels[who], (near / temperature).exp()
-        )
+        votes, weights = near.new_zeros(len(near), n_classes), (near / temperature).exp()
+        votes.scatter_add_(1, bank_labels[who], weights)
         right += (votes.argmax(-1) == labels[start : start + chunk]).sum()
     return float(right) / len(queries)
 
