@@ -83,8 +83,7 @@ def own(n: int) -> slice:
 
 
 def share(x: Tensor, views: int = 1, dim: int = 0) -> Tensor:
-    """This process's part of what was made for a whole batch and lies view by view along
-    ``dim``."""
+    """This process's part of what was made for a whole batch, view by view along ``dim``."""
     if world() == 1:
         return x
     rows = torch.arange(x.shape[dim], device=x.device).view(views, -1)
@@ -169,11 +168,9 @@ class Loss(nn.Module):
 
 def loss_of(method: nn.Module) -> Callable:
     """The method's loss; with several processes its gradient is the mean over them."""
-    return (
-        method.loss
-        if world() == 1
-        else DistributedDataParallel(Loss(method), broadcast_buffers=False)
-    )
+    if world() == 1:
+        return method.loss
+    return DistributedDataParallel(Loss(method), broadcast_buffers=False)
 
 
 def with_global_norm(method: nn.Module, device: torch.device) -> nn.Module:
