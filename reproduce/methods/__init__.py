@@ -1,4 +1,4 @@
-"""The registry: a name in the settings, a class in a file of that name."""
+"""The registry: a name in the settings, in small letters that of a class, in a file of it."""
 
 from reproduce.methods.base import Method
 from reproduce.methods.byol import BYOL
@@ -11,14 +11,5 @@ from reproduce.methods.propos import ProPos
 from reproduce.methods.simclr import SimCLR
 from reproduce.methods.simsiam import SimSiam
 
-METHODS: dict[str, type[Method]] = {
-    "crlc": CRLC,
-    "simclr": SimCLR,
-    "moco": MoCo,
-    "byol": BYOL,
-    "simsiam": SimSiam,
-    "pcl": PCL,
-    "cc": CC,
-    "propos": ProPos,
-    "deepcluster": DeepCluster,
-}
+classes = CRLC, SimCLR, MoCo, BYOL, SimSiam, PCL, CC, ProPos, DeepCluster
+METHODS: dict[str, type[Method]] = {each.__name__.lower(): each for each in classes}

@@ -52,10 +52,7 @@ class Method(nn.Module):
         return self.projector(self.backbone(images))
 
     def encode(
-        self,
-        views: Sequence[Tensor],
-        network: Callable[[Tensor], Tensor] | None = None,
-        shuffle: bool = False,
+        self, views: Sequence[Tensor], network: Callable | None = None, shuffle: bool = False
     ) -> Tensor:
         """V views ``[B, C, H, W]`` through the backbone (or another network), view by view
         -> ``[V B, ...]``. Of several processes each takes its share of the views, and gets what
@@ -74,8 +71,7 @@ class Method(nn.Module):
             views = [distributed.gather(view) for view in views]
             order = torch.randperm(len(views[0])).to(views[0].device)
             views = [distributed.share(view[order]) for view in views]
-        features = []
-        devices = max(1, n // distributed.world())
+        features, devices = [], max(1, n // distributed.world())
         for device in zip(*(view.chunk(devices) for view in views)):
             self.keep_statistics(not features)
             passes = device if apart else [torch.cat(device)]
@@ -114,8 +110,7 @@ class Method(nn.Module):
         return None
 
     def after_step(self, step: int, steps: int) -> None:
-        """After each optimiser step: moving averages, queues. Steps count from 0 to ``steps`` -
-        1."""
+        """After each optimiser step: moving averages, queues. Steps count from 0."""
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """For evaluation: "backbone" ``[N, F]``, and, where there are such, "projection" ``[N, D]``
@@ -130,14 +125,8 @@ class Method(nn.Module):
     def kmeans(self, n_clusters: int, random_state: int, sharded: bool = False) -> KMeans:
         """k-means with the run's settings, for evaluation and (sharded) for prototypes."""
         c = self.config
-        return KMeans(
-            n_clusters,
-            n_init=c.kmeans_starts,
-            max_iter=c.kmeans_iterations,
-            metric=c.kmeans_metric,
-            random_state=random_state,
-            sharded=sharded,
-        )
+        settings = dict(metric=c.kmeans_metric, random_state=random_state, sharded=sharded)
+        return KMeans(n_clusters, c.kmeans_starts, c.kmeans_iterations, **settings)
 
 
 class Momentum(Method):
@@ -167,31 +156,19 @@ class Momentum(Method):
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """ "projection" is the target network's, "online" that of the network that learns."""
-        features = self.backbone(images)
-        return {
-            "backbone": features,
-            "projection": self.target(images),
-            "online": self.projector(features),
-        }
+        features, target = self.backbone(images), self.target(images)
+        return {"backbone": features, "projection": target, "online": self.projector(features)}
 
 
 def mlp(
-    n_in: int,
-    hidden: int,
-    n_out: int,
-    norm: bool = True,
-    last_norm: str = "none",
-    layers: int = 2,
+    n_in: int, hidden: int, n_out: int, norm: bool = True, last_norm="none", layers: int = 2
 ) -> nn.Sequential:
     """A perceptron ``[N, n_in]`` -> ``[N, n_out]`` with or without batch norm after its hidden
     layers; after the last: none, a plain one, or one with an affine part."""
     parts: list[nn.Module] = []
     for _ in range(layers - 1):
-        parts += [
-            nn.Linear(n_in, hidden, bias=not norm),
-            nn.BatchNorm1d(hidden) if norm else nn.Identity(),
-            nn.ReLU(inplace=True),
-        ]
+        linear = nn.Linear(n_in, hidden, bias=not norm)
+        parts += [linear, nn.BatchNorm1d(hidden) if norm else nn.Identity(), nn.ReLU(True)]
         n_in = hidden
     parts.append(nn.Linear(n_in, n_out, bias=last_norm == "none"))
     if last_norm != "none":
@@ -199,11 +176,8 @@ def mlp(
     return nn.Sequential(*parts)
 
 
-def projector(
-    config: Config, n_in: int, norm: bool = True, last_norm: str = "none"
-) -> nn.Sequential:
-    """The projector of a configuration; last_norm: how it ends where ``projector_norm`` is
-    'own'."""
+def projector(config: Config, n_in: int, norm: bool = True, last_norm="none") -> nn.Sequential:
+    """The projector of a configuration; last_norm: its end where ``projector_norm`` is 'own'."""
     if config.projector_norm != "own":
         last_norm = config.projector_norm
     hidden, dim = config.head_hidden, config.projection_dim
@@ -230,8 +204,7 @@ class HeadsLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_heads, n_in, n_out))
         # one dimension, so that weight decay knows a bias from a weight
         self.bias = nn.Parameter(torch.zeros(n_heads * n_out)) if bias else None
-        # both are uniform within +-bound; kaiming's gain is sqrt(2), torch's default amounts to
-        # 1/sqrt(3)
+        # uniform within +-bound; kaiming's gain is sqrt(2), torch's default amounts to 1/sqrt(3)
         bound = (6 / n_in) ** 0.5 if init == "kaiming" else (1 / n_in) ** 0.5
         nn.init.uniform_(self.weight, -bound, bound)
         if bias and init == "torch":

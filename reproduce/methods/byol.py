@@ -5,8 +5,6 @@ negatives."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from reproduce import losses
@@ -22,7 +20,7 @@ class BYOL(Momentum):
         super().__init__(config, backbone, projector(config, backbone.n_features))
         self.predictor = predictor(config)
 
-    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+    def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         return {"loss": self.align(self.encode(views, self.project), *self.keys(views).chunk(2))}
 
     def align(self, f: Tensor, z1: Tensor, z2: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ into one."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -23,16 +22,15 @@ class CC(Method):
         self.projector = mlp(width, hidden, config.projection_dim, norm=False)
         self.head = mlp(width, hidden, n_clusters, norm=False)
 
-    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+    def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         features = self.encode(views)
         z1, z2 = self.projector(features).chunk(2)  # [B, D]
         p1, p2 = losses.at_least_float32(self.head(features)).softmax(-1).chunk(2)  # [B, K]
         feature_contrast = losses.feature_contrast(z1, z2, self.config.temperature)
         cluster_contrast = losses.cluster_contrast(p1, p2, self.config.cluster_temperature)
         entropy = losses.batch_entropy(p1) + losses.batch_entropy(p2)
-        head_loss = (
-            cluster_contrast + 2 * math.log(p1.shape[-1]) - entropy
-        )  # log K - H for each view
+        # log K - H for each view
+        head_loss = cluster_contrast + 2 * math.log(p1.shape[-1]) - entropy
         return {
             "loss": feature_contrast + head_loss,
             "feature_contrast": feature_contrast,

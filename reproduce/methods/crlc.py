@@ -8,8 +8,6 @@ the authors' released code, all heads at once:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -21,15 +19,14 @@ from reproduce.methods.base import Method, heads_mlp
 class CRLC(Method):
     def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
-        hidden, width = config.head_hidden, backbone.n_features
-        self.projector = heads_mlp(
-            1, width, hidden, config.projection_dim, config.head_bias, config.head_init
+        sizes, kind = (
+            (backbone.n_features, config.head_hidden),
+            (config.head_bias, config.head_init),
         )
-        self.heads = heads_mlp(
-            config.n_heads, width, hidden, n_clusters, config.head_bias, config.head_init
-        )
+        self.projector = heads_mlp(1, *sizes, config.projection_dim, *kind)
+        self.heads = heads_mlp(config.n_heads, *sizes, n_clusters, *kind)
 
-    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+    def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         """With more than two views the contrasts are averaged over their pairs."""
         c, n = self.config, self.config.n_views
         features = self.encode(views)  # [V B, F]
@@ -47,9 +44,8 @@ class CRLC(Method):
         head_losses = probability_contrast - c.lambda1 * entropy
         if c.logit_clamp:
             # the mean over all views' images is the mean over the views
-            head_losses = head_losses + c.logit_clamp_weight * losses.logit_clamp(
-                logits, c.logit_clamp
-            )
+            clamp = losses.logit_clamp(logits, c.logit_clamp)
+            head_losses = head_losses + c.logit_clamp_weight * clamp
         return {
             "loss": c.lambda2 * feature_contrast + head_losses.mean(),
             "feature_contrast": feature_contrast,

@@ -9,8 +9,6 @@ paper."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,11 +39,7 @@ class DeepCluster(Method):
         self.pseudo_labels = gather_rows(kmeans.fit_predict(features))
         nn.init.normal_(self.top.weight, std=0.01)
         nn.init.zeros_(self.top.bias)
-        again = (
-            None
-            if (before < 0).any()
-            else nmi(before.cpu().numpy(), self.pseudo_labels.cpu().numpy())
-        )
+        again = None if (before < 0).any() else nmi(before.cpu(), self.pseudo_labels.cpu())
         return {"reassigned_nmi": again, "pseudo_clusters": len(self.pseudo_labels.unique())}
 
     def order(self, n: int, generator: torch.Generator) -> Tensor:
@@ -75,13 +69,10 @@ class DeepCluster(Method):
         within = (u[1] * size[cluster]).long().minimum(size[cluster] - 1)
         return by_cluster[first[cluster] + within]
 
-    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+    def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         logits = self.top(F.relu(self.encode(views)))
-        return {
-            "loss": F.cross_entropy(
-                at_least_float32(logits), self.pseudo_labels[index].repeat(len(views))
-            )
-        }
+        labels = self.pseudo_labels[index].repeat(len(views))
+        return {"loss": F.cross_entropy(at_least_float32(logits), labels)}
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         return {"backbone": self.backbone(images)}

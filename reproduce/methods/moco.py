@@ -6,8 +6,6 @@ network, so that those of different steps can be compared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,19 +21,16 @@ class MoCo(Momentum):
         start = torch.randn(config.queue_size, config.projection_dim)
         self.register_buffer("queue", F.normalize(start, dim=-1))  # newest first
 
-    def contrast(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def contrast(self, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """The loss over both directions, and the queries of either view ``[B, D]``."""
         q1, q2 = self.encode(views, self.project).chunk(2)
-        self.new_keys = F.normalize(losses.at_least_float32(self.keys(views)), dim=-1)
+        self.new_keys = losses.normalized(self.keys(views))
         k1, k2 = self.new_keys.chunk(2)
-        t = self.config.temperature
-        contrast = self.both(
-            losses.queue_contrast(q1, k2, self.queue, t),
-            losses.queue_contrast(q2, k1, self.queue, t),
-        )
-        return contrast, q1, q2
+        queue, t = self.queue, self.config.temperature
+        contrast1 = losses.queue_contrast(q1, k2, queue, t)
+        return self.both(contrast1, losses.queue_contrast(q2, k1, queue, t)), q1, q2
 
-    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+    def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         return {"loss": self.contrast(views)[0]}
 
     def after_step(self, step: int, steps: int) -> None:

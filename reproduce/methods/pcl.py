@@ -6,8 +6,6 @@ pulled tighter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,7 +44,7 @@ class PCL(MoCo):
         self.prototypes, self.phi = torch.cat(prototypes), torch.cat(phi)
         return {}
 
-    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+    def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         contrast, *queries = self.contrast(views)
         prototype_contrast = torch.zeros_like(contrast)
         if self.warm:
@@ -58,9 +56,7 @@ class PCL(MoCo):
         }
 
     def to_prototypes(self, q: Tensor, index: Tensor) -> Tensor:
-        """Queries ``[B, D]`` of the images ``index`` against the prototypes, mean over the
-        granularities."""
-        parts = zip(
-            self.prototypes.split(self.sizes), self.phi.split(self.sizes), self.cluster[:, index]
-        )
+        """Queries ``[B, D]`` of images ``index`` against prototypes, mean over granularities."""
+        each = (values.split(self.sizes) for values in (self.prototypes, self.phi))
+        parts = zip(*each, self.cluster[:, index])
         return torch.stack([losses.prototype_contrast(q, *part) for part in parts]).mean()

@@ -7,8 +7,6 @@ pushed apart (prototype scattering)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +34,7 @@ class ProPos(BYOL):
             self.cluster = gather_rows(kmeans.fit_predict(z))
         return {}
 
-    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+    def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         c = self.config
         f = self.encode(views, self.project)
         z1, z2 = self.keys(views).chunk(2)  # [B, D]

@@ -6,8 +6,6 @@ of a projector that is left out afterwards. Clusters come from k-means."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from reproduce import losses
@@ -20,6 +18,6 @@ class SimCLR(Method):
         super().__init__(config, backbone)
         self.projector = projector(config, backbone.n_features)
 
-    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+    def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         z1, z2 = self.encode(views, self.project).chunk(2)  # [B, D]
         return {"loss": losses.feature_contrast(z1, z2, self.config.temperature)}

@@ -5,8 +5,6 @@ flows. The projector has two layers, as the authors' for CIFAR, and ends in a ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from reproduce import losses
@@ -21,7 +19,7 @@ class SimSiam(Method):
         self.projector = projector(config, backbone.n_features, last_norm="plain")
         self.predictor = predictor(config)
 
-    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+    def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         z1, z2 = z = self.encode(views, self.project).chunk(2)  # [B, D]
         p1, p2 = self.encode([share(x) for x in z], self.predictor).chunk(2)
         # the paper's -(cos + cos) / 2, in BYOL's 2 - 2 cos: 1 + its loss is half of their mean
