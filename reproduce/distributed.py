@@ -5,10 +5,7 @@ Each process holds the same model and draws the same batches and random numbers.
 contiguous share of a batch through the network, and ``gather`` puts all shares together again, so
 that a loss is written once, for the whole batch, and is the same in every process. The gradient
 through ``gather`` is the sum over the processes, and DDP takes the mean: together the exact
-gradient of that one loss.
-"""
-
-from __future__ import annotations
+gradient of that one loss."""
 
 import contextlib
 import datetime
@@ -19,6 +16,7 @@ from typing import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 MINUTES = 30  # that processes wait for each other; one evaluates while the others wait
@@ -42,8 +40,7 @@ def rank() -> int:
 def processes(device: str = "auto", minutes: float = MINUTES):
     """The group of processes that torchrun started; nothing where it did not start this one.
 
-    Raises Lost in the processes that are left when one is gone.
-    """
+    Raises Lost in the processes that are left when one is gone."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -140,18 +137,6 @@ class Gather(torch.autograd.Function):
         return reduce_(gradient.contiguous().clone())[own(len(gradient))]
 
 
-class Sum(torch.autograd.Function):
-    """The sum over the processes, and of the gradients on the way back."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return reduce_(x.clone())
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return reduce_(gradient.clone())
-
-
 # ---- the model
 
 
@@ -197,9 +182,10 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         axes, shape = [d for d in range(x.dim()) if d != 1], (1, -1, *[1] * (x.dim() - 2))
         n, kind = x.numel() // x.shape[1] * world(), x.dtype
         x = x if kind == torch.float64 else x.float()
-        mean = Sum.apply(x.sum(axes)) / n
+        # a sum whose gradients are summed on the way back
+        mean = all_reduce(x.sum(axes)) / n
         centred = x - mean.view(shape)
-        variance = Sum.apply(centred.square().sum(axes)) / n
+        variance = all_reduce(centred.square().sum(axes)) / n
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
