@@ -1,4 +1,4 @@
-"""The registry: a name in the settings, in small letters that of a class, in a file of it."""
+"""The registry: a setting names a class, in small letters, which is in a file of that name."""
 
 from reproduce.methods.base import Method
 from reproduce.methods.byol import BYOL

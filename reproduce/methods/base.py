@@ -20,10 +20,10 @@ class Method(nn.Module):
     """From views to named loss terms; a method never sees a label.
 
     A new method subclasses this, defines ``loss`` and gets one line in
-    ``reproduce/methods/__init__.py``.
-    """
+    ``reproduce/methods/__init__.py``."""
 
     space = "backbone"  # which of the ``outputs`` is clustered, where ``cluster_space`` is 'own'
+    unit_length = True  # features for k-means are given the length one
     directions = "mean"  # of a symmetric loss, where the setting of that name is 'own'
     warm = False  # whether prototypes have entered the loss
     renewed: tuple[nn.Parameter, ...] = ()  # what ``before_epoch`` starts anew, without momentum
@@ -61,8 +61,7 @@ class Method(nn.Module):
         What batch norm sees at once is one pass. ``views`` 'together': all views, 'apart': each by
         itself. ``batchnorm_split``: only the images that one of n devices would hold, of which the
         first keeps the running statistics. shuffle: a device holds other images than it else would,
-        so that its statistics cannot tell which key belongs to which query.
-        """
+        so that its statistics cannot tell which key belongs to which query."""
         network, n = network or self.backbone, self.config.batchnorm_split
         apart = self.config.views == "apart"
         if n == 1 and not apart:
@@ -93,7 +92,7 @@ class Method(nn.Module):
         total = direction1 + direction2
         return total if self.directions == "sum" else total / 2
 
-    def loss(self, views: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
+    def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         """Views ``[B, C, H, W]`` of the images ``index`` ``[B]`` -> {"loss": scalar, its named
         terms}, and, where there are clustering heads, "head_losses" ``[H]``, by which a head is
         chosen without labels."""
@@ -120,7 +119,7 @@ class Method(nn.Module):
 
     def prepare(self, features: Tensor) -> Tensor:
         """What its protocol does to the features ``[N, D]`` of all images before k-means."""
-        return F.normalize(features, dim=-1)
+        return F.normalize(features, dim=-1) if self.unit_length else features
 
     def kmeans(self, n_clusters: int, random_state: int, sharded: bool = False) -> KMeans:
         """k-means with the run's settings, for evaluation and (sharded) for prototypes."""

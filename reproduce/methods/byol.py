@@ -3,8 +3,6 @@
 The online network predicts what a slow copy of it, the target, makes of the other view. No
 negatives."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from reproduce import losses

@@ -4,8 +4,6 @@ Rows and columns of one matrix: images are contrasted by their projections, clus
 probabilities over the batch. The entropy of the mean prediction keeps the clusters from falling
 into one."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor, nn
@@ -16,6 +14,8 @@ from reproduce.methods.base import Method, mlp
 
 
 class CC(Method):
+    unit_length = False
+
     def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         width, hidden = backbone.n_features, config.head_hidden
@@ -46,6 +46,3 @@ class CC(Method):
             "projection": self.projector(features),
             "probabilities": losses.at_least_float32(self.head(features)).softmax(-1).unsqueeze(0),
         }
-
-    def prepare(self, features: Tensor) -> Tensor:
-        return features

@@ -3,10 +3,7 @@
 One backbone, one projection head for the feature contrast, H clustering heads. The loss is that of
 the authors' released code, all heads at once:
 
-    lambda2 FC + mean_heads(PC - lambda1 H + clamp)
-"""
-
-from __future__ import annotations
+    lambda2 FC + mean_heads(PC - lambda1 H + clamp)"""
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +14,12 @@ from reproduce.methods.base import Method, heads_mlp
 
 
 class CRLC(Method):
+    unit_length = False
+
     def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
-        sizes, kind = (
-            (backbone.n_features, config.head_hidden),
-            (config.head_bias, config.head_init),
-        )
+        sizes = backbone.n_features, config.head_hidden
+        kind = config.head_bias, config.head_init
         self.projector = heads_mlp(1, *sizes, config.projection_dim, *kind)
         self.heads = heads_mlp(config.n_heads, *sizes, n_clusters, *kind)
 
@@ -61,6 +58,3 @@ class CRLC(Method):
             "projection": self.projector(features)[0],
             "probabilities": losses.at_least_float32(self.heads(features)).softmax(-1),
         }
-
-    def prepare(self, features: Tensor) -> Tensor:
-        return features

@@ -7,8 +7,6 @@ clusterings have nothing to do with each other, so the classifier's top layer st
 Every view of an image is classified: with ``n_views`` 2 a step of B images is one of 2B in the
 paper."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,8 +45,7 @@ class DeepCluster(Method):
         every image could be assigned without a loss, weighs no more than a small one.
 
         quotas: the same number from each, as in the released code, none twice where a cluster has
-        enough; else cluster and image are drawn anew for each of the n.
-        """
+        enough; else cluster and image are drawn anew for each of the n."""
         by_cluster = self.pseudo_labels.argsort(stable=True)
         size = self.pseudo_labels.bincount()
         size = size[size > 0]

@@ -4,8 +4,6 @@ symmetric loss.
 The negatives are keys of earlier batches, kept in a queue. Keys come from a slow copy of the
 network, so that those of different steps can be compared."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

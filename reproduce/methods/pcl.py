@@ -4,8 +4,6 @@ MoCo, and each image against the centroids of several k-means clusterings of all
 before each epoch. A centroid's temperature is the width of its cluster: tight clusters are not
 pulled tighter."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -5,8 +5,6 @@ BYOL with two changes, both after a warm-up: what predicts is a Gaussian neighbo
 (positive sampling), and the prototypes of the clusters, found by k-means before each epoch, are
 pushed apart (prototype scattering)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

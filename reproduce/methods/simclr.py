@@ -4,8 +4,6 @@
 Two views of an image are drawn together and apart from all other images of the batch, in the space
 of a projector that is left out afterwards. Clusters come from k-means."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from reproduce import losses

@@ -3,8 +3,6 @@
 BYOL without the slow copy: each view predicts the other's projection, through which no gradient
 flows. The projector has two layers, as the authors' for CIFAR, and ends in a batch norm."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from reproduce import losses
