@@ -3,8 +3,6 @@
 Each transform is a pure function of images ``[N, C, H, W]`` in 0..1 and of its parameters, one
 value per sample: a test hands torchvision the same draw. ``Augment`` draws them."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -20,8 +18,7 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision
 class Augment:
     """Random views of a batch of uint8 images.
 
-    mean, std: ``[C]``, of the training images in 0..1; used where ``config.normalize`` is set.
-    """
+    mean, std: ``[C]``, of the training images in 0..1; used where ``config.normalize`` is set."""
 
     def __init__(self, config: Config, mean: Tensor, std: Tensor):
         self.config = config
@@ -92,8 +89,7 @@ def affine(
     """Rotation, scale, shear along x and shift about the centre, bilinear, zeros outside.
 
     One value per sample: degrees and shear in degrees, dx and dy as shares of the side. The signs
-    are torchvision's ``affine(angle, translate, scale, shear)``.
-    """
+    are torchvision's ``affine(angle, translate, scale, shear)``."""
     a, s = torch.deg2rad(degrees), torch.deg2rad(shear)
     cos, sin, tan = a.cos(), a.sin(), s.tan()
     # an output pixel asks where it comes from:  inverse of R(a) S(s) scale  =  S(-s) R(-a) / scale
@@ -161,8 +157,7 @@ def color_jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
     factors: ``[4, N]``; order: ``[4, N]``, a permutation of 0..3 a column, the step at each place.
     Hue costs most and is computed once: each sample takes the other steps before it or after it,
-    and a blend by factor 1 where its turn is the other.
-    """
+    and a blend by factor 1 where its turn is the other."""
     hue_at = (order == 3).int().argmax(0)  # [N]
     factor_at = factors.gather(0, order)  # [4, N]
     for place in (0, 1, 2):
@@ -205,8 +200,7 @@ def adjust_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue by so many turns (-0.5 to 0.5); value and chroma, as HSV has them, are kept.
 
     Value V is the largest channel, chroma C what it has over the least. A channel at a distance of
-    d turns from the hue opposite to its own is  V - C clip(2 - 6 d, 0, 1).
-    """
+    d turns from the hue opposite to its own is  V - C clip(2 - 6 d, 0, 1)."""
     high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     chroma = high - low
     r, g, b = x.split(1, 1)

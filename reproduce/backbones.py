@@ -1,7 +1,5 @@
 """Networks from images to features. ResNets are torchvision's but for their first layer."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,8 +11,7 @@ def build(config: Config, channels: int) -> nn.Module:
     """The backbone of a configuration: images ``[N, channels, H, W]`` -> ``[N, n_features]``.
 
     ``.n_features`` is that width; ``.probed`` names the layers that a linear probe looks at, and
-    their modules.
-    """
+    their modules."""
     seen = 2 if config.sobel else channels
     if config.backbone == "small":
         net = Small(seen, config.width)
@@ -51,8 +48,7 @@ class Compact(nn.Module):
     product.
 
     Three stages of ``width``, 2 and 4 times as many channels, a residual block each. stem 'cifar':
-    4x4 stride 2; 'imagenet': 7x7 stride 2 and max-pool, which leaves a quarter of the pixels.
-    """
+    4x4 stride 2; 'imagenet': 7x7 stride 2 and max-pool, which leaves a quarter of the pixels."""
 
     def __init__(self, stem: str, channels: int, width: int):
         super().__init__()
@@ -102,8 +98,7 @@ def resnet(name: str, stem: str, channels: int) -> nn.Module:
     """torchvision's ResNet without its classifier.
 
     stem 'imagenet': 7x7 stride 2 and max-pool, as defined there. stem 'cifar': 3x3 stride 1, no
-    pool, which keeps a 32 x 32 image at a 4 x 4 final map; the other stem leaves 1 x 1.
-    """
+    pool, which keeps a 32 x 32 image at a 4 x 4 final map; the other stem leaves 1 x 1."""
     import torchvision
 
     net = torchvision.models.get_model(name, weights=None)
@@ -132,8 +127,7 @@ class ConvNet(nn.Module):
 
     The output is taken *before* the last ReLU: half of what k-means could tell apart would else be
     zero. side: of the images; fewer pixels than ImageNet's 224 leave a smaller map before the wide
-    layers.
-    """
+    layers."""
 
     def __init__(self, name: str, stem: str, channels: int, side: int):
         super().__init__()

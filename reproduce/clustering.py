@@ -6,8 +6,7 @@ than the device or the memory, and be spread over processes.
 
 Shapes: N samples of D features, R restarts, K clusters, T trials at each step of the seeding.
 Inside, samples end in a one, ``[N, D + 1]``: the product that gives x . c then also subtracts
-|c|^2 / 2, and the sum over a cluster also counts its samples.
-"""
+|c|^2 / 2, and the sum over a cluster also counts its samples."""
 
 from __future__ import annotations
 
@@ -47,8 +46,7 @@ class KMeans:
     share of the samples (``distributed.own``); all get the centroids and inertia for all samples.
 
     After ``fit``, on the device: ``cluster_centers_ [K, D]``, ``labels_ [N]`` of the samples given,
-    ``inertia_`` (sum of squared distances) and ``n_iter_``.
-    """
+    ``inertia_`` (sum of squared distances) and ``n_iter_``."""
 
     n_clusters: int
     n_init: int = 10
@@ -128,8 +126,7 @@ class GaussianMixture:
     likelihood never decreases. tol: a restart has converged when its log-likelihood gained less.
 
     After ``fit``: ``weights_ [K]``, ``means_ [K, D]``, ``covariances_ [K, D]`` or ``[K]``,
-    ``lower_bound_`` (the mean log-likelihood of a sample, in nats) and ``n_iter_``.
-    """
+    ``lower_bound_`` (the mean log-likelihood of a sample, in nats) and ``n_iter_``."""
 
     n_components: int
     covariance_type: str = "diag"
@@ -208,8 +205,7 @@ class Blocks:
     Iterating gives blocks ``[n, D + 1]``, made when they are read, in the same memory: one is gone
     when the next comes. x, batch_size, device, sharded: as in ``KMeans``. origin: what is
     subtracted, by default the mean. at_most: numbers up to N. ValueError if x has another shape or
-    is not finite. ``variance``: the mean over the features. ``shared``: ``reduce_``, if sharded.
-    """
+    is not finite. ``variance``: the mean over the features. ``shared``: ``reduce_``, if sharded."""
 
     def __init__(
         self,
@@ -288,8 +284,7 @@ class Blocks:
 def until_converged(step, state, max_iter: int):
     """Repeat ``state, done = step(*state)``, tensors ``[R, ...]``; what is done leaves the batch.
 
-    Returns the last state of each restart and its number of steps.
-    """
+    Returns the last state of each restart and its number of steps."""
     kept, active = [s.clone() for s in state], list(range(len(state[0])))
     n_iter = torch.zeros(len(active), dtype=torch.long)
     for count in range(1, max_iter + 1):
@@ -309,8 +304,7 @@ def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size=Non
     """Greedy k-means++: ``[N, D + 1]`` -> ``[R, K, D]``.
 
     Each centroid is one of T samples drawn in proportion to their squared distance from the
-    centroids so far: the one that leaves the least sum of these distances.
-    """
+    centroids so far: the one that leaves the least sum of these distances."""
     n, trials = len(x), 2 + int(math.log(n_clusters))
     restart = torch.arange(n_init, device=x.device)
     # the processor's generator, so that every device gets the same draws
@@ -440,8 +434,7 @@ def joints(x: Tensor, weights: Tensor, means: Tensor, variances: Tensor):
     """For each chunk, the statistics (x^2, x, 1) ``[n, 2D + 1]`` and log p(k, x_i) ``[R, K, n]``.
 
     log w + log N(x; m, v)
-        = x^2 . (-1 / 2v) + x . (m / v) + log w - sum_d (m^2 / v + log 2 pi v) / 2
-    """
+        = x^2 . (-1 / 2v) + x . (m / v) + log w - sum_d (m^2 / v + log 2 pi v) / 2"""
     exponent = means.square() / variances + (2 * math.pi * variances).log()
     constant = weights.log() - exponent.sum(-1) / 2
     rows = torch.cat([-0.5 / variances, means / variances, constant[..., None]], -1).flatten(0, 1)

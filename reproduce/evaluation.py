@@ -1,7 +1,5 @@
 """Looking at a method while it learns and when it is done; labels are used here alone."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import Callable

@@ -5,8 +5,6 @@ usually the H heads, which are all computed at once. Logarithms are natural, so 
 nats. Everything is computed in float32 or better, also from half-precision inputs and under
 autocast."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,8 +33,7 @@ def info_nce(similarity: Tensor) -> Tensor:
 
     mean_i  -f(i, i') + log sum_{j != i} exp f(i, j)
 
-    The positive i' stays in the sum; a view is never its own negative (self-pairs are masked).
-    """
+    The positive i' stays in the sum; a view is never its own negative (self-pairs are masked)."""
     similarity, n = at_least_float32(similarity), similarity.shape[-1]
     itself = torch.eye(n, dtype=torch.bool, device=similarity.device)
     positive = torch.cat([similarity.diagonal(i, -2, -1) for i in (n // 2, -n // 2)], -1)
@@ -47,8 +44,7 @@ def feature_contrast(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor
     """NT-Xent on L2-normalised features (SimCLR, eq. 1; CRLC's FC). z1, z2: ``[..., B, D]`` ->
     ``[...]``.
 
-    f(i, j) = cos(z_i, z_j) / temperature, then ``info_nce``
-    """
+    f(i, j) = cos(z_i, z_j) / temperature, then ``info_nce``"""
     same_shape("feature_contrast", z1, z2)
     z = normalized(torch.cat([z1, z2], -2))
     return info_nce(gram(z) / temperature)
@@ -60,8 +56,7 @@ def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float
 
     query, key: ``[B, D]``; queue: ``[Q, D]``. Returns a scalar.
 
-    mean_i  -f(q_i, k_i) + log(exp f(q_i, k_i) + sum_n exp f(q_i, n)),   f = cosine / temperature
-    """
+    mean_i  -f(q_i, k_i) + log(exp f(q_i, k_i) + sum_n exp f(q_i, n)),   f = cosine / temperature"""
     same_shape("queue_contrast", query, key)
     query, key, queue = map(normalized, (query, key.detach(), queue.detach()))
     positive = (query * key).sum(-1, keepdim=True)
@@ -74,8 +69,7 @@ def alignment(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared distance of L2-normalised vectors ``[..., B, D]`` -> ``[...]`` (BYOL, eq. 2); 0 to 4.
     No gradient reaches the target.
 
-    mean_i |p_i - z_i|^2 = mean_i 2 - 2 cos(p_i, z_i)
-    """
+    mean_i |p_i - z_i|^2 = mean_i 2 - 2 cos(p_i, z_i)"""
     same_shape("alignment", prediction, target)
     prediction, target = at_least_float32(prediction), at_least_float32(target.detach())
     return (2 - 2 * F.cosine_similarity(prediction, target, dim=-1)).mean(-1)
@@ -85,8 +79,7 @@ def cluster_contrast(p1: Tensor, p2: Tensor, temperature: float = 1.0) -> Tensor
     """NT-Xent between clusters, each described by its probabilities over the batch (Contrastive
     Clustering, eq. 6).
 
-    p1, p2: ``[..., B, K]`` -> ``[...]``: ``feature_contrast`` of the K columns.
-    """
+    p1, p2: ``[..., B, K]`` -> ``[...]``: ``feature_contrast`` of the K columns."""
     return feature_contrast(p1.mT, p2.mT, temperature)
 
 
@@ -118,8 +111,7 @@ def prototype_contrast(z: Tensor, prototypes: Tensor, phi: Tensor, cluster: Tens
     z: ``[B, D]``; prototypes: ``[K, D]``; phi: ``[K]``; cluster: ``[B]``, each sample's own
     prototype. Returns a scalar.
 
-    mean_i -log softmax_k(z_i . c_k / phi_k) at k = cluster_i
-    """
+    mean_i -log softmax_k(z_i . c_k / phi_k) at k = cluster_i"""
     z, prototypes = normalized(z), normalized(prototypes)
     with torch.autocast(z.device.type, enabled=False):
         return F.cross_entropy(z @ prototypes.mT / at_least_float32(phi), cluster)
@@ -137,8 +129,7 @@ def prototype_scattering(
     mu_k = normalised sum of the z in cluster k;  s_k = exp(mu_k . mu'_k / t)
     mean_k -log s_k / (s_k + sum_{j != k} exp(mu_k . mu_j / t))
 
-    over the clusters that the batch has: an absent one is neither a positive nor a negative.
-    """
+    over the clusters that the batch has: an absent one is neither a positive nor a negative."""
     same_shape("prototype_scattering", z1, z2)
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = normalized(z1), normalized(z2.detach())
@@ -207,8 +198,7 @@ def entropy(p: Tensor) -> Tensor:
 def batch_entropy(p: Tensor) -> Tensor:
     """Entropy of the mean over the batch: high when the clusters are used equally.
 
-    H(1/B sum_i p_i), ``[..., B, K]`` -> ``[...]`` in nats. What CRLC's authors maximise.
-    """
+    H(1/B sum_i p_i), ``[..., B, K]`` -> ``[...]`` in nats. What CRLC's authors maximise."""
     return entropy(at_least_float32(p).mean(-2))
 
 
@@ -228,8 +218,7 @@ def smooth(p: Tensor, gamma: float) -> Tensor:
 def logit_clamp(logits: Tensor, limit: float) -> Tensor:
     """A pull on logits beyond +-limit, zero within. ``[..., B, K]`` -> ``[...]``.
 
-    mean_i sum_k excess(l_ik) l_ik, excess(l) = l - clip(l, -limit, limit) taken as a constant
-    """
+    mean_i sum_k excess(l_ik) l_ik, excess(l) = l - clip(l, -limit, limit) taken as a constant"""
     logits = at_least_float32(logits)
     excess = (logits - logits.clamp(-limit, limit)).detach()
     return (excess * logits).sum(-1).mean(-1)

@@ -3,8 +3,6 @@
 Scores are in 0..1. Labels are for evaluation only; whatever is picked with them is called oracle.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -76,8 +74,7 @@ def align_heads(probabilities: Tensor) -> Tensor:
 def head_order(probabilities: Tensor) -> Tensor:
     """``[H, N, K]`` -> ``[H, K]``: for each cluster of head 0 each head's that agrees best with it.
 
-    Hungarian matching on the co-occurrence ``p_0^T p_h`` of the probabilities, without labels.
-    """
+    Hungarian matching on the co-occurrence ``p_0^T p_h`` of the probabilities, without labels."""
     if probabilities.dim() != 3:
         shape = tuple(probabilities.shape)
         raise ValueError(f"align_heads takes probabilities [H, N, K], got shape {shape}")
@@ -106,8 +103,7 @@ def collapse_monitor(embedding: Tensor, assignments: Tensor, n_clusters: int) ->
 
     embedding_std: mean over D of the deviation of the L2-normalised embedding, times sqrt(D): about
     1 when spread over the sphere, 0 when all are one (SimSiam, fig. 2). Then the share of the
-    largest cluster and the number of clusters in use.
-    """
+    largest cluster and the number of clusters in use."""
     z = torch.nn.functional.normalize(embedding.float(), dim=-1)
     mass = torch.bincount(assignments, minlength=n_clusters)
     return {

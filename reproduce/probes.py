@@ -1,8 +1,6 @@
 """What frozen features are worth: k nearest neighbours and a linear classifier. Both are trained on
 labels, so their accuracies are not those of a clustering."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,8 +22,7 @@ def knn_accuracy(
 
     bank: ``[M, D]`` with labels ``[M]``; queries: ``[N, D]`` with labels ``[N]``. itself: the
     queries are the bank, and none votes for itself. With fewer than k images in the bank, all of
-    them vote. At most ``[chunk, bank_chunk]`` similarities are held at a time.
-    """
+    them vote. At most ``[chunk, bank_chunk]`` similarities are held at a time."""
     bank = F.normalize(bank.float(), dim=-1)
     n_classes = int(max(bank_labels.max(), labels.max())) + 1
     bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
@@ -64,8 +61,7 @@ def linear_accuracy(
     the rate divided by 10 after 60 % and 80 % of the epochs (100 of them in the papers).
 
     train: ``[M, D]``, test: ``[N, D]``, with labels. Features are standardised by the training
-    part, which a linear layer could do itself, so that one rate fits all.
-    """
+    part, which a linear layer could do itself, so that one rate fits all."""
     mean, std = train.mean(0), train.std(0, correction=0)
     scale = torch.where(std > 1e-6, std, 1)  # what never changes in training stays as it is
     train, test = (F.pad((x.float() - mean) / scale, (0, 1), value=1.0) for x in (train, test))

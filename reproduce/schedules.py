@@ -1,7 +1,5 @@
 """Schedules as pure functions of the step. Steps count from 0; the last is ``steps - 1``."""
 
-from __future__ import annotations
-
 import math
 
 

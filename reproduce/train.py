@@ -1,7 +1,5 @@
 """The one loop: ``fit`` trains a method and yields a plain row an epoch."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource
@@ -38,8 +36,7 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     rows and writes.
 
     Raises ConfigError before any work if the data cannot be trained on, Diverged if a loss is not
-    finite, Lost in the processes that are left when one of them is gone.
-    """
+    finite, Lost in the processes that are left when one of them is gone."""
     run = run or Run(config)
     loggers.check(config)
     shown = run.finished and config.resume
@@ -68,10 +65,8 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
     images = data.load(config)
     n_clusters = check(config, images)
     if config.method in ("pcl", "propos") and config.epochs <= config.prototype_warmup:
-        run.notes.append(
-            f"prototype_warmup is {config.prototype_warmup} and epochs {config.epochs}: "
-            "no prototype ever enters the loss"
-        )
+        never = f"prototype_warmup is {config.prototype_warmup} and epochs {config.epochs}"
+        run.notes.append(f"{never}: no prototype ever enters the loss")
     with contextlib.nullcontext() if distributed.rank() else run.lock():
         if not config.resume and not distributed.rank():
             run.discard()
@@ -260,9 +255,8 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
 
 def find_device(config: Config) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device is 'cuda', but torch finds no CUDA device here: use 'auto' or 'cpu'"
-        )
+        none = "torch finds no CUDA device here"
+        raise ConfigError(f"device is 'cuda', but {none}: use 'auto' or 'cpu'")
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -280,8 +274,7 @@ def build_optimizer(config: Config, method: nn.Module) -> torch.optim.Optimizer:
     """SGD or Adam; weight decay on every parameter, or only on tensors of two dimensions and more.
 
     A predictor's groups have their own multiple of the rate, and may stay at its peak: "times" and
-    "constant" in a group. What is started anew each epoch may do without momentum.
-    """
+    "constant" in a group. What is started anew each epoch may do without momentum."""
     predictor = {id(p) for p in getattr(method, "predictor", nn.Module()).parameters()}
     still = set() if config.top_momentum else {id(p) for p in method.renewed}
     groups: dict[tuple, list] = {}
@@ -311,8 +304,7 @@ def draw_order(
     """An epoch's images ``[steps * B]``, and what is left of the last permutation.
 
     epoch: a permutation each, the last part batch dropped. endless: one permutation after the
-    other, so that no image is ever dropped.
-    """
+    other, so that no image is ever dropped."""
     need = steps * config.batch_size
     order = left_over if config.sampler == "endless" else left_over[:0]
     while len(order) < need:
