@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from reproduce import backbones
@@ -24,7 +25,7 @@ from reproduce.clustering import KMeans
 from reproduce.config import Config, ConfigError
 from reproduce.methods import METHODS
 from reproduce.runs import ROOT, atomic, provenance
-from reproduce.train import build_optimizer, uses_bfloat16
+from reproduce.train import build_optimizer, find_device, uses_bfloat16
 
 KMEANS = ((60_000, 10, 10), (20_000, 1000, 1))  # samples, clusters, restarts
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrix product
@@ -35,13 +36,16 @@ def time_interleaved(work: Work, device: torch.device, seconds: float, rounds: i
     """Seconds that each piece of work takes, by name: each is repeated for a share of ``seconds``
     in every round, in turns, after a warm-up; the median over the rounds."""
 
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
     def timed(do, n: int) -> float:
-        wait(device)
-        began = time.perf_counter()
+        began = now()
         for _ in range(n):
             do()
-        wait(device)
-        return (time.perf_counter() - began) / n
+        return (now() - began) / n
 
     repeats = {}
     for name, do in work.items():
@@ -54,11 +58,6 @@ def time_interleaved(work: Work, device: torch.device, seconds: float, rounds: i
     return {name: float(np.median(times)) for name, times in found.items()}
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def loop(config: Config, precision: str, device: torch.device) -> tuple[Work, int]:
     """A configuration's "augmentation", "network" (forward, backward, update) and whole "step" as
     functions, on random images of the data set's size, and the network's operations in one step."""
@@ -69,9 +68,9 @@ def loop(config: Config, precision: str, device: torch.device) -> tuple[Work, in
     pixels = torch.randint(256, (n, *shape), dtype=torch.uint8, device=device, generator=generator)
     half = torch.full((channels,), 0.5, device=device)
     augment, index = Augment(config, half, half / 2), torch.arange(config.batch_size, device=device)
-    method = METHODS[config.method](
-        config, backbones.build(config, channels), config.n_clusters or 10, n
-    ).to(device, memory_format=torch.channels_last)
+    backbone, k = backbones.build(config, channels), config.n_clusters or 10
+    method = METHODS[config.method](config, backbone, k, n)
+    method = method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(config, method)
     method.before_epoch(1, lambda network: network(augment.clean(pixels)).detach().float())
     loss_of = torch.compile(method.loss) if config.compile else method.loss
@@ -98,7 +97,7 @@ def step(config: Config, seconds: float = 2.0) -> dict:
     """{"rows": one row per precision that the device computes in, ...}: images/s of the parts and
     of the whole step, their shares, and the arithmetic of the step as a share of a matrix
     product's. An image counts once, however many views it is seen in."""
-    device, b = device_of(config), config.batch_size
+    device, b = find_device(config), config.batch_size
     native = uses_bfloat16(config.replace(precision="auto", backbone="resnet18"), device)
     rows = []
     for precision in ("float32", "bfloat16") if native else ("float32",):
@@ -120,50 +119,36 @@ def step(config: Config, seconds: float = 2.0) -> dict:
 # ---- beside lightly's SimCLR
 
 
-class Pictures(Dataset):
-    """Random images as PIL, each with lightly's transform."""
-
-    def __init__(self, side: int, n: int, transform):
-        from PIL import Image
-
-        pixels = np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-        self.images, self.transform = [Image.fromarray(p) for p in pixels], transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> list[Tensor]:
-        return self.transform(self.images[i])
+def views_of(transform: Callable, pictures: list) -> list[Tensor]:
+    return default_collate([transform(picture) for picture in pictures])
 
 
 def peer(config: Config, seconds: float = 2.0) -> dict:
     """Our SimCLR beside lightly's with its own transforms, loss, projector and torch's loader, on
     the configuration's network, views and batch. ConfigError where lightly is not installed."""
+    from PIL import Image
+
     try:
         from lightly.loss import NTXentLoss
         from lightly.models.modules import SimCLRProjectionHead
         from lightly.transforms import SimCLRTransform
     except ImportError:
-        raise ConfigError(
-            "what is 'peer', but lightly is not installed: pip install -e '.[benchmark]'"
-        ) from None
-    device, shared = device_of(config), "dataset backbone width stem augmentation view_size"
+        why = "lightly is not installed: pip install -e '.[benchmark]'"
+        raise ConfigError(f"what is 'peer', but {why}") from None
+    device, shared = find_device(config), "dataset backbone width stem augmentation view_size"
     shared += " batch_size crop_scale jitter head_hidden projection_dim precision device compile"
-    ours = Config.from_params(
-        {k: getattr(config, k) for k in shared.split()} | {"method": "simclr"}
-    )
+    settings = {k: getattr(config, k) for k in shared.split()}
+    ours = Config.from_params({**settings, "method": "simclr"})
     precision = "bfloat16" if uses_bfloat16(ours, device) else "float32"
-    transform = SimCLRTransform(
-        ours.view_side, cj_strength=ours.jitter / 0.8, min_scale=ours.crop_scale, gaussian_blur=0.0
-    )
-    loader = DataLoader(
-        Pictures(ours.side, 8 * ours.batch_size, transform),
-        ours.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=os.cpu_count() or 1,
-        persistent_workers=True,
-    )
+    crop = dict(min_scale=ours.crop_scale, gaussian_blur=0.0)
+    transform = SimCLRTransform(ours.view_side, cj_strength=ours.jitter / 0.8, **crop)
+    shape = 8 * ours.batch_size, ours.side, ours.side, 3
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pictures = [Image.fromarray(p) for p in pixels]
+
+    workers = dict(num_workers=os.cpu_count() or 1, persistent_workers=True)
+    batches = dict(batch_size=ours.batch_size, shuffle=True, drop_last=True)
+    loader = DataLoader(pictures, **batches, collate_fn=partial(views_of, transform), **workers)
     backbone = backbones.build(ours, 3)
     head = SimCLRProjectionHead(backbone.n_features, ours.head_hidden, ours.projection_dim)
     network, loss_of = torch.nn.Sequential(backbone, head).to(device), NTXentLoss(0.1)
@@ -177,19 +162,12 @@ def peer(config: Config, seconds: float = 2.0) -> dict:
         loss.backward()
         optimizer.step()
 
-    def their_epoch() -> (
-        None
-    ):  # at least a whole epoch, so that what workers prefetched does not count
-        for _ in range(len(loader)):
-            theirs()
+    def epoch_of(step) -> Callable[[], object]:
+        """A whole epoch at least, so that what workers prefetched does not count."""
+        return lambda: [step() for _ in range(len(loader))]
 
-    our_step = loop(ours, precision, device)[0]["step"]
-
-    def our_epoch() -> None:
-        for _ in range(len(loader)):
-            our_step()
-
-    took = time_interleaved({"ours": our_epoch, "lightly": their_epoch}, device, seconds)
+    work = {"ours": epoch_of(loop(ours, precision, device)[0]["step"]), "lightly": epoch_of(theirs)}
+    took = time_interleaved(work, device, seconds)
     n = ours.batch_size * len(loader)
     row = {"precision": precision, **{f"{k}_images_per_second": n / v for k, v in took.items()}}
     return {"rows": [{**row, "times_lightly": took["lightly"] / took["ours"]}]}
@@ -198,7 +176,7 @@ def peer(config: Config, seconds: float = 2.0) -> dict:
 # ---- k-means
 
 
-def kmeans(config: Config | None = None, repeats: int = 2) -> dict:
+def kmeans(repeats: int = 2) -> dict:
     """Seconds of ``clustering.KMeans`` beside scikit-learn's, in turns, the least of some repeats;
     "ratio" is ours / theirs."""
     from sklearn.cluster import KMeans as Theirs
@@ -218,10 +196,16 @@ def kmeans(config: Config | None = None, repeats: int = 2) -> dict:
                 times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
         (ours, ours_cpu), (theirs, theirs_cpu) = (np.min(v, 0) for v in times.values())
         inertia = models["ours"].inertia_ / models["theirs"].inertia_
-        rows.append(
-            {"n": n, "features": 128, "k": k, "restarts": restarts, "ours": ours, "theirs": theirs}
-            | {"ratio": ours / theirs, "cpu_ratio": ours_cpu / theirs_cpu, "inertia_ratio": inertia}
-        )
+        row = {
+            "n": n,
+            "features": 128,
+            "k": k,
+            "restarts": restarts,
+            "ours": ours,
+            "theirs": theirs,
+        }
+        row |= {"ratio": ours / theirs, "cpu_ratio": ours_cpu / theirs_cpu}
+        rows.append({**row, "inertia_ratio": inertia})
     return {"rows": rows}
 
 
@@ -272,10 +256,6 @@ def fit_large(name: str, n: int, k: int, iterations: int) -> dict:
     return {"k-means": name, **sizes, **row, "inertia": float(inertia)}
 
 
-def device_of(config: Config) -> torch.device:
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def run(
     config: Config, what: str = "step", seconds: float = 2.0, out: str = "", samples: int = 0
 ) -> dict:
@@ -285,18 +265,17 @@ def run(
         raise ConfigError(f"seconds must be a number above 0 and at most 600, got {seconds}")
     if samples and (what != "kmeans" or samples < 1000):
         raise ConfigError(f"samples must be 0, or at least 1000 for kmeans, got {samples}: {what}")
-    many = {"kmeans": lambda *_: kmeans_large(samples) if samples else kmeans()}
-    found = {"step": step, "peer": peer, **many}[what](config, seconds)
+    if what == "kmeans":
+        found = kmeans_large(samples) if samples else kmeans()
+    else:
+        found = {"step": step, "peer": peer}[what](config, seconds)
+    origin = provenance(config)
     kept = "method backbone stem width view_size n_views batch_size n_heads augmentation".split()
-    found |= {
-        "device": provenance(config)["device"],
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "settings": {k: getattr(config, k) for k in kept},
-    }
+    found |= {name: origin[name] for name in ("device", "threads", "cpus")}
+    found["settings"] = {k: getattr(config, k) for k in kept}
     path = Path(out) if out else ROOT / "results" / "local" / f"benchmark-{what}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        content = {**found, "provenance": provenance(config)}
+        content = {**found, "provenance": origin}
         temporary.write_text(json.dumps(content, indent=1, default=float) + "\n")
     return {**found, "path": path}

@@ -13,8 +13,7 @@ LONG = 3600  # seconds on a processor, beyond which the advice is given
 
 
 class Estimate:
-    """Called after each step with the number of steps done and of all steps; ``say`` is called
-    once.
+    """Called after each step with the number of steps done and of all; it calls ``say`` once.
 
     It looks at the clock alone, never at the device: a GPU's first steps are still in its queue, so
     it waits for ``wait`` seconds, by when the queue has filled and steps take their own time.
@@ -38,10 +37,8 @@ class Estimate:
         if self.cpu and left > LONG:
             small = self.config.backbone in ("small", "compact")
             network = "" if small else "a small network (-p backbone compact), "
-            self.say(
-                "That is long: take fewer epochs (-p epochs), smaller images (-p image_size or "
-                f"-p view_size), {network}or a GPU."
-            )
+            images = "smaller images (-p image_size or -p view_size)"
+            self.say(f"That is long: take fewer epochs (-p epochs), {images}, {network}or a GPU.")
 
 
 def duration(seconds: float) -> str:

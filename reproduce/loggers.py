@@ -14,14 +14,11 @@ from reproduce.runs import Run
 
 def check(config: Config) -> None:
     """ConfigError if what shall follow the run is not installed."""
-    for name, wanted, how in (
-        ("tensorboard", config.tensorboard, "tensorboard"),
-        ("wandb", config.wandb, "-e '.[wandb]'"),
-    ):
+    for name, how in {"tensorboard": "tensorboard", "wandb": "-e '.[wandb]'"}.items():
+        wanted = getattr(config, name)
         if wanted and importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"{name} is {wanted!r}, but the package {name} is not installed: pip install {how}"
-            )
+            why = f"the package {name} is not installed: pip install {how}"
+            raise ConfigError(f"{name} is {wanted!r}, but {why}")
 
 
 def log_epochs(config: Config, run: Run, rows: Iterable[dict]) -> Iterator[dict]:
@@ -30,6 +27,7 @@ def log_epochs(config: Config, run: Run, rows: Iterable[dict]) -> Iterator[dict]
     A continued run yields its earlier rows again, so all is logged anew and no step twice.
     """
     loggers = [TensorBoard(run)] if config.tensorboard else []
+    finished = False
     try:
         loggers += [WeightsAndBiases(run)] if config.wandb else []
         for row in rows:
@@ -37,11 +35,10 @@ def log_epochs(config: Config, run: Run, rows: Iterable[dict]) -> Iterator[dict]
             for logger in loggers:
                 logger.log({scalar_name(k): v for k, v in scalars.items()}, row["epoch"])
             yield row
-        for logger in loggers:
-            logger.finish()
+        finished = True
     finally:
         for logger in loggers:
-            logger.close()
+            logger.close(finished)
 
 
 def scalar_name(column: str) -> str:
@@ -67,21 +64,18 @@ class TensorBoard:
             self.writer.add_scalar(name, value, epoch)
         self.writer.flush()
 
-    def finish(self) -> None:
-        """The run has its final name now, and the embedding lies there."""
+    def close(self, finished: bool) -> None:
+        """A finished run has its final name, and the embedding lies there."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.close()
-        if (self.run.path / "embeddings.npz").exists():
+        if self.writer is not None:
+            self.writer.close()
+        if finished and (self.run.path / "embeddings.npz").exists():
             stored = dict(np.load(self.run.path / "embeddings.npz"))
             features = stored.pop("embedding").astype(np.float32)
             named = [list(map(str, row)) for row in zip(*stored.values())]  # label and clusters
             with SummaryWriter(str(self.run.path / "tensorboard")) as writer:
                 writer.add_embedding(features, named, metadata_header=list(stored), tag="features")
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
 
 
 class WeightsAndBiases:
@@ -105,16 +99,12 @@ class WeightsAndBiases:
             )
         except (wandb.errors.Error, OSError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
-            raise ConfigError(
-                f"wandb is {config.wandb!r}, but Weights & Biases cannot be reached ({why}): "
-                f"log in with 'wandb login', or set WANDB_MODE=offline"
-            ) from None
+            what = f"wandb is {config.wandb!r}, but Weights & Biases cannot be reached ({why})"
+            remedy = "log in with 'wandb login', or set WANDB_MODE=offline"
+            raise ConfigError(f"{what}: {remedy}") from None
 
     def log(self, scalars: dict, epoch: int) -> None:
         self.session.log(scalars, step=epoch)
 
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         self.session.finish()
