@@ -10,32 +10,25 @@ import sys
 import time
 from pathlib import Path
 
+from reproduce import Diverged, fit
 from reproduce.config import FOLDERS, Config, ConfigError, read_settings, read_yaml, short_repr
-from reproduce.runs import ROOT
+from reproduce.distributed import Lost
+from reproduce.runs import ROOT, Run
 
 
 def main(words: list[str] | None = None) -> int:
     args = parser().parse_args(words)
     try:
-        return args.run_command(args)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        from reproduce.distributed import Lost
-        from reproduce.train import Diverged
-
-        if not isinstance(error, (Diverged, Lost)):
-            raise
+        return args.run_command(args) or 0
+    except (ConfigError, Diverged, Lost) as error:
         diverged = "diverged: " if isinstance(error, Diverged) else ""
         print(f"error: {diverged}{error}", file=sys.stderr)
-        return 3 if diverged else 4
+        return {ConfigError: 2, Diverged: 3, Lost: 4}[type(error)]
 
 
 def parser() -> argparse.ArgumentParser:
-    every = argparse.ArgumentParser(
-        "python -m reproduce", description="Deep image clustering, reproduced."
-    )
+    about = "Deep image clustering, reproduced."
+    every = argparse.ArgumentParser("python -m reproduce", description=about)
     commands = every.add_subparsers(dest="command", required=True)
 
     def command(function, help: str, *parents: argparse.ArgumentParser):
@@ -43,18 +36,14 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run_command=function)
         return added.add_argument
 
-    def parent() -> argparse.ArgumentParser:
-        return argparse.ArgumentParser(add_help=False)
-
-    names, preset, many = parent(), parent(), parent()
-    names.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
-    )
+    names, preset, many = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    repeat = dict(action="append", default=[])
+    names.add_argument("-p", "--parameter", nargs=2, **repeat, metavar=("NAME", "VALUE"))
     preset.add_argument("-f", "--settings", help="YAML file of settings, as papermill's -f")
     many.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
-    late = "no run is started that would end later: it is left for the next call"
+    late = "start no run that would end later"
     many.add_argument("--minutes", type=float, default=math.inf, help=late)
-    kept = "runs that keep notebook, HTML and embedding: all, the first seed of a setting, none"
+    kept = "runs that keep notebook, page and embedding; first: the first seed of a setting"
     many.add_argument("--keep", choices=("all", "first", "none"), default="all", help=kept)
 
     add = command(train, "one run, as notebooks/train.ipynb without Jupyter", preset, names)
@@ -62,7 +51,6 @@ def parser() -> argparse.ArgumentParser:
 
     add = command(sweep, "many runs through papermill; finished ones are skipped", names, many)
     add("settings", help="YAML file of settings")
-    repeat = dict(action="append", default=[])
     add("--grid", **repeat, metavar="NAME=V,V", help="repeat for a product")
     add("--one", **repeat, metavar="NAME=V[,NAME=V]", help="repeat: each factor changed alone")
     where = "processes here, or jobs of a Slurm cluster (pip install -e '.[cluster]')"
@@ -70,9 +58,7 @@ def parser() -> argparse.ArgumentParser:
     asked = "repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600"
     add("--slurm", **repeat, metavar="NAME=VALUE", help=asked)
 
-    add = command(
-        campaign, "the study on CIFAR-10, in blocks that fit a GPU; resumable", names, many
-    )
+    add = command(campaign, "the study on CIFAR-10, in blocks that fit a GPU", names, many)
     add("block", help="1, 2, 3, 4, cpu or digits, as in notebooks/campaign.yaml")
 
     add = command(report, "the figure notebooks executed, as pages")
@@ -80,12 +66,8 @@ def parser() -> argparse.ArgumentParser:
     add("--results-dir", default=ROOT / "results" / "local", help=where)
     add("--jobs", type=int, default=2, help="notebooks at a time")
 
-    add = command(
-        benchmark,
-        "images/s of the loop; peer: beside lightly; kmeans: beside sklearn",
-        preset,
-        names,
-    )
+    what = "images/s of the loop; peer: beside lightly; kmeans: beside sklearn"
+    add = command(benchmark, what, preset, names)
     add("what", nargs="?", choices=("step", "peer", "kmeans"), default="step")
     add("--seconds", type=float, default=2.0, help="for each thing that is timed")
     add("--samples", type=int, default=0, help="kmeans: on so many, beside MiniBatchKMeans, faiss")
@@ -126,33 +108,30 @@ def given(args) -> dict:
     return settings
 
 
-def train(args) -> int:
+def train(args) -> None:
     from reproduce.results import scores_table
-    from reproduce.runs import Run
 
     run = Run(Config.from_params(given(args)))
-    code = print_rows(run) if args.rows else watched_fit(run)
-    if code == 0 and int(os.environ.get("RANK", 0)) == 0 and not args.rows:
+    if args.rows:
+        return print_rows(run)
+    watched_fit(run)
+    if int(os.environ.get("RANK", 0)) == 0:
         print(scores_table(run.json("metrics.json")).to_string())
         print(run.path)
-    return code
 
 
-def watched_fit(run) -> int:
-    """Train a run and show how far it is; returns the command's exit status."""
-    from reproduce import fit
+def watched_fit(run: Run) -> None:
+    """Train a run and show how far it is."""
     from reproduce.notebook import progress
 
     for _ in progress(fit(run.config, run), run.config.epochs, run):
         pass
     for note in run.notes:
         print(note)
-    return 0
 
 
-def print_rows(run) -> int:
+def print_rows(run: Run) -> None:
     """Train a run and print each epoch, step (at most one a second) and note as a line of JSON."""
-    from reproduce import fit
 
     def say(**what) -> None:
         print(json.dumps(what), flush=True)
@@ -168,7 +147,6 @@ def print_rows(run) -> int:
         say(**row)
     for note in run.notes:
         say(note=note)
-    return 0
 
 
 def sweep(args) -> int:
@@ -178,38 +156,41 @@ def sweep(args) -> int:
     configs = driver.expand(given(args), driver.parse_grid(args.grid), ones)
     options = {k: v for word in args.slurm for k, v in driver.parse_one(word, "slurm").items()}
     if options and args.launcher != "slurm":
-        raise ConfigError(
-            f"slurm is {short_repr(options)}, but launcher is 'local': add --launcher slurm"
-        )
-    return print_outcome(
-        driver.sweep(configs, args.jobs, args.keep, args.launcher, options, args.minutes)
-    )
+        asked = f"slurm is {short_repr(options)}, but launcher is 'local'"
+        raise ConfigError(f"{asked}: add --launcher slurm")
+    return run_all(configs, args, args.launcher, options)
 
 
-def print_outcome(rows: list[dict]) -> int:
-    """Print how a sweep's runs ended; 1 if one failed."""
+def campaign(args) -> int:
+    from reproduce.campaign import block
+
+    return run_all(block(args.block, given(args)), args)
+
+
+def run_all(configs: list[Config], args, launcher: str = "local", options: dict | None = None):
+    """Run a sweep and print how its runs ended; 1 if one failed."""
     from reproduce import sweep as driver
 
+    rows = driver.sweep(configs, args.jobs, args.keep, launcher, options, args.minutes)
     print(driver.summary(rows).to_string(index=False, float_format="{:.1f}".format, na_rep="–"))
     for status in ("finished", "skipped", "left", "failed"):
         print(f"{sum(r['status'] == status for r in rows):4d} {status}")
-    for row in rows:
-        if row["status"] == "failed":
-            print(f"     {row['name']}: {row['log']}")
-    return int(any(r["status"] == "failed" for r in rows))
+    failed = [row for row in rows if row["status"] == "failed"]
+    for row in failed:
+        print(f"     {row['name']}: {row['log']}")
+    return int(bool(failed))
 
 
-def report(args) -> int:
+def report(args) -> None:
     from reproduce.pages import build
     from reproduce.results import claims, load, write_claims
 
     if Path(args.results_dir).resolve() == ROOT / "results":
         write_claims(ROOT / "README.md", claims(load()))
     print(build(args.results_dir, args.jobs))
-    return 0
 
 
-def benchmark(args) -> int:
+def benchmark(args) -> None:
     import pandas as pd
 
     from reproduce import benchmark as speed
@@ -218,44 +199,31 @@ def benchmark(args) -> int:
     found = speed.run(config, args.what, args.seconds, args.out, args.samples)
     print(pd.DataFrame(found["rows"]).to_string(index=False, float_format="{:.4g}".format))
     print(*filter(None, (found.get("note"), found["path"])), sep="\n")
-    return 0
 
 
-def campaign(args) -> int:
-    from reproduce.campaign import block
-    from reproduce.sweep import sweep as run
-
-    return print_outcome(
-        run(block(args.block, given(args)), args.jobs, args.keep, minutes=args.minutes)
-    )
-
-
-def apply(args) -> int:
+def apply(args) -> None:
     from reproduce import apply as new
 
     if args.batch < 1:
         raise ConfigError(f"batch must be a whole number of at least 1, got {args.batch}")
     found = new.apply(args.run, args.images, args.out, args.embedding, args.batch, args.skip)
-    if found["skipped"]:
-        named = ", ".join(map(repr, found["skipped"][:10]))
-        more = f" and {len(found['skipped']) - 10} more" if len(found["skipped"]) > 10 else ""
-        print(f"note: {len(found['skipped'])} files cannot be read: {named}{more}")
+    if skipped := found["skipped"]:
+        named = ", ".join(map(repr, skipped[:10]))
+        more = f" and {len(skipped) - 10} more" if len(skipped) > 10 else ""
+        print(f"note: {len(skipped)} files cannot be read: {named}{more}")
     print(f"{found['images']:,} images; by cluster: {' '.join(map(str, found['sizes']))}")
     print(args.out)
-    return 0
 
 
-def clusters(args) -> int:
+def clusters(args) -> None:
     from reproduce import pages
     from reproduce.apply import apply as new
     from reproduce.clusters import choose
-    from reproduce.runs import Run
 
     settings, why = choose(args.folder, {"n_clusters": args.n_clusters, **given(args)})
     run = Run(Config.from_params(settings))
     print(why, flush=True)
-    if code := watched_fit(run):
-        return code
+    watched_fit(run)
     skip = run.config.bad_images == "skip"
     new(str(run.path), run.config.folder, str(run.path / "clusters.csv"), skip=skip)
     notebook = run.path / "clusters.ipynb"
@@ -265,33 +233,31 @@ def clusters(args) -> int:
     print(f"table:  {run.path / 'clusters.csv'}")
     print(f"look:   {run.path / 'clusters.html'}")
     print(f"names:  write lines like '3: cats' into {run.path / 'names.yaml'} and run this again")
-    return 0
 
 
-def pack(args) -> int:
+def pack(args) -> None:
     from reproduce import packed
 
     if bool(args.packed) == args.check:
         raise ConfigError("packed: name the folder to write, or --check and the packed one alone")
     if args.check:
-        packed.load(Path(args.source).expanduser(), check=True)
-        index = packed.read_index(Path(args.source).expanduser())
+        source = Path(args.source).expanduser()
+        packed.load(source, check=True)
+        index = packed.read_index(source)
     else:
         index = packed.pack(args.source, args.packed, args.side, args.bad_images, args.dataset)
     if index["skipped"]:
         print(f"note: {len(index['skipped'])} files cannot be read and were left out")
     sizes = f"{index['images']:,} images of {index['side']} pixels"
     print(f"{sizes}, {len(index['classes'])} classes, SHA-256 {index['sha256']}")
-    return 0
 
 
-def export(args) -> int:
+def export(args) -> None:
     from reproduce.export import export as write
 
     said = write(args.run, args.out)
     print(f"{said['method']}, uint8 [N, {', '.join(map(str, said['image']))}] -> probabilities")
     print(args.out)
-    return 0
 
 
 if __name__ == "__main__":

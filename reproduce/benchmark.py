@@ -145,10 +145,9 @@ def peer(config: Config, seconds: float = 2.0) -> dict:
     shape = 8 * ours.batch_size, ours.side, ours.side, 3
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     pictures = [Image.fromarray(p) for p in pixels]
-
     workers = dict(num_workers=os.cpu_count() or 1, persistent_workers=True)
-    batches = dict(batch_size=ours.batch_size, shuffle=True, drop_last=True)
-    loader = DataLoader(pictures, **batches, collate_fn=partial(views_of, transform), **workers)
+    drawn = dict(batch_size=ours.batch_size, shuffle=True, drop_last=True)
+    loader = DataLoader(pictures, **drawn, collate_fn=partial(views_of, transform), **workers)
     backbone = backbones.build(ours, 3)
     head = SimCLRProjectionHead(backbone.n_features, ours.head_hidden, ours.projection_dim)
     network, loss_of = torch.nn.Sequential(backbone, head).to(device), NTXentLoss(0.1)

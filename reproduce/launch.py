@@ -59,10 +59,8 @@ def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:
 
 
 def torchrun(config: Config, run: Run) -> Iterator[dict]:
-    """Train one run in ``config.processes`` processes of this machine; yield its rows.
-
-    Raises what the first process that failed said.
-    """
+    """Train one run in ``config.processes`` processes of this machine; yield its rows. Raises what
+    the first process that failed said."""
     from reproduce.train import Diverged
 
     command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
@@ -74,13 +72,8 @@ def torchrun(config: Config, run: Run) -> Iterator[dict]:
     path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
     with tempfile.TemporaryFile("w+") as errors:
-        torchrun = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-        )
+        streams = dict(stdout=subprocess.PIPE, stderr=errors, text=True)
+        torchrun = subprocess.Popen([sys.executable, "-m", *command], **streams, env=environment)
         try:
             for line in torchrun.stdout:
                 said = json.loads(line)
@@ -113,14 +106,11 @@ def slurm_executor(folder: Path, jobs: int, options: dict):
     try:
         import submitit
     except ImportError:
-        raise ConfigError(
-            f"{unusable} the package submitit is not installed: pip install -e '.[cluster]'"
-        ) from None
+        how = "pip install -e '.[cluster]'"
+        raise ConfigError(f"{unusable} the package submitit is not installed: {how}") from None
     if CLUSTER == "slurm" and not shutil.which("sbatch"):
-        raise ConfigError(
-            f"{unusable} there is no command 'sbatch' here: start the sweep on the cluster's "
-            f"login machine"
-        )
+        how = "start the sweep on the cluster's login machine"
+        raise ConfigError(f"{unusable} there is no command 'sbatch' here: {how}")
     general = submitit.AutoExecutor._typed_parameters()
     parameters = {"name": "reproduce", "slurm_array_parallelism": max(1, jobs)}
     for name, value in options.items():

@@ -17,17 +17,15 @@ from reproduce.config import Config, ConfigError, setting, unknown, validate
 from reproduce.estimate import Estimate
 from reproduce.runs import Run, provenance
 
+RULES = "first_head mean_of_heads lowest_loss_head aligned_average"  # that need no labels
+
 
 @dataclasses.dataclass(frozen=True)
 class ReportParameters:
     """The parameters of the notebooks that read runs."""
 
     results_dir: str = setting("", "folder of run directories; empty: results of the repository")
-    rule: str = setting(
-        "aligned_average",
-        "label-free rule that makes one clustering of several heads",
-        "first_head mean_of_heads lowest_loss_head aligned_average",
-    )
+    rule: str = setting("aligned_average", "makes one clustering of several heads", RULES)
     seed: int = setting(0, "of the runs that are shown singly", (0, None))
     images: int = setting(6, "images whose probabilities are drawn", (1, 32))
     points: int = setting(1800, "images in an embedding", (20, None))
@@ -107,8 +105,8 @@ def lines(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator
             left = (time.perf_counter() - began) / (epoch - first + 1) * (epochs - epoch)
             known = {text: row[rule] for rule, text in rules.items() if row.get(rule) is not None}
             acc = "".join(f"  {text} ACC {100 * v:5.1f} %" for text, v in known.items())
-            print(f"epoch {epoch:4d}/{epochs}  loss {row['loss']:8.4f}{acc}  {left:5.0f} s left")
-            sys.stdout.flush()
+            line = f"epoch {epoch:4d}/{epochs}  loss {row['loss']:8.4f}{acc}  {left:5.0f} s left"
+            print(line, flush=True)
         yield row
 
 

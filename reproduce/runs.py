@@ -86,37 +86,30 @@ class Run:
             self.partial.mkdir(parents=True, exist_ok=True)
             lock = open(self.partial / "lock", "a+")
         except OSError as error:
-            why = f"cannot be written: {error.strerror}"
-            raise ConfigError(f"results_dir: {str(self.partial)!r} {why}") from None
-        with lock, self.writing():
+            raise self.unusable(self.partial, f"cannot be written: {error.strerror}") from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 lock.seek(0)
                 owner = lock.read().strip() or "another process"
-                raise ConfigError(
-                    f"results_dir: {str(self.path)!r} is being written by {owner}"
-                ) from None
-            for remnant in self.partial.glob(".*.tmp"):  # of a process killed while writing
-                remnant.unlink()
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
-            yield
+                raise self.unusable(self.path, f"is being written by {owner}") from None
+            try:
+                for remnant in self.partial.glob(".*.tmp"):  # of a process killed while writing
+                    remnant.unlink()
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+                lock.flush()
+                yield
+            except OSError as error:
+                if error.errno not in DISK_ERRORS:
+                    raise
+                kept = "the last whole checkpoint is kept"
+                why = f"cannot be written any more: {error.strerror}; {kept}"
+                raise self.unusable(self.partial, why) from None
 
-    @contextlib.contextmanager
-    def writing(self):
-        """One sentence for a disk that is full or not writable; what was whole before stays
-        whole."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            raise ConfigError(
-                f"results_dir: {str(self.partial)!r} cannot be written any more: {error.strerror}; "
-                f"the last whole checkpoint is kept"
-            ) from None
+    def unusable(self, path: Path, why: str) -> ConfigError:
+        return ConfigError(f"results_dir: {str(path)!r} {why}")
 
     # ---- checkpoints
 
@@ -128,8 +121,7 @@ class Run:
         current = self.partial / "checkpoint.pt"
         with atomic(current) as temporary:
             with open(temporary, "wb") as file:
-                file.write(hashlib.sha256(payload).digest())
-                file.write(payload)
+                file.writelines([hashlib.sha256(payload).digest(), payload])
             if current.exists():  # at every moment there is a whole checkpoint.pt
                 previous = self.partial / ".checkpoint.previous.tmp"
                 previous.unlink(missing_ok=True)
@@ -153,10 +145,8 @@ class Run:
                 return state
             damaged.append(f"{file} is damaged and was passed over")
         if damaged:
-            raise ConfigError(
-                f"{str(self.partial)!r}: {'; '.join(damaged)}; no whole checkpoint is left: "
-                f"start anew with -p resume False"
-            )
+            why = "no whole checkpoint is left: start anew with -p resume False"
+            raise ConfigError(f"{str(self.partial)!r}: {'; '.join(damaged)}; {why}")
         return None
 
     def discard(self) -> None:
@@ -187,18 +177,15 @@ class Run:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what only an unfinished run needs; a kill within ``finish`` may leave it
-        behind."""
+        """Remove what only an unfinished run needs; a kill within ``finish`` may leave it there."""
         for file in ("lock", "checkpoint.pt", "checkpoint.previous.pt"):
             (self.path / file).unlink(missing_ok=True)
 
     def write_history(self, history: list[dict]) -> None:
-        def rounded(value):
-            return f"{value:.6g}" if isinstance(value, float) else value
-
         columns = list(dict.fromkeys(column for row in history for column in row))
-        rows = ([rounded(row.get(column, "")) for column in columns] for row in history)
-        self.write_csv("history.csv", rows, columns)
+        rows = [[row.get(column, "") for column in columns] for row in history]
+        short = [[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows]
+        self.write_csv("history.csv", short, columns)
 
     def write_csv(self, file: str, rows: Iterable, columns: list[str]) -> None:
         with open(self.partial / file, "w", newline="", encoding="utf-8") as out:
@@ -211,26 +198,20 @@ class Run:
 
 
 def run_name(config: Config) -> str:
-    """A readable name with the hash of all settings, as
-    ``lambda1-1_entropy-batch_seed-0_4f1f51fa``."""
-    crlc = (
-        f"lambda1-{config.lambda1:g}_entropy-{config.entropy}_" if config.method == "crlc" else ""
-    )
-    return f"{crlc}seed-{config.seed}_{config.hash()}"
+    """A readable name with the hash of all settings: lambda1-1_entropy-batch_seed-0_4f1f51fa."""
+    name = f"seed-{config.seed}_{config.hash()}"
+    if config.method != "crlc":
+        return name
+    return f"lambda1-{config.lambda1:g}_entropy-{config.entropy}_{name}"
 
 
 def find(results: str | Path | None = None) -> list[Path]:
-    """Finished run directories below ``results`` (default: the committed ones), sorted by name.
-
-    Directories called ``local`` are left out unless they are named.
-    """
+    """Finished run directories below ``results`` (default: the committed ones), sorted by name;
+    those in directories called ``local`` only if these are named."""
     root = Path(results) if results else ROOT / "results"
     runs = sorted(file.parent for file in root.rglob("metrics.json"))
-    return [
-        run
-        for run in runs
-        if "local" not in run.relative_to(root).parts and run.suffix != ".partial"
-    ]
+    whole = [run for run in runs if run.suffix != ".partial"]
+    return [run for run in whole if "local" not in run.relative_to(root).parts]
 
 
 def weights_digest(weights: dict) -> str:
@@ -275,13 +256,14 @@ def processor() -> str:
 
 @functools.cache
 def git_state() -> dict:
-    def git(*words):
+    def git(*words: str) -> str | None:
         command = ["git", "-C", str(ROOT), *words]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
-        return done.stdout.strip()
 
     changed = git("status", "--porcelain", "--", "reproduce", "notebooks")
     return {
@@ -293,11 +275,8 @@ def git_state() -> dict:
 
 @functools.cache
 def source_tree() -> str:
-    """The identifier that git gives to the tree ``reproduce/``, computed without git.
-
-    ``git log --format=%H --all | while read c; do git rev-parse $c:reproduce; done`` finds its
-    commits.
-    """
+    """The identifier that git gives to the tree ``reproduce/``, computed without git: ``git log
+    --format=%H --all | while read c; do git rev-parse $c:reproduce; done`` finds its commits."""
 
     def digest(kind: str, content: bytes) -> bytes:
         return hashlib.sha1(f"{kind} {len(content)}\0".encode() + content).digest()
@@ -305,12 +284,11 @@ def source_tree() -> str:
     def tree(folder: Path) -> bytes:
         entries = {}  # by the name that git sorts by
         for item in folder.iterdir():
-            name = item.name.encode()
-            if item.is_dir() and item.name != "__pycache__":
-                entries[item.name + "/"] = b"40000 " + name + b"\0" + tree(item)
+            name = item.name
+            if item.is_dir() and name != "__pycache__":
+                entries[f"{name}/"] = f"40000 {name}\0".encode() + tree(item)
             elif item.suffix == ".py":
-                blob = digest("blob", item.read_bytes())
-                entries[item.name] = b"100644 " + name + b"\0" + blob
+                entries[name] = f"100644 {name}\0".encode() + digest("blob", item.read_bytes())
         return digest("tree", b"".join(entry for _, entry in sorted(entries.items())))
 
     return tree(PACKAGE).hex()

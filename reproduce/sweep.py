@@ -23,56 +23,44 @@ BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
 
 def parse_grid(words: list[str]) -> dict[str, list]:
     """``["lambda1=0.1,1", "seed=0,1"]`` -> {"lambda1": [0.1, 1], "seed": [0, 1]}, read as YAML."""
-    grid = {}
-    for word in words:
-        name, _, values = word.partition("=")
-        if not values:
-            raise ConfigError(f"grid must be written name=value,value, got {short_repr(word)}")
-        name_repr = short_repr(name)
-        if name in grid:
-            raise ConfigError(
-                f"grid names {name_repr} twice: write its values in one, separated by commas"
-            )
-        grid[name] = [
-            read_yaml(value, f"grid: {short_repr(value)}, a value of {name_repr},")
-            for value in values.split(",")
-        ]
-    return grid
+    found = named(words, "grid", "name=value,value", "write its values in one, separated by commas")
+    return {k: [read_value("grid", k, v) for v in text.split(",")] for k, text in found.items()}
 
 
 def parse_one(word: str, option: str = "one") -> dict:
-    """``"head_init=torch,head_bias=False"`` -> one factor: the settings that change together.
+    """``"head_init=torch,head_bias=False"`` -> one factor: the settings that change together."""
+    form, how = "name=value or name=value,name=value", f"repeat --{option} for each of its values"
+    found = named(word.split(","), option, form, how)
+    return {name: read_value(option, name, text) for name, text in found.items()}
 
-    Errors begin with the name of the command line's ``option``.
-    """
-    factor = {}
-    for pair in word.split(","):
-        name, _, value = pair.partition("=")
-        if not value:
-            form = "name=value or name=value,name=value"
+
+def named(words: list[str], option: str, form: str, how: str) -> dict[str, str]:
+    """{name: text} of words name=text of the command line's ``option``."""
+    found = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if not text:
             raise ConfigError(f"{option} must be written {form}, got {short_repr(word)}")
-        if name in factor:
-            raise ConfigError(
-                f"{option} names {short_repr(name)} twice in {short_repr(word)}: "
-                f"repeat --{option} for each of its values"
-            )
-        where = f"{option}: {short_repr(value)}, the value of {short_repr(name)},"
-        factor[name] = read_yaml(value, where)
-    return factor
+        if name in found:
+            raise ConfigError(f"{option} names {short_repr(name)} twice: {how}")
+        found[name] = text
+    return found
+
+
+def read_value(option: str, name: str, text: str):
+    return read_yaml(text, f"{option}: {short_repr(text)}, a value of {short_repr(name)},")
 
 
 def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Config]:
     """The base with each factor of ``ones`` changed alone (and with none), times every combination
     of the grid. All are checked before any is run."""
-    for name in (name for factor in ones for name in factor if name in grid):
-        raise ConfigError(
-            f"one names {short_repr(name)}, and so does grid, which would override it: "
-            f"name it in one of the two"
-        )
+    for name in itertools.chain(*ones):
+        if name in grid:
+            how = "and so does grid, which would override it: name it in one of the two"
+            raise ConfigError(f"one names {short_repr(name)}, {how}")
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
-    configs = [
-        Config.from_params({**base, **factor, **c}) for factor in [{}, *ones] for c in combinations
-    ]
+    factors = itertools.product([{}, *ones], combinations)
+    configs = [Config.from_params({**base, **one, **rest}) for one, rest in factors]
     return list({config.hash(): config for config in configs}.values())
 
 
@@ -96,10 +84,8 @@ def sweep(
     if not minutes > 0:
         raise ConfigError(f"minutes must be a number above 0, got {minutes}")
     if launcher == "slurm" and minutes < math.inf:
-        raise ConfigError(
-            f"minutes is {minutes:g}, but launcher is 'slurm', where a job's limit is "
-            f"--slurm timeout_min=..."
-        )
+        why = "where a job's limit is --slurm timeout_min=..."
+        raise ConfigError(f"minutes is {minutes:g}, but launcher is 'slurm', {why}")
     seen, rows, calls = set(), [], []
     for config in configs:
         setting, run = config.replace(seed=0).hash(), Run(config)
@@ -133,24 +119,21 @@ def summary(rows: list[dict]) -> pd.DataFrame:
     """One row per setting, its seeds together: how many runs are finished (skipped ones among them)
     and failed, the mean seconds, and the mean ACC in percent by a rule that needs no label (the
     aligned average of the heads; k-means on the features where there are no heads)."""
-    table = (
-        pd.DataFrame([row["config"].identity() for row in rows]).drop(columns="seed").astype(str)
-    )
-    varied = [name for name in table if table[name].nunique() > 1]
-    table = table[varied].assign(
-        finished=[row["status"] in ("finished", "skipped") for row in rows],
-        failed=[row["status"] == "failed" for row in rows],
-    )
-    for i, row in enumerate(rows):
-        if table.at[i, "finished"]:
+    settings = pd.DataFrame([row["config"].identity() for row in rows])
+    settings = settings.drop(columns="seed").astype(str)
+    varied = [settings[name] for name in settings if settings[name].nunique() > 1]
+    found = []
+    for row in rows:
+        finished, acc, seconds = row["status"] in ("finished", "skipped"), math.nan, math.nan
+        if finished:
             metrics = json.loads((row["path"] / "metrics.json").read_text())
-            scores = metrics["scores"]
+            scores, seconds = metrics["scores"], metrics["seconds"]
             score = scores.get("aligned_average") or scores.get("kmeans_embedding", {})
-            table.loc[i, ["ACC", "seconds"]] = 100 * score.get("acc", math.nan), metrics["seconds"]
+            acc = 100 * score.get("acc", math.nan)
+        found.append((finished, row["status"] == "failed", acc, seconds))
     columns = {"finished": "sum", "failed": "sum", "ACC": "mean", "seconds": "mean"}
-    table = table.reindex(columns=[*varied, *columns])
-    by = [table[name] for name in varied] or [0] * len(table)
-    return table.groupby(by, sort=False).agg(columns).reset_index(drop=not varied)
+    table = pd.DataFrame(found, columns=[*columns]).groupby(varied or [0] * len(found), sort=False)
+    return table.agg(columns).reset_index(drop=not varied)
 
 
 def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
@@ -161,11 +144,10 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
         return ""
     executed = run.path.with_name(f".{run.path.name}.ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
-    command += [str(ROOT / "notebooks" / "train.ipynb"), str(executed)]
-    command += [
-        word for k, v in config.changed().items() for word in ("-y", yaml.safe_dump({k: v}))
-    ]
+    template = str(ROOT / "notebooks" / "train.ipynb")
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", template, str(executed)]
+    for name, value in config.changed().items():
+        command += ["-y", yaml.safe_dump({name: value})]
     threads = str(max(1, torch.get_num_threads() // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "REPRODUCE_SWEEP": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
