@@ -151,10 +151,8 @@ class Evaluator:
 
     def kmeans(self, out: dict[str, Tensor]) -> np.ndarray:
         """k-means by the run's protocol."""
-        features = self.method.prepare(out[self.method.space])
-        kmeans = self.method.kmeans(self.n_clusters, self.config.seed)
-        self.fitted = kmeans.fit(features)
-        return self.fitted.labels_.cpu().numpy()
+        self.fitted = self.method.kmeans(self.n_clusters, self.config.seed)
+        return clusters(self.fitted, self.method.prepare(out[self.method.space]))
 
     def knn(self, out: dict[str, Tensor]) -> float:
         """Accuracy of k nearest training images."""
@@ -239,8 +237,9 @@ class Evaluator:
         found, spaces = [], [space for space in ("backbone", "projection") if space in out]
         for space, normalized, restarts in itertools.product(spaces, (False, True), (1, 20)):
             features = F.normalize(out[space], dim=-1) if normalized else out[space]
-            kmeans = KMeans(self.n_clusters, restarts, random_state=self.config.seed)
-            scores = self.score(kmeans.fit_predict(features).cpu().numpy())
+            seed = self.config.seed
+            kmeans = KMeans(self.n_clusters, restarts, random_state=seed, sharded=True)
+            scores = self.score(clusters(kmeans, features))
             found.append({"space": space, "normalized": normalized, "restarts": restarts, **scores})
         return found
 
@@ -260,8 +259,8 @@ class Evaluator:
             found["lowest_loss_head"]["head"] = metrics.lowest_loss_head(self.head_losses)
         if isinstance(self.pixels, Tensor) or self.pixels.shape.numel() <= MOST_PIXELS:
             pixels = self.pixels[:].flatten(1).float().div(255)
-            clusters = KMeans(self.n_clusters).fit_predict(pixels)
-            found["kmeans_pixels"] = self.score(clusters.cpu().numpy())
+            kmeans = KMeans(self.n_clusters, sharded=True)
+            found["kmeans_pixels"] = self.score(clusters(kmeans, pixels))
         return found
 
     def score(self, assignments: np.ndarray) -> dict[str, float]:
@@ -276,6 +275,12 @@ class Evaluator:
     def load_state_dict(self, state: dict) -> None:
         for name in KEPT:
             setattr(self, name, state[name])
+
+
+def clusters(kmeans: KMeans, features: Tensor) -> np.ndarray:
+    """Fit to features ``[N, D]``, of which each process takes its share; the clusters ``[N]``."""
+    kmeans.fit(features[distributed.own(len(features))])
+    return distributed.gather_rows(kmeans.labels_).cpu().numpy()
 
 
 def evenly(n: int, most: int) -> Tensor:

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reproduce import distributed
+
 
 def knn_accuracy(
     bank: Tensor,
@@ -22,13 +24,16 @@ def knn_accuracy(
 
     bank: ``[M, D]`` with labels ``[M]``; queries: ``[N, D]`` with labels ``[N]``. itself: the
     queries are the bank, and none votes for itself. With fewer than k images in the bank, all of
-    them vote. At most ``[chunk, bank_chunk]`` similarities are held at a time."""
+    them vote. At most ``[chunk, bank_chunk]`` similarities are held at a time. Of several processes
+    each looks up its share of the queries."""
     bank = F.normalize(bank.float(), dim=-1)
     n_classes = int(max(bank_labels.max(), labels.max())) + 1
     bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
-    right = 0
-    for start in range(0, len(queries), chunk):
-        asked = F.normalize(queries[start : start + chunk].float(), dim=-1)
+    mine = distributed.own(len(queries))
+    right = torch.zeros((), dtype=torch.long, device=bank.device)
+    for start in range(mine.start, mine.stop, chunk):
+        stop = min(start + chunk, mine.stop)
+        asked = F.normalize(queries[start:stop].float(), dim=-1)
         found = []  # the nearest of each part of the bank so far, and who they are
         for first in range(0, len(bank), bank_chunk):
             similarity = asked @ bank[first : first + bank_chunk].mT  # [n, m]
@@ -42,8 +47,8 @@ def knn_accuracy(
         near, who = found[0]
         votes, weights = near.new_zeros(len(near), n_classes), (near / temperature).exp()
         votes.scatter_add_(1, bank_labels[who], weights)
-        right += (votes.argmax(-1) == labels[start : start + chunk]).sum()
-    return float(right) / len(queries)
+        right += (votes.argmax(-1) == labels[start:stop]).sum()
+    return int(distributed.reduce_(right)) / len(queries)
 
 
 @torch.no_grad()
@@ -61,23 +66,29 @@ def linear_accuracy(
     the rate divided by 10 after 60 % and 80 % of the epochs (100 of them in the papers).
 
     train: ``[M, D]``, test: ``[N, D]``, with labels. Features are standardised by the training
-    part, which a linear layer could do itself, so that one rate fits all."""
+    part, which a linear layer could do itself, so that one rate fits all. Both may be mapped files:
+    a few thousand rows are in memory at a time."""
     mean, std = train.mean(0), train.std(0, correction=0)
     scale = torch.where(std > 1e-6, std, 1)  # what never changes in training stays as it is
-    train, test = (F.pad((x.float() - mean) / scale, (0, 1), value=1.0) for x in (train, test))
+
+    def standardised(x: Tensor) -> Tensor:
+        return F.pad((x.float() - mean) / scale, (0, 1), value=1.0)
+
     train_labels, test_labels = train_labels.to(train.device), test_labels.to(train.device)
     n_classes = int(max(train_labels.max(), test_labels.max())) + 1
     targets = F.one_hot(train_labels, n_classes).float()
     # zero weights give each class the same logit: no draw decides where the classifier starts
-    weight, momentum = torch.zeros(2, train.shape[1], n_classes, device=train.device)
+    weight, momentum = torch.zeros(2, train.shape[1] + 1, n_classes, device=train.device)
     generator = torch.Generator(train.device).manual_seed(seed)
     for epoch in range(epochs):
         rate = learning_rate * 0.1 ** sum(epoch >= round(part * epochs) for part in (0.6, 0.8))
         order = torch.randperm(len(train), generator=generator, device=train.device)
         for index in order.split(batch_size):
-            x, y = train[index], targets[index]
+            x, y = standardised(train[index]), targets[index]
             # the gradient of cross-entropy; tiny numbers are cut, on which arithmetic is slow
             error = F.hardshrink((x @ weight).softmax(-1) - y, 1e-12)
             momentum.mul_(0.9).addmm_(x.mT, error, alpha=1 / len(index))
             weight.sub_(momentum, alpha=rate)
-    return float(((test @ weight).argmax(-1) == test_labels).float().mean())
+    parts = zip(test.split(4096), test_labels.split(4096))
+    right = sum(int(((standardised(x) @ weight).argmax(-1) == y).sum()) for x, y in parts)
+    return right / len(test)

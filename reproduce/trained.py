@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,13 +64,20 @@ class Trained:
     def layers(self, pixels: Tensor, batch: int = 512, at_most: int = 9216) -> dict[str, Tensor]:
         """Features ``[N, D]`` after each layer in ``backbone.probed`` (with its ReLU), and the
         backbone's output, "features". Maps are averaged over a grid that leaves at most ``at_most``
-        numbers (Zhang et al., ECCV 2016)."""
-        backbone = self.method.backbone
-        found: dict[str, list[Tensor]] = {name: [] for name in [*backbone.probed, "features"]}
+        numbers (Zhang et al., ECCV 2016). Each layer is in a file that is mapped into memory, and
+        is gone with the tensor: of many images all layers may be larger than the memory."""
+        backbone, found, start = self.method.backbone, {}, 0
+
+        def keep(name: str, rows: Tensor) -> None:
+            if name not in found:
+                shape = len(pixels), rows.shape[1]
+                file = tempfile.TemporaryFile(dir=self.path)
+                found[name] = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+            found[name][start : start + len(rows)] = rows
 
         def hook(name, module, inputs, output):
             side = max(1, min(output.shape[-1], int((at_most / output.shape[1]) ** 0.5)))
-            found[name].append(F.adaptive_avg_pool2d(F.relu(output), side).flatten(1).float())
+            keep(name, F.adaptive_avg_pool2d(F.relu(output), side).flatten(1))
 
         hooks = [
             backbone.get_submodule(module).register_forward_hook(functools.partial(hook, name))
@@ -76,11 +85,12 @@ class Trained:
         ]
         try:
             for part in packed.split(pixels, batch):
-                found["features"].append(backbone(self.augment.clean(part)).float())
+                keep("features", backbone(self.augment.clean(part)))
+                start += len(part)
         finally:
             for hook in hooks:
                 hook.remove()
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        return found
 
 
 def wrong_run(run: str | Path, what: str) -> ConfigError:

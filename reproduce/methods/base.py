@@ -121,10 +121,10 @@ class Method(nn.Module):
         """What its protocol does to the features ``[N, D]`` of all images before k-means."""
         return F.normalize(features, dim=-1) if self.unit_length else features
 
-    def kmeans(self, n_clusters: int, random_state: int, sharded: bool = False) -> KMeans:
-        """k-means with the run's settings, for evaluation and (sharded) for prototypes."""
+    def kmeans(self, n_clusters: int, random_state: int) -> KMeans:
+        """k-means with the run's settings, for evaluation and for prototypes."""
         c = self.config
-        settings = dict(metric=c.kmeans_metric, random_state=random_state, sharded=sharded)
+        settings = dict(metric=c.kmeans_metric, random_state=random_state, sharded=True)
         return KMeans(n_clusters, c.kmeans_starts, c.kmeans_iterations, **settings)
 
 

@@ -33,7 +33,7 @@ class PCL(MoCo):
         z = F.normalize(extract(self.target), dim=-1)
         prototypes, phi = [], []
         for i, k in enumerate(self.sizes):
-            kmeans = self.kmeans(k, self.config.seed + epoch, sharded=True).fit(z)
+            kmeans = self.kmeans(k, self.config.seed + epoch).fit(z)
             centers, own = kmeans.cluster_centers_, kmeans.labels_
             distance, own = map(gather_rows, ((z - centers[own]).norm(dim=-1), own))
             self.cluster[i] = own

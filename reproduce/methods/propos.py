@@ -28,7 +28,7 @@ class ProPos(BYOL):
         self.warm = epoch > self.config.prototype_warmup
         if self.warm:
             z = F.normalize(extract(self.target), dim=-1)
-            kmeans = self.kmeans(self.n_clusters, self.config.seed + epoch, sharded=True)
+            kmeans = self.kmeans(self.n_clusters, self.config.seed + epoch)
             self.cluster = gather_rows(kmeans.fit_predict(z))
         return {}
 
