@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,6 +283,17 @@ def test_a_run_that_was_not_trained(tmp_path):
         trained(tmp_path, epochs=0),
         "trained for 0 of 0 epochs: an untrained model is not evaluated",
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says what is mapped")
+def test_layers_lie_in_files_that_are_gone_with_them(finished, data_dir):
+    run, before = Trained(finished, data_dir), sorted(finished.iterdir())
+    found = run.layers(run.images.part("all", run.config.limit).pixels)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    assert sum(str(finished) in line for line in maps) == len(found)
+    del found
+    assert str(finished) not in Path("/proc/self/maps").read_text()
+    assert sorted(finished.iterdir()) == before
 
 
 def test_other_images_than_it_was_trained_on(finished, data_dir, tmp_path):
