@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
 
     add = command(export, "a finished run as one file, for use without this package")
     add("run", help="its directory")
-    add("out", help="model.pt2, or model.onnx (pip install -e '.[onnx]')")
+    add("out", help="model.pt2, model.onnx (pip install -e '.[onnx]') or backbone.pt")
     return every
 
 

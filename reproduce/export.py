@@ -20,10 +20,11 @@ from reproduce.runs import atomic
 def export(run: str, out: str) -> dict:
     """Write ``out``: uint8 images ``[N, C, S, S]``, any N, to probabilities ``[N, K]`` and features
     ``[N, D]``. A ``.pt2`` is read by ``torch.export.load(out).module()``, and holds "clusters.json"
-    among its extra files; an ``.onnx`` by any ONNX runtime. Returns what clusters.json says."""
+    among its extra files; an ``.onnx`` by any ONNX runtime. A ``.pt`` holds the backbone's weights
+    in half precision, for ``-p weights`` and for features. Returns what clusters.json says."""
     path = Path(out).expanduser()
-    if path.suffix not in (".pt2", ".onnx"):
-        raise ConfigError(f"model file must end in .pt2 or .onnx, got {out!r}")
+    if path.suffix not in (".pt2", ".onnx", ".pt"):
+        raise ConfigError(f"model file must end in .pt2, .onnx or .pt, got {out!r}")
     if not path.parent.is_dir():
         raise ConfigError(f"model file {out!r}: there is no folder {str(path.parent)!r}")
     missing = [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None]
@@ -38,6 +39,13 @@ def export(run: str, out: str) -> dict:
         "n_clusters": clusterer.n_clusters,
         "names": {str(k): name for k, name in clusterer.names.items()},
     }
+    if path.suffix == ".pt":
+        state = {f"backbone.{k}": v for k, v in clusterer.method.backbone.state_dict().items()}
+        half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        kept = {"state_dict": half, "weights_sha256": clusterer.metrics["weights_sha256"]}
+        with atomic(path) as temporary:
+            torch.save(kept, temporary)
+        return said
     example = torch.zeros(2, *clusterer.shape, dtype=torch.uint8)
     batch = {"images": {0: torch.export.Dim("batch", min=1)}}
     with atomic(path) as temporary, torch.no_grad(), quiet():

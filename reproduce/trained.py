@@ -25,11 +25,12 @@ from reproduce.weights import moments_of
 class Trained:
     """A finished run's method with its weights and images. Strict: ConfigError if the run is not
     finished, or if its weights are missing, damaged, not those that its metrics were measured on,
-    or do not fit the method. data_dir: where its images are, which a run does not keep."""
+    or do not fit the method. A run without its model.pt may have a ``backbone.pt``, which is all
+    that features take. data_dir: where its images are, which a run does not keep."""
 
     def __init__(self, run: str | Path, data_dir: str = ""):
         self.path = Path(run).expanduser()
-        self.config, self.metrics, weights = load_weights(run, data_dir)
+        self.config, self.metrics, weights = load_weights(run, data_dir, backbone_alone=True)
         self.images = data.load(self.config)
         if self.images.sha256 != self.metrics["data"]["sha256"]:
             raise wrong_run(run, f"was trained on other images than {self.images.name!r} holds now")
@@ -97,12 +98,16 @@ def wrong_run(run: str | Path, what: str) -> ConfigError:
     return ConfigError(f"run_dir: {str(run)!r} {what}")
 
 
-def load_weights(run: str | Path, data_dir: str = "") -> tuple[Config, dict, dict]:
-    """The settings of a finished run, its metrics, and the weights that they were measured on."""
+def load_weights(run: str | Path, data_dir: str = "", backbone_alone: bool = False):
+    """The settings of a finished run, its metrics, and the weights that they were measured on.
+    backbone_alone: where there is no model.pt, a backbone.pt will do, in half precision."""
     path = Path(run).expanduser()
     if not (path / "metrics.json").exists():
         raise wrong_run(run, "is not the directory of a finished run (it has no metrics.json)")
-    if not (path / "model.pt").exists():
+    file = path / "model.pt"
+    if backbone_alone and not file.exists() and (path / "backbone.pt").exists():
+        file = path / "backbone.pt"
+    if not file.exists():
         raise wrong_run(run, "has no model.pt, which stays where a run was made: make it again")
     metrics = read_json(path / "metrics.json")
     config = Config.from_params({**read_json(path / "config.json"), "data_dir": data_dir})
@@ -112,26 +117,30 @@ def load_weights(run: str | Path, data_dir: str = "") -> tuple[Config, dict, dic
     if epochs < config.epochs or not config.epochs:
         trained = f"was trained for {epochs} of {config.epochs} epochs"
         raise wrong_run(run, f"{trained}: an untrained model is not evaluated")
-    file = path / "model.pt"
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
+        if alone := file.name == "backbone.pt":
+            digest, weights = weights["weights_sha256"], weights["state_dict"]
     except Exception as error:  # whatever a damaged file makes of the unpickler
         raise wrong_run(file, f"cannot be read: {type(error).__name__}") from None
-    if weights_digest(weights) != metrics["weights_sha256"]:
+    if (digest if alone else weights_digest(weights)) != metrics["weights_sha256"]:
         measured = "the weights that this run's metrics were measured on"
         raise wrong_run(file, f"does not hold {measured}")
     return config, metrics, weights
 
 
 def new_method(config: Config, metrics: dict, weights: dict, channels: int) -> Method:
-    """The method of a finished run, with its weights, for images of so many channels."""
+    """The method of a finished run, with its weights, for images of so many channels. Where these
+    are the backbone's alone, everything else is as before any training."""
     found, backbone = metrics["data"], backbones.build(config, channels)
     method = METHODS[config.method](config, backbone, found["n_clusters"], found["n_train"])
+    if all(name.startswith("backbone.") for name in weights):
+        weights = {**method.state_dict(), **weights}
     try:
         method.load_state_dict(weights, strict=True)
     except RuntimeError:  # a list of all tensors
         what = f"method {config.method!r} with the settings in config.json beside it"
-        raise ConfigError(f"run_dir: the weights in model.pt do not fit {what}") from None
+        raise ConfigError(f"run_dir: its weights do not fit {what}") from None
     return method
 
 

@@ -185,7 +185,7 @@ def test_wrong_input_ends_in_a_sentence(made, tmp_path, capsys):
         (["apply", str(bare), str(folder), "-o", out], "has no model.pt"),
         (["apply", str(tmp_path), str(folder), "-o", out], "not the directory of a finished run"),
         (["apply", run, str(folder), "-o", out, "--batch", "0"], "batch must be"),
-        (["export", run, str(tmp_path / "model.pkl")], "must end in .pt2 or .onnx"),
+        (["export", run, str(tmp_path / "model.pkl")], "must end in .pt2, .onnx or .pt"),
         (["export", str(bare), str(tmp_path / "model.pt2")], "has no model.pt"),
     ):
         assert main(words) == 2

@@ -16,10 +16,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from reproduce import Config, ConfigError, fit, probes
+from reproduce import Config, ConfigError, backbones, fit, probes
+from reproduce.__main__ import main
 from reproduce.data import write_cached
 from reproduce.runs import Run
 from reproduce.trained import Trained, probe
+from reproduce.weights import load_backbone
 
 # ---- k nearest neighbours
 
@@ -265,7 +267,33 @@ def test_other_weights_than_were_measured(copied):
 )
 def test_weights_that_do_not_fit_the_method(copied, data_dir, values):
     change(copied, "config.json", **values)
-    refused(copied, "model.pt", "do not fit method", data_dir=data_dir)
+    refused(copied, "its weights do not fit method", data_dir=data_dir)
+
+
+def test_the_backbone_alone_is_enough_for_features(copied, data_dir, tmp_path):
+    """In half precision beside a run whose model.pt stays where it was made; as a start, too."""
+    whole, file = Trained(copied, data_dir), copied / "backbone.pt"
+    assert main(["export", str(copied), str(file)]) == 0
+    (copied / "model.pt").unlink()
+    run = Trained(copied, data_dir)
+    pixels = run.images.part("all", run.config.limit).pixels
+    known = whole.layers(pixels)
+    for name, x in run.layers(pixels).items():
+        torch.testing.assert_close(
+            x, known[name], rtol=0, atol=4e-3 * float(known[name].abs().max())
+        )
+    start = Config.from_params({**dataclasses.asdict(run.config), "weights": str(file)})
+    backbone = backbones.build(start, pixels.shape[1])
+    assert load_backbone(start, backbone) is None
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, run.method.backbone.state_dict()[name]), name
+    content = torch.load(file, weights_only=True)
+    assert all(x.dtype != torch.float32 for x in content["state_dict"].values())
+    torch.save({**content, "weights_sha256": "of another run"}, file)
+    refused(copied, "backbone.pt", "does not hold the weights that this run's metrics")
+    torch.save(content["state_dict"], file)
+    refused(copied, "backbone.pt", "cannot be read")
+    assert main(["apply", str(copied), str(tmp_path), "-o", str(tmp_path / "out.csv")]) == 2
 
 
 def test_a_run_that_was_not_finished(copied):
