@@ -256,7 +256,9 @@ def export(args) -> None:
     from reproduce.export import export as write
 
     said = write(args.run, args.out)
-    print(f"{said['method']}, uint8 [N, {', '.join(map(str, said['image']))}] -> probabilities")
+    shape = ", ".join(map(str, said["image"]))
+    does = f"uint8 [N, {shape}] -> probabilities, features"
+    print(f"{said['method']}, {'backbone' if args.out.endswith('.pt') else does}")
     print(args.out)
 
 

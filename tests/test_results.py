@@ -7,7 +7,9 @@ import subprocess
 import nbformat
 import pytest
 
+from reproduce import backbones
 from reproduce.runs import ROOT, find
+from reproduce.trained import load_weights
 
 EXECUTED = sorted(
     p
@@ -99,3 +101,13 @@ def test_every_runs_notebook_shows_the_source_of_its_run(sources):
         if (path.parent / "provenance.json").exists():
             shown = re.search(r"source ([0-9a-f]{12}), commit", path.read_text(encoding="utf-8"))
             assert shown and any(source.startswith(shown[1]) for source in sources), path
+
+
+def test_kept_backbones_are_those_of_their_runs():
+    kept = [run for run in find() if (run / "backbone.pt").exists()]
+    assert kept
+    for run in kept:
+        assert (run / "backbone.pt").stat().st_size < 4e6, run
+        config, metrics, weights = load_weights(run, backbone_alone=True)
+        state = {k.removeprefix("backbone."): v for k, v in weights.items()}
+        backbones.build(config, 3).load_state_dict(state)
