@@ -19,7 +19,7 @@ from reproduce.augment import Augment
 from reproduce.config import FOLDERS, Config, ConfigError, read_settings
 from reproduce.folder import fill, list_images, relative, unreadable
 from reproduce.packed import write_header
-from reproduce.runs import atomic
+from reproduce.runs import TEXT, atomic
 from reproduce.trained import load_weights, new_method, wrong_run
 
 NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {*FOLDERS}
@@ -157,7 +157,7 @@ def apply(
     bad, sizes = {}, np.zeros(clusterer.n_clusters, int)
     with contextlib.ExitStack() as files:
         temporary = [files.enter_context(atomic(target)) for target in targets]
-        table = files.enter_context(open(temporary[0], "w", newline="", encoding="utf-8"))
+        table = files.enter_context(open(temporary[0], "w", newline="", **TEXT))
         raw = files.enter_context(open(temporary[1], "wb")) if embedding else None
         for names, images, reasons in batches(source, clusterer, size):
             bad |= reasons

@@ -34,6 +34,7 @@ from reproduce.weights import labels_used
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 SCORES = ("acc", "nmi", "ari")
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be any bytes
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
@@ -188,7 +189,7 @@ class Run:
         self.write_csv("history.csv", short, columns)
 
     def write_csv(self, file: str, rows: Iterable, columns: list[str]) -> None:
-        with open(self.partial / file, "w", newline="", encoding="utf-8") as out:
+        with open(self.partial / file, "w", newline="", **TEXT) as out:
             writer = csv.writer(out, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(rows)

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -167,6 +168,19 @@ def test_images_that_cannot_be_read(made, tmp_path, capsys):
     assert main(words + ["--skip"]) == 0
     assert [r["file"] for r in rows(tmp_path / "o.csv")] == ["05.png"]
     assert "13 files cannot be read: '00.png'" in capsys.readouterr().out
+
+
+def test_names_of_any_bytes(made, tmp_path):
+    base, folder, runs = made
+    (tmp_path / "new").mkdir()
+    name = os.fsencode(tmp_path / "new") + b"/caf\xe9.png"
+    Image.new("RGB", (8, 8)).save(os.fsdecode(name))
+    apply(str(runs["crlc"]), str(tmp_path / "new"), str(tmp_path / "o.csv"))
+    assert b"\ncaf\xe9.png," in (tmp_path / "o.csv").read_bytes()
+    run = Run(Config())
+    run.partial = tmp_path
+    run.write_csv("assignments.csv", [[os.fsdecode(b"caf\xe9.png"), 1]], ["file", "cluster"])
+    assert b"\ncaf\xe9.png,1" in (tmp_path / "assignments.csv").read_bytes()
 
 
 def test_wrong_input_ends_in_a_sentence(made, tmp_path, capsys):
