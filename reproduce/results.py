@@ -207,7 +207,7 @@ def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     Claims with one "family" are corrected together. "verdict" is *holds* where the corrected
     interval excludes 0 in that direction, *not shown* where it does not, *one seed* where there is
     no interval, *not run* where runs are missing; "recorded" is the verdict that the prose was
-    written for. table: ``load()``.
+    written for; "shown" is the difference in words. table: ``load()``.
     """
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
     pairs = {claim["id"]: _sides(table, claim) for claim in written}
@@ -221,7 +221,9 @@ def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     spread = told["a_std"].map(" ± {:.1f}".format).where(told["a_std"].notna(), "")
     ours = told["a"].map("{:.1f}".format) + spread
     verdict = told.apply(_verdict, axis=1)
-    return told.assign(verdict=verdict, ours=ours.where(verdict != "not run", ""))
+    told = told.assign(verdict=verdict, ours=ours, shown=told.apply(points, axis=1))
+    told.loc[verdict == "not run", ["ours", "shown"]] = ""
+    return told
 
 
 def _sides(table: pd.DataFrame, claim: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -251,9 +253,10 @@ def _verdict(claim: pd.Series) -> str:
 def claims_table(found: pd.DataFrame) -> pd.DataFrame:
     """``claims`` as the README and the report print them; in percent and points."""
     shown = found[["data", "sentence", "ours"]].rename(columns={"sentence": "claim"})
-    difference = found.apply(points, axis=1).where(found["verdict"] != "not run", "")
     n = found["n"].where(found["verdict"] != "not run", "")
-    return shown.assign(**{"difference [95 %]": difference, "n": n, "verdict": found["verdict"]})
+    return shown.assign(
+        **{"difference [95 %]": found["shown"], "n": n, "verdict": found["verdict"]}
+    )
 
 
 def write_claims(readme: Path, found: pd.DataFrame) -> None:
