@@ -98,9 +98,12 @@ def wrong_run(run: str | Path, what: str) -> ConfigError:
     return ConfigError(f"run_dir: {str(run)!r} {what}")
 
 
-def load_weights(run: str | Path, data_dir: str = "", backbone_alone: bool = False):
+def load_weights(
+    run: str | Path, data_dir: str = "", backbone_alone: bool = False
+) -> tuple[Config, dict, dict]:
     """The settings of a finished run, its metrics, and the weights that they were measured on.
-    backbone_alone: where there is no model.pt, a backbone.pt will do, in half precision."""
+    backbone_alone: where there is no model.pt, a backbone.pt will do: those weights in half
+    precision, with the digest of the whole ones."""
     path = Path(run).expanduser()
     if not (path / "metrics.json").exists():
         raise wrong_run(run, "is not the directory of a finished run (it has no metrics.json)")
@@ -135,7 +138,8 @@ def new_method(config: Config, metrics: dict, weights: dict, channels: int) -> M
     found, backbone = metrics["data"], backbones.build(config, channels)
     method = METHODS[config.method](config, backbone, found["n_clusters"], found["n_train"])
     if all(name.startswith("backbone.") for name in weights):
-        weights = {**method.state_dict(), **weights}
+        rest = method.state_dict().items()
+        weights = {k: v for k, v in rest if not k.startswith("backbone.")} | weights
     try:
         method.load_state_dict(weights, strict=True)
     except RuntimeError:  # a list of all tensors

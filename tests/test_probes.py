@@ -293,6 +293,10 @@ def test_the_backbone_alone_is_enough_for_features(copied, data_dir, tmp_path):
     refused(copied, "backbone.pt", "does not hold the weights that this run's metrics")
     torch.save(content["state_dict"], file)
     refused(copied, "backbone.pt", "cannot be read")
+    first, *others = content["state_dict"]
+    less = {name: content["state_dict"][name] for name in others}
+    torch.save({**content, "state_dict": less}, file)
+    refused(copied, "its weights do not fit method", data_dir=data_dir)
     assert main(["apply", str(copied), str(tmp_path), "-o", str(tmp_path / "out.csv")]) == 2
 
 
