@@ -190,6 +190,12 @@ class Config:
     freeze: bool = setting(
         False, "keep the backbone as it started, train the heads alone", only="crlc cc pcl propos"
     )
+    neighbours: int = setting(
+        0,
+        "the views but one are of the image's so many nearest, by its start's features; 0: its own",
+        (0, 10_000),
+        only="crlc cc",
+    )
     n_heads: int = setting(10, "H, clustering heads on one backbone", (1, 1000), only="crlc")
     head_hidden: int = setting(
         128, "hidden width of every head and projector", (1, 65_536), only=PROJECTED
@@ -442,6 +448,11 @@ class Config:
             yield "weights is 'imagenet', but dataset is 'digits', whose images have one channel"
         if self.freeze and not self.weights:
             yield "freeze is True, but weights is empty: the backbone would stay random"
+        if self.neighbours and not self.weights:
+            yield (
+                f"neighbours is {self.neighbours}, but weights is empty: "
+                "a random network's features have no neighbours"
+            )
         if self.stem == "imagenet" and self.backbone in ("small", "vgg16"):
             yield (
                 f"stem is 'imagenet', but backbone is {self.backbone!r}, which has no such stem: "

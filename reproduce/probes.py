@@ -1,6 +1,8 @@
 """What frozen features are worth: k nearest neighbours and a linear classifier. Both are trained on
 labels, so their accuracies are not those of a clustering."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,11 +28,31 @@ def knn_accuracy(
     queries are the bank, and none votes for itself. With fewer than k images in the bank, all of
     them vote. At most ``[chunk, bank_chunk]`` similarities are held at a time. Of several processes
     each looks up its share of the queries."""
-    bank = F.normalize(bank.float(), dim=-1)
     n_classes = int(max(bank_labels.max(), labels.max())) + 1
     bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
-    mine = distributed.own(len(queries))
     right = torch.zeros((), dtype=torch.long, device=bank.device)
+    for rows, near, who in nearest(bank, queries, k, itself, chunk, bank_chunk):
+        votes, weights = near.new_zeros(len(near), n_classes), (near / temperature).exp()
+        votes.scatter_add_(1, bank_labels[who], weights)
+        right += (votes.argmax(-1) == labels[rows]).sum()
+    return int(distributed.reduce_(right)) / len(queries)
+
+
+def neighbours(features: Tensor, k: int) -> Tensor:
+    """The k rows of the features ``[N, D]`` that are most similar to each, without itself
+    ``[N, k]``."""
+    found = [who for _, _, who in nearest(features, features, k, itself=True)]
+    return distributed.gather_rows(torch.cat(found))
+
+
+def nearest(
+    bank: Tensor, queries: Tensor, k: int, itself=False, chunk: int = 4096, bank_chunk=1 << 16
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield, for some queries at a time, which ones they are, the cosines ``[n, k]`` of their k
+    most similar rows of the bank, and these rows ``[n, k]``. Of several processes each looks up its
+    own share of the queries."""
+    bank = F.normalize(bank.float(), dim=-1)
+    mine = distributed.own(len(queries))
     for start in range(mine.start, mine.stop, chunk):
         stop = min(start + chunk, mine.stop)
         asked = F.normalize(queries[start:stop].float(), dim=-1)
@@ -44,11 +66,7 @@ def knn_accuracy(
             near, who = (torch.cat(parts, -1) for parts in zip(*found))
             near, best = near.topk(min(k, near.shape[1], len(bank) - itself), -1)
             found = [(near, who.gather(-1, best))]
-        near, who = found[0]
-        votes, weights = near.new_zeros(len(near), n_classes), (near / temperature).exp()
-        votes.scatter_add_(1, bank_labels[who], weights)
-        right += (votes.argmax(-1) == labels[start:stop]).sum()
-    return int(distributed.reduce_(right)) / len(queries)
+        yield slice(start, stop), *found[0]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from reproduce import backbones, data, distributed, evaluation, launch, loggers,
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError
 from reproduce.methods import METHODS
+from reproduce.probes import neighbours
 from reproduce.runs import Run, weights_digest
 from reproduce.schedules import learning_rate
 
@@ -90,6 +91,8 @@ def check(config: Config, images: data.Images) -> int:
         raise ConfigError(f"n_clusters is {n_clusters}, more than the {least} images to cluster")
     if n_clusters < 2:
         raise ConfigError(f"n_clusters is {n_clusters}: {named} has one class; {say}")
+    if config.neighbours >= n_train:
+        raise ConfigError(f"neighbours is {config.neighbours}, and an image has {n_train - 1}")
     if config.method == "deepcluster" and pseudo_clusters > n_train:
         raise ConfigError(f"pseudo_clusters is {pseudo_clusters}, {too_many}")
     if config.method == "pcl" and max(config.granularities) > n_train:
@@ -121,7 +124,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     parts = train_part, eval_part
     evaluator = evaluation.Evaluator(config, method, augment, *parts, n_clusters, device)
     loss_of = torch.compile(method.loss) if config.compile else distributed.loss_of(method)
-    pixels = evaluator.train_pixels
+    pixels, near = evaluator.train_pixels, None
+    if config.neighbours:  # of each image [N, k]; the same when a run is continued
+        near = neighbours(evaluator.extract(backbone, pixels), config.neighbours)
 
     def extract(network):
         return evaluator.extract(network, pixels, whole=False)
@@ -180,11 +185,17 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             order = method.order(size, generator)
             if order is None:
                 order, left_over = draw_order(config, n, steps, generator, left_over)
-            order, terms = order.view(steps, config.batch_size), []
-        shares = (distributed.share(index) for index in order[len(terms) :])
+            order, terms = order.view(steps, 1, config.batch_size), []
+            if near is not None:
+                at = steps, config.n_views - 1, config.batch_size
+                drawn = torch.randint(config.neighbours, at, generator=generator, device=device)
+                order = torch.cat([order, near[order.expand(at), drawn]], 1)
+            order = order.flatten(1)  # [steps, B], or with neighbours [steps, V B]
+        images_of = order.shape[1] // config.batch_size
+        shares = (distributed.share(index, images_of) for index in order[len(terms) :])
         batches = packed.read(pixels, shares, config.workers)
         for i in range(len(terms), steps):
-            index, step = order[i], (epoch - 1) * steps + i
+            index, step = order[i, : config.batch_size], (epoch - 1) * steps + i
             rate = learning_rate(config.schedule, config.learning_rate, step, total, warmup, period)
             for group in optimizer.param_groups:
                 group["lr"] = group["times"] * (config.learning_rate if group["constant"] else rate)

@@ -20,7 +20,8 @@ def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] 
         state, moments = imagenet(config.backbone), tuple(map(torch.tensor, IMAGENET))
     else:
         path = Path(config.weights).expanduser()
-        state = read_state(path / "model.pt" if path.is_dir() else path)
+        files = [path / name for name in ("model.pt", "backbone.pt")] if path.is_dir() else [path]
+        state = read_state(next((file for file in files if file.is_file()), files[0]))
         moments = moments_of(path)
     own = backbone.state_dict()
     there = {k: list(v.shape) for k, v in state.items() if not k.startswith("fc.")}

@@ -47,6 +47,13 @@ def settings(method: str, split: int, folder) -> dict:
     return {**TINY, **own, "method": method, "batchnorm_split": split, **where}
 
 
+def with_neighbours(folder, name: str) -> dict:
+    """Heads on the frozen backbone of SimCLR as one process has trained it."""
+    start = Run(Config.from_params(settings("simclr", 2, folder / "one"))).path
+    start = dict(weights=str(start), freeze=True, neighbours=3)
+    return {**settings("crlc", 2, folder / name), **start}
+
+
 BUGS = {
     "own gradient": "a gather whose backward keeps this process's gradient alone",
     "ranks for views": "what is gathered lies process by process, not view by view",
@@ -110,7 +117,9 @@ def trained(tmp_path_factory):
     cases = [(method, split) for method in METHODS for split in (2, 1)]
     for method, split in cases:
         list(fit(Config.from_params(settings(method, split, folder / "one"))))
+    list(fit(Config.from_params(with_neighbours(folder, "one"))))
     runs = [(settings(method, split, folder / "two"), "") for method, split in cases]
+    runs += [(with_neighbours(folder, "two"), "")]
     runs += [(settings("simclr", 2, folder / bug), bug) for bug in BUGS]
     spawning.spawn(one_of_two, (str(folder / "meeting"), runs), nprocs=2)
     return folder
@@ -125,6 +134,12 @@ def test_two_processes_with_a_batch_norm_each_are_one_with_a_split_batch(trained
     same_history(one[1], two[1])
     for rule, scores in one[2]["scores"].items():
         assert scores == pytest.approx(two[2]["scores"][rule], abs=1e-9), rule
+
+
+def test_two_processes_show_the_same_neighbours_as_one(trained):
+    one, two = (kept(with_neighbours(trained, name)) for name in ("one", "two"))
+    assert difference(one[0], two[0]) < 1e-5
+    same_history(one[1], two[1])
 
 
 @pytest.mark.parametrize("method", METHODS)

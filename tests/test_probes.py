@@ -101,6 +101,20 @@ def test_nobody_votes_for_itself():
     assert probes.knn_accuracy(x[:20], labels[:20], x[:20], labels[:20], k=1) == 1
 
 
+@pytest.mark.parametrize("chunk, bank_chunk", [(4096, 1 << 16), (7, 11), (1, 90)])
+def test_neighbours_are_the_loops(blurred, chunk, bank_chunk):
+    x = blurred[0].double()
+    lengths = x.norm(dim=1)
+    expected = []
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i]
+        by_cosine = sorted(others, key=lambda j: -float(x[i] @ x[j] / lengths[i] / lengths[j]))
+        expected.append(by_cosine[:4])
+    found = probes.nearest(x, x, 4, True, chunk, bank_chunk)
+    assert torch.cat([who for _, _, who in found]).tolist() == expected
+    assert probes.neighbours(x, 4).tolist() == expected
+
+
 # ---- linear classifier
 
 

@@ -1,6 +1,8 @@
 """Starting from trained weights, and training heads alone."""
 
 import json
+import shutil
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -8,8 +10,10 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from reproduce import backbones
+from reproduce import backbones, data
+from reproduce.__main__ import main
 from reproduce.config import Config, ConfigError
+from reproduce.methods import METHODS
 from reproduce.runs import Run, provenance
 from reproduce.train import fit
 from reproduce.trained import Trained
@@ -50,6 +54,85 @@ def test_a_frozen_backbone_stays_to_the_bit(place, method):
     with np.load(path / "apply.npz") as a, np.load(first / "apply.npz") as b:
         assert np.array_equal(a["mean"], b["mean"])
     assert json.loads((path / "provenance.json").read_text())["labels"] == "evaluation only"
+
+
+@pytest.fixture(scope="module")
+def first(place):
+    return str(trained(place, method="simclr"))
+
+
+@pytest.mark.parametrize("method, n_views", [("crlc", 3), ("cc", 2)])
+def test_views_of_neighbours(place, first, method, n_views, monkeypatch):
+    """The first view is of the image itself, each other one of one of its nearest, all of which
+    have their turn; an image is never its own neighbour."""
+    settings = dict(method=method, n_views=n_views, weights=first, freeze=True, neighbours=3)
+    settings |= dict(augmentation="none", normalize=False, epochs=20, evaluate_every=20)
+    config = Config.from_params({**TINY, **place, **settings})
+    images = data.load(config).parts("all", config.limit)[0].pixels
+    known = Trained(first, place["data_dir"]).method.backbone(images / 255)
+    similar = torch.nn.functional.cosine_similarity(known[:, None].double(), known.double(), dim=-1)
+    nearest = similar.fill_diagonal_(-1).argsort(descending=True)[:, :3].tolist()
+    rows = {tuple(image.flatten().tolist()): i for i, image in enumerate(images)}
+    assert len(rows) == len(images)
+    drawn = {}  # the neighbours that each image was shown with
+
+    def loss(self, views, index):
+        i, *others = ([rows[tuple((v * 255).round().flatten().tolist())] for v in x] for x in views)
+        assert i == index.tolist() and len(others) == n_views - 1
+        for other in others:
+            for image, neighbour in zip(i, other):
+                drawn.setdefault(image, []).append(neighbour)
+        return before(self, views, index)
+
+    before = METHODS[method].loss
+    monkeypatch.setattr(METHODS[method], "loss", loss)
+    list(fit(config))
+    assert len(drawn) == len(images)
+    for image, others in drawn.items():
+        assert set(others) <= set(nearest[image])
+    assert sum(len(set(others)) == 3 for others in drawn.values()) > 0.9 * len(images)
+
+
+def test_neighbours_go_on_where_a_run_was_stopped(place, first, tmp_path):
+    """In mid-epoch, with a backbone that has learned meanwhile: neighbours are those of its
+    start."""
+    settings = {**TINY, **place, "weights": first, "neighbours": 3, "epochs": 3, "limit": 96}
+    settings |= dict(checkpoint_minutes=0, evaluate_every=3)
+    shas = []
+    for folder, stop in ((tmp_path / "whole", 0), (tmp_path / "stopped", 9)):
+        run = Run(Config.from_params({**settings, "results_dir": str(folder)}))
+
+        def interrupt(step, total):
+            if step == stop:
+                raise KeyboardInterrupt
+
+        run.on_step = interrupt
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                list(fit(run.config, run))
+            run.on_step = None
+        rows = list(fit(run.config, run))
+        assert [row["epoch"] for row in rows] == [1, 2, 3]
+        shas.append(run.json("metrics.json")["weights_sha256"])
+    assert shas[0] == shas[1]
+
+
+def test_more_neighbours_than_there_are(place, first):
+    with pytest.raises(ConfigError, match="neighbours is 32, and an image has 31"):
+        trained(place, weights=first, neighbours=32)
+
+
+def test_a_directory_with_a_backbone_alone(place, first, tmp_path):
+    """A run whose model.pt is gone starts others from its backbone.pt."""
+    copied = tmp_path / "run"
+    shutil.copytree(first, copied)
+    assert main(["export", str(copied), str(copied / "backbone.pt")]) == 0
+    (copied / "model.pt").unlink()
+    config = Config.from_params({**TINY, **place, "weights": str(copied)})
+    backbone, whole = backbones.build(config, 1), backbone_of(Path(first))
+    assert load_backbone(config, backbone) is not None
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, whole[name].half().to(value.dtype)), name
 
 
 def test_a_state_dict_is_read_with_the_prefixes_of_wrappers(tmp_path):
@@ -100,6 +183,8 @@ def test_weights_that_do_not_fit_end_in_a_sentence(place, tmp_path):
         (dict(weights="imagenet", backbone="resnet18"), "torchvision's weights are for resnet18"),
         (dict(freeze=True), "weights is empty"),
         (dict(freeze=True, weights="x", method="byol"), "which does not know it"),
+        (dict(neighbours=5), "neighbours is 5, but weights is empty"),
+        (dict(neighbours=5, weights="x", method="byol"), "which does not know it"),
     ],
 )
 def test_contradictions(settings, said):
