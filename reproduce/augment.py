@@ -23,7 +23,7 @@ class Augment:
     def __init__(self, config: Config, mean: Tensor, std: Tensor):
         self.config = config
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
-        draw = {"digits": self.digits, "images": self.images, "none": lambda x, _: x}
+        draw = {"digits": self.digits, "images": self.images, "none": self.resize}
         self.draw = draw[config.augmentation]
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -37,11 +37,13 @@ class Augment:
 
     def clean(self, images: Tensor) -> Tensor:
         """Whole images, scaled, resized and normalised as the views are: for evaluation."""
-        x = images.float().div_(255)
-        if self.config.view_size:
-            # torchvision's resize of tensors
-            x = F.interpolate(x, (self.config.view_size,) * 2, mode="bilinear", antialias=True)
+        x = self.resize(images.float().div_(255))
         return self.normalize(x).contiguous(memory_format=torch.channels_last)
+
+    def resize(self, x: Tensor, _=None) -> Tensor:
+        """Whole images in the size of the views, as torchvision resizes tensors."""
+        side = self.config.view_size
+        return F.interpolate(x, (side, side), mode="bilinear", antialias=True) if side else x
 
     def normalize(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std if self.config.normalize else x

@@ -240,7 +240,7 @@ class Config:
         2, "views of each image; of 3 or more, all pairs count", (1, 16), only="crlc deepcluster"
     )
     view_size: int = setting(
-        0, "images: side of the views, also in evaluation; 0: the images' own", (0, 8192)
+        0, "side of the views, also in evaluation, but for digits; 0: the images' own", (0, 8192)
     )
     rotation: float = setting(15.0, "digits: up to so many degrees either way", (0, 180))
     zoom: float = setting(0.1, "digits: scale within 1 +- this", (0, 0.9))
@@ -427,10 +427,10 @@ class Config:
                     f"{f.name} is {short_repr(value)}, but method is {self.method!r}, "
                     f"which does not know it; it is for {', '.join(methods)}"
                 )
-        if self.view_size and self.augmentation != "images":
+        if self.view_size and self.augmentation == "digits":
             yield (
-                f"view_size is {self.view_size}, but augmentation is {self.augmentation!r}: "
-                "only the random crop of 'images' makes views of another size"
+                f"view_size is {self.view_size}, but augmentation is 'digits', whose views are as "
+                "large as the images: choose 'images' or 'none'"
             )
         if side > 8 * self.side:
             yield (

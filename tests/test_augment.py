@@ -533,6 +533,8 @@ def test_views_and_clean_images_have_the_size_that_is_asked_for(view_size):
     assert len({float(view.sum()) for view in views}) == 3
     theirs = tv.resize(images.float() / 255, [side, side], antialias=True)
     close(augmented.clean(images), theirs)
+    for view in augmenter(view_size=view_size, n_views=3, augmentation="none")(images, generator()):
+        close(view, theirs)
 
 
 @pytest.mark.parametrize("side", [2, 7, 16, 33])
