@@ -41,7 +41,7 @@ SETTINGS = ROOT / "notebooks" / "settings"
 PRESETS = sorted(
     path
     for path in SETTINGS.glob("cifar10-*.yaml")
-    if path.stem not in ("cifar10-cpu", "cifar10-course", "cifar10-paper")
+    if path.stem.removeprefix("cifar10-") not in ("cpu", "cpu-heads", "course", "paper")
 )
 SMALL = dict(
     dataset="digits",
