@@ -365,6 +365,7 @@ CRLC = dict(n_heads=3, augmentation="images", blur=0.5)
     [
         dict(CRLC, split="test"),
         dict(CRLC, limit=30, workers=2),
+        dict(CRLC, neighbours=4, workers=2),
         dict(method="deepcluster", n_views=1, pseudo_clusters=5),
         dict(method="moco", queue_size=32, batchnorm_split=2, shuffle_keys=True, sampler="endless"),
     ],
@@ -372,6 +373,8 @@ CRLC = dict(n_heads=3, augmentation="images", blur=0.5)
 def test_a_run_from_disk_is_the_run_from_memory(place, changes):
     """Also what draws from the global generator, as MoCo's shuffle and DeepCluster's top layer."""
     workers = changes.pop("workers", 0)
+    if "neighbours" in changes:
+        changes["weights"] = str(trained(settings(place, "images", method="simclr")).path)
     memory = trained(settings(place, "images", **changes))
     disk = trained(settings(place, "packed", workers=workers, **changes))
     ours, known = disk.json("metrics.json"), memory.json("metrics.json")
