@@ -31,7 +31,7 @@ def knn_accuracy(
     n_classes = int(max(bank_labels.max(), labels.max())) + 1
     bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
     right = torch.zeros((), dtype=torch.long, device=bank.device)
-    for rows, near, who in nearest(bank, queries, k, itself, chunk, bank_chunk):
+    for rows, near, who in most_similar(bank, queries, k, itself, chunk, bank_chunk):
         votes, weights = near.new_zeros(len(near), n_classes), (near / temperature).exp()
         votes.scatter_add_(1, bank_labels[who], weights)
         right += (votes.argmax(-1) == labels[rows]).sum()
@@ -41,11 +41,11 @@ def knn_accuracy(
 def neighbours(features: Tensor, k: int) -> Tensor:
     """The k rows of the features ``[N, D]`` that are most similar to each, without itself
     ``[N, k]``."""
-    found = [who for _, _, who in nearest(features, features, k, itself=True)]
+    found = [who for _, _, who in most_similar(features, features, k, itself=True)]
     return distributed.gather_rows(torch.cat(found))
 
 
-def nearest(
+def most_similar(
     bank: Tensor, queries: Tensor, k: int, itself=False, chunk: int = 4096, bank_chunk=1 << 16
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield, for some queries at a time, which ones they are, the cosines ``[n, k]`` of their k

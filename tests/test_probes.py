@@ -110,7 +110,7 @@ def test_neighbours_are_the_loops(blurred, chunk, bank_chunk):
         others = [j for j in range(len(x)) if j != i]
         by_cosine = sorted(others, key=lambda j: -float(x[i] @ x[j] / lengths[i] / lengths[j]))
         expected.append(by_cosine[:4])
-    found = probes.nearest(x, x, 4, True, chunk, bank_chunk)
+    found = probes.most_similar(x, x, 4, True, chunk, bank_chunk)
     assert torch.cat([who for _, _, who in found]).tolist() == expected
     assert probes.neighbours(x, 4).tolist() == expected
 
