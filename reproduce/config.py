@@ -192,7 +192,7 @@ class Config:
     )
     neighbours: int = setting(
         0,
-        "the views but one are of the image's so many nearest, by its start's features; 0: its own",
+        "views but the first show one of an image's so many nearest, by the start's features; 0: itself",
         (0, 10_000),
         only="crlc cc",
     )
