@@ -192,7 +192,7 @@ class Config:
     )
     neighbours: int = setting(
         0,
-        "views but the first show one of an image's so many nearest, by the start's features; 0: itself",
+        "views but the first show one of so many nearest images, by the start's features; 0: none",
         (0, 10_000),
         only="crlc cc",
     )
