@@ -1,4 +1,4 @@
-"""The one loop: ``fit`` trains a method and yields a plain row an epoch."""
+"""The one loop: ``fit`` trains a method and yields one plain row per epoch."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ class Diverged(RuntimeError):
 
 
 def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
-    """Train, evaluate, and leave a run directory; yield one dict an epoch.
+    """Train, evaluate, and leave a run directory; yield one dict per epoch.
 
     {"epoch", "learning_rate", "loss", its terms, "seconds", "images_per_second", and in epochs with
     an evaluation the accuracies by selection rule and the collapse monitor}
@@ -59,7 +59,7 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
     if distributed.broadcast(run.finished and config.resume):
         run.tidy()
         run.notes.append(
-            "was finished before and is shown, not trained again (-p resume False trains)"
+            "already finished; showing the stored run (-p resume False trains it again)"
         )
         yield from run.history()
         return

@@ -54,8 +54,8 @@ TO_DISK = [
 
 
 def serve() -> None:
-    """Read a line a command, [words, processor seconds or None, call or None, log]; answer [status,
-    processor seconds, calls]."""
+    """Read one line per command, [words, processor seconds or None, call or None, log]; answer
+    [status, processor seconds, calls]."""
     import scipy.optimize  # noqa: F401 what a command imports on its way is imported once
     import torch._dynamo
     import tqdm  # noqa: F401
