@@ -214,7 +214,7 @@ def test_a_finished_run_is_shown_not_trained(config, monkeypatch):
     monkeypatch.setattr(loop, "train", None)
     run, shown = train(config)
     assert [r["loss"] for r in shown] == pytest.approx([r["loss"] for r in rows], rel=1e-5)
-    assert "not trained again" in run.notes[0]
+    assert "already finished" in run.notes[0]
 
 
 def test_two_processes_on_one_run_are_refused(config):
