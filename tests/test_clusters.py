@@ -133,7 +133,7 @@ def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
     (run,) = (tmp_path / "runs" / "folder" / "byol").iterdir()
     (run / "names.yaml").write_text("0: bright\n1: dark\n")
     assert main(words) == 0
-    assert "not trained again" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     page = (run / "clusters.html").read_text(encoding="utf-8")
     assert page.count("<img") >= 5 and "bright" in page and "TqdmWarning" not in page
     with open(run / "clusters.csv", newline="") as file:
