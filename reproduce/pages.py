@@ -11,7 +11,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nbformat
 import pandas as pd
+import papermill  # here, not in threads: two that import it at once may fail
+from nbconvert import HTMLExporter
 from PIL import Image
 
 from reproduce import results
@@ -86,9 +89,6 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
 
 def execute(notebook: Path, executed: Path, **parameters) -> None:
     """papermill; ConfigError with the notebook's name and what went wrong if it fails."""
-    import nbformat
-    import papermill
-
     os.environ.setdefault("PYTHONHASHSEED", "0")  # the kernel's: the same page twice
     quiet = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=40"]}
     try:
@@ -184,8 +184,6 @@ def _curve(paths: pd.Series) -> dict:
 def to_html(executed: Path, page_path: Path, **site) -> None:
     """An executed notebook as one page with its pictures inside: no script, no address of any
     network. ``site`` is for ``write``."""
-    import nbformat
-    from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
 
     notebook = nbformat.read(executed, as_version=4)
