@@ -14,7 +14,8 @@ from sklearn import cluster, datasets, mixture
 from torch.overrides import TorchFunctionMode
 
 from reproduce import clustering
-from reproduce.clustering import GaussianMixture, KMeans, whitened
+from reproduce.clustering import KMeans, whitened
+from reproduce.mixture import GaussianMixture, expect
 
 COVARIANCE = ["diag", "spherical"]
 
@@ -763,7 +764,7 @@ def test_a_step_of_em_is_that_of_a_loop(covariance, monkeypatch):
         torch.randn(2, 4, 3, dtype=torch.float64),
     )
     variances = torch.rand(2, 4, 3, dtype=torch.float64) + 0.5
-    moments, likelihood = clustering.expect(padded(x), weights, means, variances)
+    moments, likelihood = expect(padded(x), weights, means, variances)
     new = GaussianMixture(4, covariance)._maximise(moments)
     for r in range(2):
         joint = loop_log_joint(x, weights[r], means[r], variances[r])
