@@ -30,8 +30,8 @@ class Augment:
         """uint8 ``[B, C, H, W]`` -> ``n_views`` views, float32 ``[B, C, S, S]`` with sides of
         ``view_size`` (0: H, W as they are). With ``neighbours`` the images are ``[V B, C, H, W]``,
         one for each view. All are drawn in one pass."""
-        views = 1 if self.config.neighbours else self.config.n_views
-        x = images.float().div_(255).repeat(views, 1, 1, 1)
+        times = 1 if self.config.neighbours else self.config.n_views
+        x = images.float().div_(255).repeat(times, 1, 1, 1)
         views = self.normalize(self.draw(x, generator))
         return views.contiguous(memory_format=torch.channels_last).chunk(self.config.n_views)
 

@@ -657,9 +657,7 @@ def read_yaml(text: str, where: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except (
-        Exception
-    ) as error:  # also ValueError (no such date), KeyError (!!bool x), RecursionError
+    except Exception as error:  # also ValueError (no such date), KeyError (!!bool x), recursion
         mark = getattr(error, "problem_mark", None)
         why = getattr(error, "problem", None) or str(error) or type(error).__name__
         line = f" in line {mark.line + 1}" if mark and mark.line else ""

@@ -23,11 +23,7 @@ from reproduce.runs import ROOT, atomic
 
 FIRST = ("report", "entropy", "details", "methods", "embeddings")  # in this order, then the others
 OWN = ("entropy", "methods", "embeddings")  # whose text also fits the runs of one machine
-ONE_RUN = (
-    "train",
-    "linear_evaluation",
-    "clusters",
-)  # notebooks about one run: no page of their own
+ONE_RUN = "train", "linear_evaluation", "clusters"  # about one run: no page of their own
 RULES = [rule for rule in results.RULES if rule != "kmeans_pixels"]
 TEMPLATE = ROOT / "notebooks" / "template"
 PLACES = ("data_dir = ", "results_dir = ")

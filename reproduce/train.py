@@ -58,9 +58,7 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
     """``fit`` in this process, alone or one of several."""
     if distributed.broadcast(run.finished and config.resume):
         run.tidy()
-        run.notes.append(
-            "already finished; showing the stored run (-p resume False trains it again)"
-        )
+        run.notes.append("already finished; showing the stored run (-p resume False trains anew)")
         yield from run.history()
         return
     images = data.load(config)
@@ -92,7 +90,9 @@ def check(config: Config, images: data.Images) -> int:
     if n_clusters < 2:
         raise ConfigError(f"n_clusters is {n_clusters}: {named} has one class; {say}")
     if config.neighbours >= n_train:
-        raise ConfigError(f"neighbours is {config.neighbours}, and an image has {n_train - 1}")
+        raise ConfigError(
+            f"neighbours is {config.neighbours}, more than the {n_train - 1} other images"
+        )
     if config.method == "deepcluster" and pseudo_clusters > n_train:
         raise ConfigError(f"pseudo_clusters is {pseudo_clusters}, {too_many}")
     if config.method == "pcl" and max(config.granularities) > n_train:
@@ -191,8 +191,8 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
                 drawn = torch.randint(config.neighbours, at, generator=generator, device=device)
                 order = torch.cat([order, near[order.expand(at), drawn]], 1)
             order = order.flatten(1)  # [steps, B], or with neighbours [steps, V B]
-        images_of = order.shape[1] // config.batch_size
-        shares = (distributed.share(index, images_of) for index in order[len(terms) :])
+        times = order.shape[1] // config.batch_size  # 1, or V
+        shares = (distributed.share(index, times) for index in order[len(terms) :])
         batches = packed.read(pixels, shares, config.workers)
         for i in range(len(terms), steps):
             index, step = order[i, : config.batch_size], (epoch - 1) * steps + i

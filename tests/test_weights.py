@@ -118,7 +118,7 @@ def test_neighbours_go_on_where_a_run_was_stopped(place, first, tmp_path):
 
 
 def test_more_neighbours_than_there_are(place, first):
-    with pytest.raises(ConfigError, match="neighbours is 32, and an image has 31"):
+    with pytest.raises(ConfigError, match="neighbours is 32, more than the 31 other images"):
         trained(place, weights=first, neighbours=32)
 
 
