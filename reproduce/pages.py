@@ -153,12 +153,10 @@ def settings_rows(runs: pd.DataFrame, folder: Path) -> list[dict]:
     """What runs.html shows: one row per setting, its seeds together."""
     rows = []
     for (data, method, _), same in runs.groupby(["data", "method", "setting"], sort=False):
-        changes = results.changes(same.iloc[0]).items()
-        changes = {name: v for name, v in changes if name not in ("dataset", "limit")}
         scores = 100 * same[[*(f"{rule}_acc" for rule in RULES), "knn_acc"]].astype(float)
         found = [next(Path(path).glob("train.html"), Path(path)) for path in same["path"]]
         links = [path.relative_to(folder).as_posix() for path in found]
-        row = {"data": data, "method": method, "changes": results.format_settings(changes)}
+        row = {"data": data, "method": method, "setting": results.describe(same.iloc[0])}
         row |= {"n": len(same), "seconds": same["seconds"].median(), **_curve(same["path"])}
         scores, seeds = zip(scores.mean(), scores.std()), zip(same["seed"], links)
         rows.append(row | {"scores": [*scores], "seeds": [*seeds]})

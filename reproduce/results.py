@@ -149,11 +149,6 @@ def _nearest(run: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return min(each.items(), key=lambda pair: len(pair[1]))
 
 
-def changes(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's setting changes from its preset, the one that leaves the fewest changes."""
-    return _nearest(run)[1]
-
-
 def describe(run: Mapping[str, Any]) -> str:
     """A run's setting in words: its preset and what it changes, ``digits-quick, lambda1 0.3``."""
     name, changed = _nearest(run)

@@ -174,7 +174,9 @@ def test_the_runs_are_filtered_by_words_and_by_column(site, visit):
     page.get_by_label("Method").select_option("all")
     page.get_by_label("Data").select_option("digits")
     page.get_by_label("Find").fill("SAMPLE lambda1 0.1")
-    assert column(page, "Changed from its preset") == ["lambda1 0.1, entropy sample"]
+    assert column(page, "Preset, and what it changes") == [
+        "digits-quick, lambda1 0.1, entropy sample"
+    ]
     page.get_by_label("Find").fill("no such thing")
     assert column(page, "Method") == [] and count.inner_text() == f"0 of {len(rows)} settings"
     page.get_by_label("Find").fill("")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reproduce import pages, plots
+from reproduce import pages, plots, results
 from reproduce.config import ConfigError
 from reproduce.runs import ROOT
 
@@ -152,3 +152,9 @@ def test_figures_of_other_runs_do_not_overwrite_the_committed_ones():
 def test_a_small_picture_has_the_width_asked_for(drawn):
     small = pages.quantize_png(drawn, 32, width=440)
     assert rgb(small).shape[1] == 440 and len(small) < 30_000
+
+
+def test_every_row_of_the_table_of_settings_has_its_own_words():
+    rows = pages.settings_rows(results.load(), ROOT / "results")
+    words = [(row["data"], row["method"], row["setting"]) for row in rows]
+    assert len(set(words)) == len(words) > 50
