@@ -29,7 +29,7 @@ clusters: setup  ## your own images: make clusters FOLDER=my_images K=8 trains, 
 	$(RUN) clusters "$(FOLDER)" $(K) $(ARGS)
 
 test: setup  ## the tests (about 16 minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 study: setup  ## the committed study on digits, into results/ (about three hours on two cores); finished runs are skipped
 	$(RUN) sweep notebooks/settings/digits-quick.yaml -p results_dir results --keep first --jobs $(JOBS) \

@@ -602,12 +602,12 @@ def unknown(name: str, known) -> str:
 def short_repr(value: Any) -> str:
     """A value in one line of bearable length; of a list in a list in a list, only so much."""
     short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 500  # cut below, at the end
+    short.maxstring = short.maxother = short.maxlong = 500  # cut below
     try:
         text = " ".join(short.repr(value).split())
     except ValueError:  # an integer of thousands of digits
         text = "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 80 else f"{text[:38]}...{text[-39:]}"  # a path keeps its file
 
 
 def validate(field: dataclasses.Field, value: Any) -> Any:
