@@ -28,7 +28,7 @@ clusters: setup  ## your own images: make clusters FOLDER=my_images K=8 trains, 
 	@test -n "$(FOLDER)" && test -n "$(K)" || { echo "say which images and how many clusters: make clusters FOLDER=my_images K=8"; exit 1; }
 	$(RUN) clusters "$(FOLDER)" $(K) $(ARGS)
 
-test: setup  ## the tests (about 16 minutes)
+test: setup  ## the tests (about 10 minutes)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 study: setup  ## the committed study on digits, into results/ (about three hours on two cores); finished runs are skipped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import os
@@ -186,13 +187,17 @@ def to_html(executed: Path, page_path: Path, **site) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):
             given = [s for s in cell.source.splitlines()[1:] if not re.match(r"\w+_dir =", s)]
             cell.cell_type, cell.source = "markdown", ", ".join(f"`{line}`" for line in given)
-    where = [str(TEMPLATE.parent)]
-    exporter = HTMLExporter(template_name=TEMPLATE.name, extra_template_basedirs=where)
-    body, _ = exporter.from_notebook_node(notebook)
+    body, _ = _exporter().from_notebook_node(notebook)
     body = re.sub(r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body)  # these have no colour
     body, contents = _polish(body)
     style = HtmlFormatter(style="friendly").get_style_defs(".highlight")
     write(page_path, "page", title, body=body, contents=contents, highlight=style, **site)
+
+
+@functools.cache
+def _exporter() -> HTMLExporter:  # one for all pages: its templates take longest to compile
+    where = [str(TEMPLATE.parent)]
+    return HTMLExporter(template_name=TEMPLATE.name, extra_template_basedirs=where)
 
 
 def _polish(body: str) -> tuple[str, list[tuple[str, str, str]]]:
