@@ -58,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
     asked = "repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600"
     add("--slurm", **repeat, metavar="NAME=VALUE", help=asked)
 
-    add = command(campaign, "the study on CIFAR-10, in blocks that fit a GPU", names, many)
-    add("block", help="1, 2, 3, 4, cpu or digits, as in notebooks/campaign.yaml")
+    add = command(campaign, "a block of the studies in notebooks/campaign.yaml", names, many)
+    add("block", help="1 to 4 (CIFAR-10 on a GPU), cpu (on two cores) or digits")
 
     add = command(report, "the figure notebooks executed, as pages")
     where = "folder of run directories, where the pages go too (default: results/local)"

@@ -1,5 +1,4 @@
-"""The study on CIFAR-10 in blocks that fit a GPU borrowed for half an hour: what
-notebooks/campaign.yaml says, as configurations."""
+"""The studies on CIFAR-10 and digits: what notebooks/campaign.yaml says, as configurations."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import pytest
 from reproduce import campaign, data
 from reproduce.__main__ import main
 from reproduce.config import Config, ConfigError, read_settings
+from reproduce.runs import ROOT
 
 
 def changed(a, b):
@@ -51,6 +52,12 @@ def test_every_block_is_made_of_valid_settings_with_equal_epochs_and_split():
         assert len(configs) == runs and {c.dataset for c in configs} == {"cifar10"}
         if name in "123":
             assert len({c.epochs for c in configs}) == 1 and {c.split for c in configs} == {"test"}
+
+
+def test_the_block_for_digits_holds_the_committed_runs_and_no_other():
+    runs = (ROOT / "results" / "digits").glob("*/*/config.json")
+    committed = {path.parent.name.rpartition("_")[2] for path in runs}
+    assert committed == {config.hash()[:8] for config in campaign.block("digits", {})}
 
 
 def test_the_block_for_a_cpu_leads_from_the_course_to_the_preset():
