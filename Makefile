@@ -1,4 +1,4 @@
-# Everything starts here: make setup | report | pages | test | study | clean
+# Everything starts here: make setup | report | clusters | pages | test | study | clean
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m reproduce
@@ -24,9 +24,11 @@ report: setup  ## six runs on digits, every figure notebook, results/local/index
 pages: setup  ## the committed pages, figures and README's table made again from the runs in results/ (1 minute)
 	$(RUN) report --results-dir results --jobs $(JOBS)
 
-clusters: setup  ## your own images: make clusters FOLDER=my_images K=8 trains, writes clusters.csv and a page to look at
-	@test -n "$(FOLDER)" && test -n "$(K)" || { echo "say which images and how many clusters: make clusters FOLDER=my_images K=8"; exit 1; }
+clusters: named setup  ## your own images: make clusters FOLDER=my_images K=8 trains, writes clusters.csv and a page to look at
 	$(RUN) clusters "$(FOLDER)" $(K) $(ARGS)
+
+named:
+	@test -n "$(FOLDER)" && test -n "$(K)" || { echo "say which images and how many clusters: make clusters FOLDER=my_images K=8"; exit 1; }
 
 test: setup  ## the tests (about 10 minutes)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
@@ -38,4 +40,4 @@ study: setup  ## what is missing of the committed study on digits, into results/
 clean:  ## forget the runs of this machine (results/local); data and environment stay
 	rm -rf results/local
 
-.PHONY: help setup clusters report pages test study clean
+.PHONY: help setup clusters named report pages test study clean

@@ -121,10 +121,11 @@ def train(args) -> None:
 
 
 def watched_fit(run: Run) -> None:
-    """Train a run and show how far it is."""
+    """Train a run and show how far it is; of several processes the first shows it."""
     from reproduce.notebook import progress
 
-    for _ in progress(fit(run.config, run), run.config.epochs, run):
+    rows, first = fit(run.config, run), int(os.environ.get("RANK", 0)) == 0
+    for _ in progress(rows, run.config.epochs, run) if first else rows:
         pass
     for note in run.notes:
         print(note)
@@ -227,8 +228,9 @@ def clusters(args) -> None:
     skip = run.config.bad_images == "skip"
     new(str(run.path), run.config.folder, str(run.path / "clusters.csv"), skip=skip)
     notebook = run.path / "clusters.ipynb"
-    pages.execute(ROOT / "notebooks" / "clusters.ipynb", notebook, run_dir=str(run.path))
-    pages.to_html(notebook, run.path / "clusters.html", up="../../../")
+    where = {"run_dir": str(run.path), "data_dir": run.config.data_dir}
+    pages.execute(ROOT / "notebooks" / "clusters.ipynb", notebook, **where)
+    pages.to_html(notebook, run.path / "clusters.html", up=None)
     print(f"run:    {run.path}")
     print(f"table:  {run.path / 'clusters.csv'}")
     print(f"look:   {run.path / 'clusters.html'}")
@@ -239,9 +241,9 @@ def pack(args) -> None:
     from reproduce import packed
 
     if bool(args.packed) == args.check:
-        raise ConfigError("packed: name the folder to write, or --check and the packed one alone")
+        raise ConfigError("pack: name SOURCE and the folder to write, or SOURCE alone with --check")
     if args.check:
-        source = Path(args.source).expanduser()
+        source = Path(os.path.expanduser(args.source))
         packed.load(source, check=True)
         index = packed.read_index(source)
     else:

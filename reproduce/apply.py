@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reproduce import data, metrics
 from reproduce.augment import Augment
-from reproduce.config import FOLDERS, Config, ConfigError, read_settings
+from reproduce.config import FOLDERS, Config, ConfigError, is_packed, read_settings
 from reproduce.folder import fill, list_images, relative, unreadable
 from reproduce.packed import write_header
 from reproduce.runs import TEXT, atomic
@@ -36,7 +36,7 @@ class Clusterer(nn.Module):
 
     def __init__(self, run: str | Path, device: str = "cpu"):
         super().__init__()
-        self.path = Path(run).expanduser()
+        self.path = Path(os.path.expanduser(run))
         self.config, self.metrics, weights = load_weights(self.path)
         if not (self.path / "apply.npz").exists():
             how = "has no apply.npz, which says how its clusters are found in new images"
@@ -100,10 +100,10 @@ def read_names(run: Path, n_clusters: int) -> dict[int, str]:
 def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
     """Batches of images in the order of their files: of a folder, flat or nested, of a data file
     (``.npz``, as it lies in data_dir), of a packed data set, or of one with a name."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.suffix == ".npz":
         images = data.read_cached(path.stem, path)
-    elif (path / "index.json").exists():
+    elif is_packed(path):
         images = data.load(Config(dataset="folder", folder=source))
     elif not path.exists() and source in NAMED:
         images = data.load(Config(dataset=source))
@@ -146,14 +146,16 @@ def apply(
     the next cluster and, without clustering heads, distance from the centroid; and ``embedding``,
     the features ``[N, D]`` float32 in the same order. Memory does not grow with the images.
 
-    Returns {"images", "skipped", "sizes"}. ConfigError where images cannot be read, unless
-    ``skip``: then nothing is written, and all of them are counted.
+    Returns {"images", "skipped", "sizes"}. Where images cannot be read and ``skip`` is False: a
+    ConfigError that counts them all, and nothing is written.
     """
     clusterer = Clusterer(run, "cuda" if torch.cuda.is_available() else "cpu")
-    targets = [Path(target).expanduser() for target in (out, embedding) if target]
+    targets = [Path(os.path.expanduser(target)) for target in (out, embedding) if target]
     for target in targets:
         if not target.parent.is_dir():
             raise ConfigError(f"output: {str(target)!r}: there is no folder {str(target.parent)!r}")
+        if target.is_dir():
+            raise ConfigError(f"output: {str(target)!r} is a folder: name a file")
     bad, sizes = {}, np.zeros(clusterer.n_clusters, int)
     with contextlib.ExitStack() as files:
         temporary = [files.enter_context(atomic(target)) for target in targets]

@@ -52,8 +52,8 @@ class Augment:
         """Affine, gamma, contrast, noise: for small grey images, whose shape a crop would cut."""
         c = self.config
         draws = uniform(7, len(x), generator, x.device, c.n_views).mul_(2).sub_(1)
-        angle, shear, log_gamma, log_zoom, factor, dx, dy = draws
-        angle, zoom = angle * c.rotation, 1 + log_zoom * c.zoom
+        angle, shear, log_gamma, grown, factor, dx, dy = draws
+        angle, zoom = angle * c.rotation, 1 + grown * c.zoom
         x = affine(x, angle, zoom, shear * c.shear, dx * c.shift, dy * c.shift)
         x = x.pow((log_gamma * c.gamma).exp().view(-1, 1, 1, 1))
         x = adjust_contrast(x, 1 + factor * c.contrast)

@@ -3,6 +3,7 @@ SimCLR and scikit-learn's k-means. What is compared is timed in turns, so that t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -98,7 +99,10 @@ def step(config: Config, seconds: float = 2.0) -> dict:
     of the whole step, their shares, and the arithmetic of the step as a share of a matrix
     product's. An image counts once, however many views it is seen in."""
     device, b = find_device(config), config.batch_size
-    native = uses_bfloat16(config.replace(precision="auto", backbone="resnet18"), device)
+    # whatever the configuration's own network prefers
+    native = uses_bfloat16(
+        dataclasses.replace(config, precision="auto", backbone="resnet18"), device
+    )
     rows = []
     for precision in ("float32", "bfloat16") if native else ("float32",):
         work, flops = loop(config, precision, device)
@@ -139,6 +143,9 @@ def peer(config: Config, seconds: float = 2.0) -> dict:
     shared += " batch_size crop_scale jitter head_hidden projection_dim precision device compile"
     settings = {k: getattr(config, k) for k in shared.split()}
     ours = Config.from_params({**settings, "method": "simclr"})
+    if ours.augmentation != "images" or ours.dataset == "digits":
+        asked = f"augmentation is {ours.augmentation!r} and dataset {ours.dataset!r}"
+        raise ConfigError(f"what is 'peer', but {asked}: name a preset for photographs (-f)")
     precision = "bfloat16" if uses_bfloat16(ours, device) else "float32"
     crop = dict(min_scale=ours.crop_scale, gaussian_blur=0.0)
     transform = SimCLRTransform(ours.view_side, cj_strength=ours.jitter / 0.8, **crop)
@@ -169,7 +176,7 @@ def peer(config: Config, seconds: float = 2.0) -> dict:
     took = time_interleaved(work, device, seconds)
     n = ours.batch_size * len(loader)
     row = {"precision": precision, **{f"{k}_images_per_second": n / v for k, v in took.items()}}
-    return {"rows": [{**row, "times_lightly": took["lightly"] / took["ours"]}]}
+    return {"rows": [{**row, "times_lightly": took["lightly"] / took["ours"]}], "config": ours}
 
 
 # ---- k-means
@@ -195,15 +202,8 @@ def kmeans(repeats: int = 2) -> dict:
                 times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
         (ours, ours_cpu), (theirs, theirs_cpu) = (np.min(v, 0) for v in times.values())
         inertia = models["ours"].inertia_ / models["theirs"].inertia_
-        row = {
-            "n": n,
-            "features": 128,
-            "k": k,
-            "restarts": restarts,
-            "ours": ours,
-            "theirs": theirs,
-        }
-        row |= {"ratio": ours / theirs, "cpu_ratio": ours_cpu / theirs_cpu}
+        row = {"n": n, "features": 128, "k": k, "restarts": restarts, "ours": ours}
+        row |= {"theirs": theirs, "ratio": ours / theirs, "cpu_ratio": ours_cpu / theirs_cpu}
         rows.append({**row, "inertia_ratio": inertia})
     return {"rows": rows}
 
@@ -268,11 +268,13 @@ def run(
         found = kmeans_large(samples) if samples else kmeans()
     else:
         found = {"step": step, "peer": peer}[what](config, seconds)
+    config = found.pop("config", config)  # of what was measured
     origin = provenance(config)
     kept = "method backbone stem width view_size n_views batch_size n_heads augmentation".split()
     found |= {name: origin[name] for name in ("device", "threads", "cpus")}
     found["settings"] = {k: getattr(config, k) for k in kept}
-    path = Path(out) if out else ROOT / "results" / "local" / f"benchmark-{what}.json"
+    name = f"benchmark-{what}{'-large' if samples else ''}.json"
+    path = Path(out) if out else ROOT / "results" / "local" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         content = {**found, "provenance": origin}

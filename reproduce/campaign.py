@@ -30,4 +30,8 @@ def star_of(star: dict, changes: dict) -> list[Config]:
     base = {**read_settings(SETTINGS / f"{star['settings']}.yaml"), **star.get("with", {})}
     path = itertools.accumulate(star.get("path", []), lambda kept, factor: {**kept, **factor})
     grid = {k: v for k, v in star.get("grid", {}).items() if k not in changes}
-    return expand({**base, **changes}, grid, [*path, *star.get("one", [])])
+    factors = [*path, *star.get("one", [])]
+    for name in itertools.chain(*factors):
+        if name in changes:
+            raise ConfigError(f"{name} cannot be given to a block whose runs differ in it")
+    return expand({**base, **changes}, grid, factors)

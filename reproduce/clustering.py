@@ -41,8 +41,8 @@ class KMeans:
     times the mean variance of the features, or when no sample changed its cluster. metric: "cosine"
     gives samples and centroids length one, so that |x - c|^2 = 2 (1 - cos). batch_size: samples at
     a time, at most. init: "k-means++" (greedy) or "random", K different samples. seeding: how many
-    samples k-means++ draws from (a random choice where there are more); by default, as ``_start``
-    says. device: where to compute, if not where the samples are. sharded: each process fits its own
+    samples k-means++ draws from (a random choice where there are more); by default at most 2^18.
+    device: where to compute, if not where the samples are. sharded: each process fits its own
     share of the samples (``distributed.own``); all get the centroids and inertia for all samples.
 
     After ``fit``, on the device: ``cluster_centers_ [K, D]``, ``labels_ [N]`` of the samples given,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from reproduce import data, metrics
+from reproduce import data, metrics, probes
 from reproduce.apply import Clusterer
 from reproduce.clustering import KMeans
 from reproduce.config import Config, ConfigError, read_settings
@@ -38,7 +39,7 @@ def choose(folder: str, given: dict, gpu: bool | None = None) -> tuple[dict, str
     flip or a colour means nothing, get small changes of shape and contrast; all others get crops,
     flips and colours. Epochs are as many as show about the same number of images in all.
     """
-    path = Path(folder).expanduser().resolve()
+    path = Path(os.path.expanduser(folder)).resolve()
     files = [file for file, _, _ in list_folder(path)[0]]
     looked = [found for i in evenly(len(files), 60) if (found := glance(files[i]))]
     if not looked:
@@ -60,8 +61,9 @@ def choose(folder: str, given: dict, gpu: bool | None = None) -> tuple[dict, str
         settings |= {"image_size": 96, "view_size": 64}
         if given.get("method", "crlc") in Config.__dataclass_fields__["freeze"].metadata["only"]:
             settings |= {"freeze": True, "epochs": int(np.clip(round(20_000 / n), few, many))}
-    settings["warmup_epochs"] = min(settings.get("warmup_epochs", 0), settings["epochs"])
     settings |= given
+    if "warmup_epochs" not in given and isinstance(settings["epochs"], int):
+        settings["warmup_epochs"] = min(settings.get("warmup_epochs", 0), settings["epochs"])
     return settings, (
         f"{n:,} {'grey' if grey else 'colour'} images of about {side} pixels: "
         f"{settings['augmentation']!r} augmentation, {settings['image_size']} pixels, backbone "
@@ -129,14 +131,15 @@ class Look:
 
 def from_notebook(namespace: Mapping[str, Any]) -> Look:
     """What the parameters of notebooks/clusters.ipynb name (pass ``globals()``), each checked."""
-    return look(named_run(namespace, "at_most", "per_row", "on_map"), namespace["at_most"])
+    run_dir = named_run(namespace, "at_most", "per_row", "on_map")
+    return look(run_dir, namespace["at_most"], namespace.get("data_dir", ""))
 
 
 @torch.no_grad()
-def look(run_dir: str, at_most: int = 4000, batch: int = 256) -> Look:
+def look(run_dir: str, at_most: int = 4000, data_dir: str = "", batch: int = 256) -> Look:
     """Load a finished run and its images; ConfigError if they are not there or are others now."""
     clusterer = Clusterer(run_dir)
-    config = clusterer.config
+    config = clusterer.config.replace(data_dir=data_dir)
     images = data.load(config)
     if images.sha256 != clusterer.metrics["data"]["sha256"]:
         raise ConfigError(f"run_dir: {run_dir!r} was trained on other images than are there now")
@@ -175,15 +178,10 @@ def restarts(features: Tensor, cluster: Tensor, k: int, n: int = 5) -> np.ndarra
 
 def near_duplicates(found: Look, n: int = 8) -> pd.DataFrame:
     """The n closest pairs among the images looked at: positions a, b, cosine, and both files."""
-    from sklearn.neighbors import NearestNeighbors
-
-    unit = torch.nn.functional.normalize(found.features, dim=-1).numpy()
-    distance, near = NearestNeighbors(n_neighbors=2).fit(unit).kneighbors(unit)
-    own = near[:, 0] == np.arange(len(unit))  # an equal image may come before the image itself
-    other = np.where(own, near[:, 1], near[:, 0])
-    pairs = pd.DataFrame({"a": np.arange(len(unit)), "b": other, "cosine": 0.0})
-    pairs["cosine"] = 1 - np.where(own, distance[:, 1], distance[:, 0]) ** 2 / 2
-    pairs[["a", "b"]] = np.sort(pairs[["a", "b"]], axis=1)
+    _, cosine, other = zip(*probes.most_similar(found.features, found.features, 1, itself=True))
+    pairs = np.stack([np.arange(len(found.features)), torch.cat(other)[:, 0].numpy()], 1)
+    pairs = pd.DataFrame(np.sort(pairs, 1), columns=["a", "b"])
+    pairs["cosine"] = torch.cat(cosine)[:, 0].numpy()
     pairs = pairs.drop_duplicates(["a", "b"]).nlargest(n, "cosine")
     files = found.table["file"]
     return pairs.assign(file_a=files[pairs["a"]].values, file_b=files[pairs["b"]].values)

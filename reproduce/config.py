@@ -86,7 +86,7 @@ class Config:
         0, "side in pixels of a folder's images, resized; 0: 64 or, of ImageNet, 256", (0, 1024)
     )
     bad_images: str = setting(
-        "stop", "at unreadable images of a folder: stop and name them, or skip them", "stop skip"
+        "stop", "at unreadable images of a folder: name them and stop, or skip them", "stop skip"
     )
     split: str = setting(
         "all", "test: train on the training part, score on the test part; all: on both", "test all"
@@ -266,7 +266,7 @@ class Config:
     epochs: int = setting(
         60, "passes over the training images", (0, 1_000_000), group="optimisation"
     )
-    batch_size: int = setting(64, "images, each seen in two views", (2, None))
+    batch_size: int = setting(64, "images in a batch, each in n_views views", (2, None))
     optimizer: str = setting("sgd", "sgd has momentum and no Nesterov", "sgd adam")
     learning_rate: float = setting(0.4, "the peak, where the schedule has one", (0, 1000))
     schedule: str = setting(
@@ -379,7 +379,7 @@ class Config:
     def __post_init__(self):
         """A packed data set says its images' side itself; then it stands in the settings, too."""
         folder = Path(os.path.expanduser(self.folder))
-        if self.folder and not self.image_size and os.path.exists(folder / "index.json"):
+        if self.folder and not self.image_size and is_packed(folder):
             from reproduce.packed import read_index
 
             object.__setattr__(self, "image_size", read_index(folder)["side"])
@@ -415,7 +415,7 @@ class Config:
         if self.image_size and not folder:
             yield f"image_size is {self.image_size}, but {data}: only a folder's images are resized"
         if self.image_size == 1:
-            yield "image_size is 1: it must be at least 2, or 0 for 64 pixels"
+            yield "image_size is 1: it must be at least 2, or 0 for the default"
         if self.bad_images == "skip" and not folder:
             yield f"bad_images is 'skip', but {data}: only a folder has images to skip"
         if self.workers and not folder:
@@ -597,6 +597,12 @@ def unknown(name: str, known) -> str:
     near = difflib.get_close_matches(short_repr(name).strip("'"), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(known))}"
     return f"unknown parameter {short_repr(name)}: {hint}"
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether ``python -m reproduce pack`` made a folder."""
+    made = folder / "index.json", folder / "rows.npz"
+    return os.path.exists(made[0]) and (os.path.exists(made[1]) or bool([*folder.glob("*.npy")]))
 
 
 def short_repr(value: Any) -> str:

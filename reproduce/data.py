@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from reproduce import packed
-from reproduce.config import FOLDERS, Config, ConfigError
+from reproduce.config import FOLDERS, Config, ConfigError, is_packed
 from reproduce.folder import fingerprint, imagenet_classes, list_dataset, read_folder, wrong
 from reproduce.runs import ROOT, atomic
 
@@ -100,7 +100,7 @@ def load(config: Config) -> Images:
     """A configuration's data set, from its cached file if there is one; or ConfigError."""
     root = Path(os.path.expanduser(config.data_dir)) if config.data_dir else ROOT / "data"
     folder = Path(os.path.expanduser(config.folder))
-    if config.folder and os.path.exists(folder / "index.json"):
+    if config.folder and is_packed(folder):
         return from_packed(folder, config)
     if config.dataset in FOLDERS:
         try:
@@ -128,7 +128,10 @@ def from_packed(folder: Path, config: Config) -> Images:
         held = f"holds images of {images.pixels.shape[-1]} pixels, but image_size is {config.side}"
         raise wrong(folder, f"{held}: leave it at 0, or pack anew")
     if config.dataset != "folder":
-        imagenet_classes(folder, config.dataset, images.classes)
+        wanted = imagenet_classes(folder, config.dataset, images.classes)
+        if list(images.classes) != wanted:
+            held = f"holds {len(images.classes)} classes, and {config.dataset!r} is {len(wanted)}"
+            raise wrong(folder, f"{held} of them: pack anew with --dataset {config.dataset}")
     return images
 
 
@@ -238,6 +241,8 @@ def write_cached(path: Path, **content) -> None:
 
 def read_cached(name: str, path: Path) -> Images:
     remedy = "delete it, and it is made again"
+    if not path.exists():
+        raise ConfigError(f"data file {str(path)!r} does not exist")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = canonical(**{key: file[key] for key in (*ARRAYS, *TEXTS)})

@@ -1,5 +1,5 @@
-"""Several processes that train one model, started by torchrun; with one process every function here
-returns what it was given.
+"""Several processes that train one model, started by torchrun; with one process nothing here
+changes what it is given.
 
 Each process holds the same model and draws the same batches and random numbers. It passes its own
 contiguous share of a batch through the network, and ``gather`` puts all shares together again, so
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
-MINUTES = 30  # that processes wait for each other; one evaluates while the others wait
+MINUTES = 30  # that processes wait for each other
+GONE = "another one is gone"
 
 
 class Lost(RuntimeError):
@@ -45,8 +46,8 @@ def processes(device: str = "auto", minutes: float = MINUTES):
         yield
         return
     lost = Lost(
-        f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} ends because another one is "
-        "gone; the last whole checkpoint is kept, and the same command continues from it"
+        f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} ends because {GONE}; the last "
+        "whole checkpoint is kept, and the same command continues from it"
     )
 
     def stop(*_):  # torchrun's signal to the others when one has failed

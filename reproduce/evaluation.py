@@ -1,4 +1,5 @@
-"""Looking at a method while it learns and when it is done; labels are used here alone."""
+"""Looking at a method while it learns and when it is done: within a run, labels are used nowhere
+else."""
 
 import itertools
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from reproduce.config import Config
 from reproduce.data import Images
 from reproduce.methods import Method
 
-# values that may be in memory at a time: all heads' probabilities, else those of some images, and
-# packed pixels for k-means, else it is left out
+# values that may be in memory at a time: of all heads' probabilities, above which only some images
+# keep theirs, and of packed pixels for k-means, above which it is left out
 MOST_PROBABILITIES, MOST_PIXELS = 1 << 28, 1 << 25
 KEPT = "epochs", "traces", "mass", "head_losses", "best"  # in a checkpoint
 
@@ -51,14 +52,14 @@ class Evaluator:
         self.mass: list[Tensor] = []
         self.head_losses: list[float] | None = None
         self.best: dict | None = None  # scores of the best head of any epoch, by label
-        self.last: dict[str, Tensor] | None = None  # what the last look extracted
+        self.last: tuple[dict, dict] | None = None  # what the last look extracted, and the rules
         self.nearest: float | None = None  # and its accuracy of nearest neighbours
 
     @torch.no_grad()
     def extract(self, network: Callable, pixels: Tensor | packed.Pixels, whole: bool = True):
         """A network's output, or its named outputs, for all images in evaluation mode; samples on
         the next-to-last axis. Always in float32: bfloat16 rounds away what features differ by.
-        Of several processes each extracts its share; whole: and gets those of all."""
+        Of several processes each extracts its share; with ``whole`` all get all rows."""
         training = self.method.training
         self.method.eval()
         distributed.same_statistics(self.method)
@@ -98,7 +99,7 @@ class Evaluator:
     def evaluate(self, epoch: int, head_losses: Tensor | None) -> dict:
         """Evaluate; returns the columns for history, none before any training (epoch 0)."""
         self.head_losses = None if head_losses is None else [float(x) for x in head_losses]
-        out = self.last = self.look()
+        out = self.look()
         if "probabilities" in out:
             self.epochs.append(epoch)
             traced = out["probabilities"][:, self.traced_at].transpose(0, 1)
@@ -107,6 +108,7 @@ class Evaluator:
         if epoch == 0:
             return {}
         rules, row = self.rules(out), {}
+        self.last = out, rules
         if self.images.labelled:
             for rule, assignments in rules.items():
                 accuracies = [metrics.accuracy(self.labels, a) for a in np.atleast_2d(assignments)]
@@ -167,7 +169,8 @@ class Evaluator:
         return probes.knn_accuracy(bank, known, out[space], asked, itself=self.same)
 
     def collapse(self, out: dict[str, Tensor], rules: dict[str, np.ndarray]) -> dict[str, float]:
-        """A few hundred images are enough to see that all embeddings fall into one point."""
+        """``metrics.collapse_monitor`` of the clusters of all images and the embedding of a few
+        hundred, which are enough to see that all fall into one point."""
         main, embedding = rules[list(rules)[-1]], out[self.method.space]
         some = evenly(len(embedding), 512).to(embedding.device)
         return metrics.collapse_monitor(embedding[some], torch.from_numpy(main), self.n_clusters)
@@ -181,10 +184,12 @@ class Evaluator:
         return {"pseudo_nmi": metrics.nmi(self.train.labels[known], pseudo.cpu()[known])}
 
     def finish(self) -> tuple[dict, dict, dict]:
-        """The last evaluation: for metrics.json, {file: its arrays}, and for the files of a folder
-        {column: a value for each}."""
-        out = self.last or self.look()
-        rules = self.rules(out)
+        """The last evaluation: what metrics.json gets; {file stem: its arrays}; and, for a folder,
+        the columns of assignments.csv."""
+        if self.last is None:  # nothing was left to train
+            out = self.look()
+            self.last = out, self.rules(out)
+        out, rules = self.last
         monitor = self.collapse(out, rules)
         why = metrics.collapse_reason(monitor, self.n_clusters)
         if "kmeans_embedding" not in rules:
@@ -208,8 +213,8 @@ class Evaluator:
         embedding = self.method.prepare(out[self.method.space])
         kept = {
             "embedding": reduced(embedding).half().cpu().numpy(),
-            "labels": self.labels.astype(np.int16),
-            **{k: v.astype(np.int16) for k, v in shown.items()},
+            "labels": self.labels.astype(np.int32),
+            **{k: v.astype(np.int32) for k, v in shown.items()},
         }
         found = {"mean": self.augment.mean.flatten(), "std": self.augment.std.flatten()}
         if "probabilities" in out:
@@ -285,12 +290,12 @@ def clusters(kmeans: KMeans, features: Tensor) -> np.ndarray:
 
 def evenly(n: int, most: int) -> Tensor:
     """At most so many of n positions, evenly spread: images may be sorted by class."""
-    return torch.linspace(0, n - 1, min(most, n)).long().unique()
+    return torch.linspace(0, n - 1, min(most, n), dtype=torch.float64).long().unique()
 
 
 def reduced(embedding: Tensor, dim: int = 64) -> Tensor:
-    """The embedding on its first ``dim`` principal axes where it is wider: small files, the same
-    neighbours."""
+    """The embedding on its first ``dim`` principal axes where it is wider: small files, nearly the
+    same neighbours."""
     if embedding.shape[1] <= dim:
         return embedding
     centred = embedding - embedding.mean(0)

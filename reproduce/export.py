@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def export(run: str, out: str) -> dict:
     ``[N, D]``. A ``.pt2`` is read by ``torch.export.load(out).module()``, and holds "clusters.json"
     among its extra files; an ``.onnx`` by any ONNX runtime. A ``.pt`` holds the backbone's weights
     in half precision, for ``-p weights`` and for features. Returns what clusters.json says."""
-    path = Path(out).expanduser()
+    path = Path(os.path.expanduser(out))
     if path.suffix not in (".pt2", ".onnx", ".pt"):
         raise ConfigError(f"model file must end in .pt2, .onnx or .pt, got {out!r}")
     if not path.parent.is_dir():

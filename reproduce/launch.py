@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Callable, Iterator
 import torch
 import yaml
 
+from reproduce import distributed
 from reproduce.config import Config, ConfigError, short_repr
 from reproduce.runs import PACKAGE, Run
 
@@ -88,12 +90,18 @@ def torchrun(config: Config, run: Run) -> Iterator[dict]:
             torchrun.terminate()
             torchrun.wait()
         errors.seek(0)
-        said = [line[7:].strip() for line in errors if line.startswith("error: ")]
+        text = errors.read()
+        said = re.findall(r"^error: (.*)", text, re.M)
         for sentence in said:
             if sentence.startswith("diverged: "):
                 raise Diverged(sentence[10:])
-        if code:
-            raise ConfigError(said[0] if said else f"torchrun ended with status {code}")
+        causes = [sentence for sentence in said if distributed.GONE not in sentence]
+        if code and causes:
+            raise ConfigError(causes[0])
+        if code:  # a process was killed, or has an error of its own: with its traceback
+            print(text, file=sys.stderr)
+            why = re.search(r"^[\w.]+(Error|Exception)\b.*", text, re.M)
+            raise distributed.Lost(why[0] if why else f"torchrun ended with status {code}")
 
 
 def slurm_executor(folder: Path, jobs: int, options: dict):

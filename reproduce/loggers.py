@@ -24,7 +24,7 @@ def check(config: Config) -> None:
 def log_epochs(config: Config, run: Run, rows: Iterable[dict]) -> Iterator[dict]:
     """Yield the rows of ``fit``, each after it was logged to whatever follows the run.
 
-    A continued run yields its earlier rows again, so all is logged anew and no step twice.
+    A continued run yields its earlier rows again, so the log is written from the first epoch on.
     """
     loggers = [TensorBoard(run)] if config.tensorboard else []
     finished = False
@@ -107,4 +107,4 @@ class WeightsAndBiases:
         self.session.log(scalars, step=epoch)
 
     def close(self, finished: bool) -> None:
-        self.session.finish()
+        self.session.finish(exit_code=int(not finished))

@@ -46,7 +46,7 @@ class ReportParameters:
 
 
 def print_provenance(config: Config) -> Run:
-    """Print a run's provenance in two lines; returns the run."""
+    """Print a run's provenance; returns the run."""
     origin, run = provenance(config), Run(config)
     git, packages = origin["git"], origin["packages"]
     state = {None: "", False: "", True: " with uncommitted changes"}[git["dirty"]]
@@ -77,6 +77,11 @@ def watched() -> bool:
 def bar(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator[dict]:
     with tqdm(total=epochs, unit="epoch", file=sys.stdout) as shown:
 
+        def begin(done: int, total: int) -> None:  # only now: earlier epochs came at once
+            shown.initial, shown.start_t = epochs * (done - 1) / total, time.time()
+            run.on_step = step
+            step(done, total)
+
         def step(done: int, total: int) -> None:
             estimate(done, total)
             if time.time() - shown.last_print_t > 0.2:
@@ -85,7 +90,7 @@ def bar(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator[d
                 shown.last_print_t = time.time()
 
         if run:
-            estimate, run.on_step = Estimate(run.config, shown.write), step
+            estimate, run.on_step = Estimate(run.config, shown.write), begin
         for row in rows:
             shown.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
             shown.n = row["epoch"]
@@ -96,18 +101,21 @@ def bar(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator[d
 def lines(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator[dict]:
     if run:
         run.on_step = Estimate(run.config, functools.partial(print, flush=True))
-    began, first, shown = time.perf_counter(), None, 0
+    taken, shown, began = [], 0, time.perf_counter()
     rules = {"aligned_average_acc": "aligned average", "kmeans_embedding_acc": "k-means"}
     for row in rows:
-        epoch, first = row["epoch"], row["epoch"] if first is None else first
+        epoch = row["epoch"]
+        # of a continued run the earlier epochs come again at once
+        taken.append(max(row.get("seconds", 0), time.perf_counter() - began))
         if 20 * epoch // max(1, epochs) > shown:
             shown = 20 * epoch // max(1, epochs)
-            left = (time.perf_counter() - began) / (epoch - first + 1) * (epochs - epoch)
+            left = sum(taken) / len(taken) * (epochs - epoch)
             known = {text: row[rule] for rule, text in rules.items() if row.get(rule) is not None}
             acc = "".join(f"  {text} ACC {100 * v:5.1f} %" for text, v in known.items())
             line = f"epoch {epoch:4d}/{epochs}  loss {row['loss']:8.4f}{acc}  {left:5.0f} s left"
             print(line, flush=True)
         yield row
+        began = time.perf_counter()
 
 
 def print_summary(run: Run) -> Markdown | None:

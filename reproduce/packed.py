@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from reproduce.config import ConfigError
-from reproduce.folder import SUFFIXES, list_dataset, read_all, refuse_bad, relative, wrong
+from reproduce.folder import SUFFIXES, entries, list_dataset, read_all, refuse_bad, relative, wrong
 from reproduce.runs import atomic
 
 SHARD = 8192  # images in a file
@@ -58,11 +58,15 @@ Found = list[tuple[Path | Member, int, int]]  # image, label (-1 without), split
 
 def list_source(source: Path, dataset: str) -> tuple[Found, list[str], list[str]]:
     """The images of folders or of tar archives, their names, and the classes."""
-    parts = ((source, 0), (source / "train", 0), (source / "test", 1))
-    tars = [(tar, split) for part, split in parts for tar in sorted(part.glob("*.tar"))]
     if source.suffix == ".tar" and source.is_file():
-        source, tars = source.parent, [(source, 0)]
+        return list_tars(source.parent, [(source, 0)])
+    parts = {source: 0, source / "train": 0, source / "test": 1}
+    tars = [(tar, split) for part, split in parts.items() for tar in sorted(part.glob("*.tar"))]
     if tars and dataset == "folder":
+        there = [e for part in parts if part.is_dir() for some in entries(part) for e in some]
+        if beside := [e for e in there if e not in parts]:
+            what = f"holds {relative(beside[0], source)!r} beside tar archives"
+            raise wrong(source, f"{what}: move it, or name one archive")
         return list_tars(source, tars)
     found, classes = list_dataset(source, dataset)
     return found, [relative(file, source) for file, _, _ in found], classes
@@ -90,7 +94,7 @@ def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Found, list[s
     bare = [name for key, (_, _, name) in files.items() if key not in labels]
     if not files or (labels and bare):
         lacks = f"{len(bare)} images without a .cls, as {bare[0]!r}" if bare else "no image"
-        raise wrong(source, f"has {lacks}, in its tar archives")
+        raise wrong(source, f"has {lacks} in its tar archives")
     classes = sorted({labels[key] for key in files if labels})
     place = {number: i for i, number in enumerate(classes)}
     found = [(file, place.get(labels.get(key), -1), s) for key, (file, s, _) in files.items()]
@@ -107,7 +111,7 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
     skip them. dataset: 'folder', or an ImageNet, whose classes alone are taken. ConfigError if the
     source cannot be read or ``packed`` not written.
     """
-    source, packed = Path(source).expanduser(), Path(packed).expanduser()
+    source, packed = Path(os.path.expanduser(source)), Path(os.path.expanduser(packed))
     if not 2 <= side <= 1024:
         raise ConfigError(f"side must be a whole number between 2 and 1024, got {side}")
     if (packed / "index.json").exists():
@@ -239,8 +243,8 @@ def read_index(folder: Path) -> dict:
 
 
 def load(folder: Path, check: bool = False) -> dict:
-    """The fields of ``data.Images``. ConfigError if a file is missing or of another length;
-    check: if a byte is another."""
+    """The fields of ``data.Images``. ConfigError if a file is missing or of another length.
+    check: compare every byte with its SHA-256, too."""
     index = read_index(folder)
     for shard in index["shards"]:
         path = folder / shard["file"]

@@ -47,7 +47,7 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
     runs. Of other runs, which may be too few for a notebook, only the pages ``OWN`` are made, and
     one that fails is left out with a sentence on stderr.
     """
-    folder = Path(results_dir).expanduser().resolve()
+    folder = Path(os.path.expanduser(results_dir)).resolve()
     runs = results.load(folder)
     if runs.empty:
         raise ConfigError(f"results_dir: {str(folder)!r} has no finished run yet")
@@ -60,16 +60,17 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
         except ConfigError as error:
             if committed:
                 raise
-            print(f"page left out, too few runs? {error}", file=sys.stderr)
+            print(f"page left out: {error}", file=sys.stderr)
             return ""
         return notebook.stem
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
         chosen = [path for path in notebooks() if committed or path.stem in OWN]
         done = pool.map(run, chosen)
-        for executed in (Path(path) / "train.ipynb" for path in runs["path"]):
-            if executed.exists():  # meanwhile, the pages of single runs
-                to_html(executed, executed.with_suffix(".html"), up="../../../")
+        for path in runs["path"]:  # meanwhile, the pages of single runs
+            for executed in (Path(path) / f"{stem}.ipynb" for stem in ("train", "clusters")):
+                if executed.exists():
+                    to_html(executed, executed.with_suffix(".html"), up="../../../")
         made = [stem for stem in done if stem]
     shared = {"pages": made, "committed": committed}
     for stem in made:
@@ -225,13 +226,14 @@ def _polish(body: str) -> tuple[str, list[tuple[str, str, str]]]:
     return str(soup), [(h.name, h.get("id"), h.text) for h in soup(["h2", "h3"])]
 
 
-def write(path: Path, template: str, title: str, pages=(), up: str = "", **content) -> None:
+def write(path: Path, template: str, title: str, pages=(), up: str | None = "", **content):
     """Write a page of notebooks/template. ``pages`` are the notebooks with pages beside it; ``up``
-    leads to index.html, as "../../../" for the page of a run."""
+    leads to index.html, as "../../../" for the page of a run; None: there is none yet."""
     from jinja2 import Environment, FileSystemLoader
 
     links = [(f"{stem}.html", stem.replace("_", " ").capitalize()) for stem in pages]
     links = [(f"{up}index.html", "Overview"), *links, (f"{up}runs.html", "All runs")]
+    links = [] if up is None else links
     environment = Environment(autoescape=True, loader=FileSystemLoader(TEMPLATE))
     page = environment.get_template(f"{template}.html.j2")
     text = page.render(title=title, kind=template, links=links, here=path.name, **content)

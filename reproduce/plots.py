@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ def style() -> None:
 
 def folder(results_dir: str | Path = "") -> Path:
     """Where figures go: figures/ of the repository, or of another folder of results."""
-    path = Path(results_dir).expanduser() / "figures" if results_dir else ROOT / "figures"
+    path = Path(os.path.expanduser(results_dir)) / "figures" if results_dir else ROOT / "figures"
     path.mkdir(exist_ok=True)
     return path
 
@@ -121,16 +122,10 @@ def lambda1_story(grid: pd.DataFrame, published: pd.DataFrame, score: str, axes)
     axes[0].annotate("paper, best head by label", (4.15, 84), color=ENTROPY["batch"], ha="right")
     axes[0].set_title("published, CIFAR-10")
     for ax, (data, part) in zip(axes[1:], grid.groupby("data", sort=False)):
+        part = part[part["lambda1"].isin([float(weight) for weight in weights])]
         part = part.assign(at=part["lambda1"].map("{:g}".format).map(weights.index))
         part = part.assign(acc=100 * part[score])
-        common = {
-            "data": part,
-            "x": "at",
-            "y": "acc",
-            "hue": "entropy",
-            "palette": ENTROPY,
-            "ax": ax,
-        }
+        common = dict(data=part, x="at", y="acc", hue="entropy", palette=ENTROPY, ax=ax)
         sns.lineplot(**common, style="entropy", markers=["o", "s"], dashes=False, errorbar=interval)
         sns.scatterplot(**common, s=14, alpha=0.5, legend=False)
         floor = 100 * part["kmeans_pixels_acc"].mean()

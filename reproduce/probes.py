@@ -48,9 +48,9 @@ def neighbours(features: Tensor, k: int) -> Tensor:
 def most_similar(
     bank: Tensor, queries: Tensor, k: int, itself=False, chunk: int = 4096, bank_chunk=1 << 16
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield, for some queries at a time, which ones they are, the cosines ``[n, k]`` of their k
-    most similar rows of the bank, and these rows ``[n, k]``. Of several processes each looks up its
-    own share of the queries."""
+    """Yield, for some queries at a time, their slice, the cosines ``[n, k]`` to their k most
+    similar rows of the bank, and the numbers of these rows ``[n, k]``. Of several processes each
+    looks up its own share of the queries."""
     bank = F.normalize(bank.float(), dim=-1)
     mine = distributed.own(len(queries))
     for start in range(mine.start, mine.stop, chunk):

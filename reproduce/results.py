@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,6 @@ DATA = {
 FIELDS = {f.name: f for f in dataclasses.fields(Config) if f.metadata["identity"]}
 SETTINGS = [name for name in FIELDS if name != "seed"]
 PRESETS = runs.ROOT / "notebooks" / "settings"
-SIDES = ("ours", "against")
 CLAIMS = runs.ROOT / "notebooks" / "claims.yaml"
 
 
@@ -58,7 +58,9 @@ CLAIMS = runs.ROOT / "notebooks" / "claims.yaml"
 
 def root(results_dir: str | Path = "") -> Path:
     """The folder of run directories; ConfigError if it was named and does not exist."""
-    folder = Path(results_dir).expanduser().resolve() if results_dir else runs.ROOT / "results"
+    folder = (
+        Path(os.path.expanduser(results_dir)).resolve() if results_dir else runs.ROOT / "results"
+    )
     if results_dir and not folder.is_dir():
         raise ConfigError(f"results_dir: {str(results_dir)!r} is not a folder")
     return folder
@@ -80,10 +82,10 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
     columns = ["data", *FIELDS, *scores, *measured, "setting", "path"]
     table = pd.DataFrame(rows, columns=columns)
     table = table.astype({name: float for name in [*scores, *measured[:3]]}).copy()
-    order = [table["data"] != "CIFAR-10", table["data"], table["method"] != "crlc"]
-    order += [table[name] for name in ("method", "entropy", "lambda1", "setting", "seed")]
-    ranks = pd.concat(order, axis=1, keys=range(len(order)))
-    return table.loc[ranks.sort_values([*ranks], kind="stable").index].reset_index(drop=True)
+    first = {"after": table["data"] != "CIFAR-10", "other": table["method"] != "crlc"}
+    by = ["after", "data", "other", "method", "entropy", "lambda1", "setting", "seed"]
+    table = table.assign(**first).sort_values(by, kind="stable", ignore_index=True)
+    return table.drop(columns=[*first])
 
 
 def _row(path: Path) -> dict:
@@ -223,7 +225,8 @@ def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
 
 def _sides(table: pd.DataFrame, claim: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The runs of a claim's two settings, with the compared score as "score"."""
-    ours, against = ({**claim[k]} if isinstance(claim[k], dict) else {} for k in SIDES)
+    sides = claim["ours"], claim["against"]
+    ours, against = ({**side} if isinstance(side, dict) else {} for side in sides)
     rules = [side.pop("rule", claim["rule"]) for side in (ours, against)]
     a = select(table, **ours)
     if not isinstance(claim["against"], dict):  # a threshold in percent, beside each of our runs

@@ -171,6 +171,7 @@ class Run:
         self.write_json("metrics.json", metrics)
         # the name first, the checkpoints after: a kill in between loses nothing
         old = self.path.with_name(f".{self.path.name}.old.partial")
+        shutil.rmtree(old, ignore_errors=True)  # of a process killed here
         if self.path.exists():
             self.path.replace(old)
         self.partial.replace(self.path)
@@ -183,7 +184,7 @@ class Run:
             (self.path / file).unlink(missing_ok=True)
 
     def write_history(self, history: list[dict]) -> None:
-        columns = list(dict.fromkeys(column for row in history for column in row))
+        columns = list(dict.fromkeys(column for row in history for column in row)) or ["epoch"]
         rows = [[row.get(column, "") for column in columns] for row in history]
         short = [[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows]
         self.write_csv("history.csv", short, columns)

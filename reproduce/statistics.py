@@ -71,23 +71,21 @@ def holm(p: pd.Series, alpha: float = 0.05) -> pd.Series:
 
 
 def family(
-    pairs: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]],
-    score: str = "aligned_average_acc",
-    against: str = "",
+    pairs: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], score: str = "aligned_average_acc"
 ) -> pd.DataFrame:
     """``compare`` each pair; the pairs are one family, corrected by Holm.
 
     "low" and "high" are of 1 - (Holm's level for that comparison), so that an interval excludes 0
     exactly where Holm rejects at 5 % in the family; there "clear" is true. They are no shorter than
-    uncorrected 95 % intervals and become those for a single pair. The same computation twice is no
-    test: it does not count in the family.
+    uncorrected 95 % intervals, and equal to them for a single pair. The same computation twice is
+    no test: it does not count in the family.
     """
-    every = {k: compare(a, b, score, against) for k, (a, b) in pairs.items()}
+    every = {k: compare(a, b, score) for k, (a, b) in pairs.items()}
     p = pd.Series({k: found["p"] for k, found in every.items()}, dtype=float)
     levels = holm(p)
     for k, (a, b) in pairs.items():
         if not np.isnan(levels[k]):
-            every[k] = compare(a, b, score, against, 1 - levels[k])
+            every[k] = compare(a, b, score, level=1 - levels[k])
     table = pd.DataFrame(every.values(), index=pd.Index(list(every)), columns=COMPARED)
     return table.infer_objects().assign(clear=(p <= levels).to_numpy(bool))
 

@@ -160,7 +160,7 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
 
         strip_paths_and_times(executed)
         executed.replace(run.path / "train.ipynb")
-        to_html(run.path / "train.ipynb", run.path / "train.html", up="../../../")
+        to_html(run.path / "train.ipynb", run.path / "train.html", up=None)
     else:
         executed.unlink()
         for file in BULKY:

@@ -47,9 +47,11 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     with distributed.processes(config.device):
         for sentence in config.not_for(distributed.world()):
             raise ConfigError(sentence)
-        if distributed.rank():  # the first one's twin: the same rows, and nobody who reads them
+        if distributed.rank():  # the first one's twin, whose rows and steps nobody reads
+            run.on_step = None
             for _ in fit_here(config, run):
                 pass
+            run.notes.clear()
         else:
             yield from loggers.log_epochs(config, run, fit_here(config, run))
 
@@ -136,6 +138,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         if distributed.rank() == 0:
             state = {
                 "epoch": epoch,
+                "device": device.type,
                 "method": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "generator": generator.get_state(),
@@ -154,6 +157,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     within: dict = {}
     state = distributed.broadcast(None if distributed.rank() else run.load_checkpoint())
     if state:
+        if (begun := state.get("device", device.type)) != device.type:
+            how = f"continue it there, or start anew here with -p resume False ({device.type})"
+            raise ConfigError(f"{str(run.partial)!r} was begun on {begun}: {how}")
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
@@ -179,7 +185,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         else:
             row = {"epoch": epoch, **method.before_epoch(epoch, extract)}
             row |= evaluator.pseudo_labels()
-            for parameter in method.renewed:  # the momentum of weights that are no more
+            for parameter in method.renewed:  # the momentum of weights that were replaced
                 for kept in optimizer.state.get(parameter, {}).values():
                     kept.zero_()
             order = method.order(size, generator)
@@ -209,10 +215,13 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             if run.on_step:
                 run.on_step(step + 1, total)
             terms.append(torch.cat([t.detach().float().view(-1) for t in named.values()]))
-            now = time.perf_counter()
-            if now - saved >= 60 * config.checkpoint_minutes and i + 1 < steps:
-                so_far = dict(row=row, order=order, seconds=now - began, warm=method.warm)
-                saved = save(epoch - 1, terms=torch.stack(terms).cpu(), **so_far)
+            late = time.perf_counter() - saved >= 60 * config.checkpoint_minutes
+            if late and i + 1 < steps and distributed.rank() == 0:
+                known = torch.stack(terms).cpu()
+                if not known.isfinite().all():
+                    break  # ``record`` says so; what was good is kept
+                so_far = dict(row=row, order=order, terms=known, warm=method.warm)
+                saved = save(epoch - 1, seconds=time.perf_counter() - began, **so_far)
         terms = torch.stack(terms).cpu()  # [steps, terms]: the one synchronisation of an epoch
         try:
             head_losses = record(named, terms, row, epoch)
@@ -258,6 +267,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         "images_per_second": config.epochs * size / seconds if seconds else 0.0,
         "peak_memory_mb": memory,
         "precision": "bfloat16" if low_precision else "float32",
+        "processes": distributed.world(),
         "weights_sha256": weights_digest(state),
     }
     if distributed.rank() == 0:
@@ -284,8 +294,8 @@ def uses_bfloat16(config: Config, device: torch.device) -> bool:
 def build_optimizer(config: Config, method: nn.Module) -> torch.optim.Optimizer:
     """SGD or Adam; weight decay on every parameter, or only on tensors of two dimensions and more.
 
-    A predictor's groups have their own multiple of the rate, and may stay at its peak: "times" and
-    "constant" in a group. What is started anew each epoch may do without momentum."""
+    In a group: "times", a predictor's multiple of the rate, and "constant", whether it stays at the
+    peak. Parameters that are new each epoch have no momentum where ``top_momentum`` is off."""
     predictor = {id(p) for p in getattr(method, "predictor", nn.Module()).parameters()}
     still = set() if config.top_momentum else {id(p) for p in method.renewed}
     groups: dict[tuple, list] = {}

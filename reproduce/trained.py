@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ class Trained:
     that features take. data_dir: where its images are, which a run does not keep."""
 
     def __init__(self, run: str | Path, data_dir: str = ""):
-        self.path = Path(run).expanduser()
+        self.path = Path(os.path.expanduser(run))
         self.config, self.metrics, weights = load_weights(run, data_dir, backbone_alone=True)
         self.images = data.load(self.config)
         if self.images.sha256 != self.metrics["data"]["sha256"]:
@@ -104,7 +105,7 @@ def load_weights(
     """The settings of a finished run, its metrics, and the weights that they were measured on.
     backbone_alone: where there is no model.pt, a backbone.pt will do: those weights in half
     precision, with the digest of the whole ones."""
-    path = Path(run).expanduser()
+    path = Path(os.path.expanduser(run))
     if not (path / "metrics.json").exists():
         raise wrong_run(run, "is not the directory of a finished run (it has no metrics.json)")
     file = path / "model.pt"
@@ -176,7 +177,7 @@ def probe(trained: Trained, epochs: int = 100) -> dict:
 
 def from_notebook(namespace: Mapping[str, Any]) -> Trained:
     """The run that the parameters of linear_evaluation.ipynb name (pass ``globals()``)."""
-    return Trained(named_run(namespace, "epochs"))
+    return Trained(named_run(namespace, "epochs"), namespace.get("data_dir", ""))
 
 
 def named_run(namespace: Mapping[str, Any], *numbers: str) -> str:
@@ -184,18 +185,18 @@ def named_run(namespace: Mapping[str, Any], *numbers: str) -> str:
     weights, the one that finished last. numbers: its other parameters, at least 1 each."""
     for name, value in namespace.items():
         plain = isinstance(value, (bool, int, float, str)) and not name.startswith("_")
-        if plain and name not in ("run_dir", *numbers):
-            raise ConfigError(unknown(name, ("run_dir", *numbers)))
+        if plain and name not in ("run_dir", "data_dir", *numbers):
+            raise ConfigError(unknown(name, ("run_dir", "data_dir", *numbers)))
     for name in numbers:
         value = namespace[name]
         if type(value) is not int or value < 1:
             got = short_repr(value)
             raise ConfigError(f"{name} must be a whole number of at least 1, got {got}")
-    run_dir = namespace["run_dir"]
-    if not isinstance(run_dir, str):
-        raise ConfigError(f"run_dir must be a text, got {short_repr(run_dir)}")
-    if run_dir:
-        return run_dir
+    for name in ("run_dir", "data_dir"):
+        if not isinstance(namespace.get(name, ""), str):
+            raise ConfigError(f"{name} must be a text, got {short_repr(namespace[name])}")
+    if namespace["run_dir"]:
+        return namespace["run_dir"]
     files = (ROOT / "results" / "local").rglob("model.pt")
     found = [f for f in files if (f.parent / "metrics.json").exists()]
     found = [f for f in found if ".partial" not in f.parent.name]

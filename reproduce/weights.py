@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] 
     if config.weights == "imagenet":
         state, moments = imagenet(config.backbone), tuple(map(torch.tensor, IMAGENET))
     else:
-        path = Path(config.weights).expanduser()
+        path = Path(os.path.expanduser(config.weights))
         files = [path / name for name in ("model.pt", "backbone.pt")] if path.is_dir() else [path]
         state = read_state(next((file for file in files if file.is_file()), files[0]))
         moments = moments_of(path)
@@ -89,10 +90,10 @@ def labels_used(config: Config) -> str:
         return (
             "ImageNet's 1,000 classes, in the weights it started from; its own for evaluation only"
         )
-    provenance = Path(config.weights).expanduser() / "provenance.json"
+    provenance = Path(os.path.expanduser(config.weights)) / "provenance.json"
     if provenance.exists():
         from reproduce.trained import read_json
 
         before = str(read_json(provenance).get("labels"))
-        return before if before.startswith("ImageNet") else "evaluation only"
+        return before if before.startswith(("ImageNet", "unknown")) else "evaluation only"
     return "unknown in the weights it started from; its own for evaluation only"

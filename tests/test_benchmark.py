@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -124,6 +125,18 @@ def test_beside_lightly_or_one_sentence(tmp_path, monkeypatch):
     row = benchmark.run(Config.from_params(TINY), "peer", 0.03, str(tmp_path / "b.json"))["rows"][0]
     rates = row["ours_images_per_second"], row["lightly_images_per_second"]
     assert row["times_lightly"] == pytest.approx(rates[0] / rates[1])
+
+
+def test_what_the_readme_calls_works_on_digits_too():
+    small = dict(batch_size=16, width=4, head_hidden=8, projection_dim=8, n_heads=2)
+    assert benchmark.step(Config.from_params(small), 0.01)["rows"][0]["step_images_per_second"] > 0
+
+
+def test_a_peer_of_digits_is_refused(monkeypatch):
+    for name in ("lightly.loss", "lightly.models.modules", "lightly.transforms"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    with pytest.raises(ConfigError, match="augmentation is 'digits' and dataset 'digits'"):
+        benchmark.peer(Config())
 
 
 def test_without_lightly_one_sentence(monkeypatch):

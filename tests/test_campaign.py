@@ -90,6 +90,8 @@ def test_changes_reach_every_run_and_unknown_blocks_none():
         ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, cpu, digits"
     ):
         campaign.block("5", {})
+    with pytest.raises(ConfigError, match="^stem cannot be given to a block whose runs differ"):
+        campaign.block("1", {"stem": "cifar"})
     with pytest.raises(ConfigError, match="unknown parameter 'limmit'"):
         campaign.block("1", {"limmit": 300})
 

@@ -100,6 +100,7 @@ def test_settings_go_by_images_and_device(tmp_path, n, size, mode, gpu, expected
     free = clusters.choose(str(tmp_path), {"weights": "imagenet", "method": "byol"}, gpu)[0]
     assert not Config.from_params({**free, "n_clusters": 3}).freeze
     assert "7 epochs" in clusters.choose(str(tmp_path), {"epochs": 7}, gpu)[1]
+    Config.from_params(clusters.choose(str(tmp_path), {"n_clusters": 3, "epochs": 2}, gpu)[0])
 
 
 def test_a_large_grey_photograph_is_not_taken_for_a_drawing(tmp_path):

@@ -294,6 +294,9 @@ def test_an_imagenet_of_a_folder_of_all_its_classes(home, monkeypatch):
     ours = load(home, "imagenet10", folder=str(home / "packed"))
     assert torch.equal(ours.pixels[:], images.pixels) and ours.classes == images.classes
     assert ours.name == "packed" and torch.equal(ours.labels, images.labels)
+    packed.pack(home / "images" / "train", home / "more", 8)
+    text = refused(home, dataset="imagenet10", folder=str(home / "more"))
+    assert "and 'imagenet10' is 10 of them: pack anew with --dataset imagenet10" in text
     text = refused(home, dataset="imagenet_dogs", folder=str(home / "packed"))
     assert "has 1 of the 15 classes of 'imagenet_dogs'" in text
     text = refused(home, dataset="imagenet_dogs", folder=str(home / "images"))

@@ -243,6 +243,20 @@ def test_what_the_processes_say_is_raised_here(tmp_path):
         list(fit(config))
 
 
+def test_an_error_of_a_process_is_shown_with_its_traceback(tmp_path, monkeypatch, capfd):
+    """What no sentence foresees, such as a full GPU."""
+    said = "Traceback (most recent call last):\n  ...\ntorch.OutOfMemoryError: CUDA out of memory"
+    also = f"error: process 0 of 2 ends because {distributed.GONE}; the last ..."
+    script = tmp_path / "torchrun"
+    script.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{also}\n{said}\nEND\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    config = Config.from_params({**QUICK, "processes": 2, "results_dir": str(tmp_path / "runs")})
+    with pytest.raises(distributed.Lost, match="^torch.OutOfMemoryError: CUDA out of memory$"):
+        list(fit(config))
+    assert "Traceback (most recent call last)" in capfd.readouterr().err
+
+
 # ---- shares of rows
 
 

@@ -53,6 +53,18 @@ def test_history_and_the_last_good_checkpoint_are_kept(tmp_path, monkeypatch):
     assert Run(config).json("metrics.json")["status"] == "finished"
 
 
+def test_no_checkpoint_within_an_epoch_keeps_what_is_no_number(tmp_path, monkeypatch):
+    places = {"results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")}
+    run = Run(Config.from_params({**TINY, **places, "checkpoint_minutes": 0}))
+    training = fit(run.config, run)
+    next(training)
+    monkeypatch.setattr(losses, "batch_entropy", lambda p: p.sum((-2, -1)) * float("nan"))
+    with pytest.raises(Diverged, match="at epoch 2, step 0"):
+        list(training)
+    state = run.load_checkpoint()
+    assert state["epoch"] == 1 and not state["within"]
+
+
 def test_the_command_ends_with_a_status_of_its_own(tmp_path, capsys):
     assert main(["train", *words(tmp_path, lambda1="1.0e+30")]) == 3
     assert "error: diverged: loss is " in capsys.readouterr().err

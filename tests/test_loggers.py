@@ -146,7 +146,7 @@ class Session:
     """What stands in for Weights & Biases."""
 
     def __init__(self, refuse=False):
-        self.refuse, self.begun, self.logged, self.finished = refuse, [], [], 0
+        self.refuse, self.begun, self.logged, self.finished = refuse, [], [], []
         self.errors, self.Settings = types.SimpleNamespace(Error=RuntimeError), dict
         self.__spec__ = types.SimpleNamespace()
 
@@ -159,8 +159,8 @@ class Session:
     def log(self, scalars, step):
         self.logged.append((step, scalars))
 
-    def finish(self, **_):
-        self.finished += 1
+    def finish(self, exit_code):
+        self.finished.append(exit_code)
 
 
 def test_wandb_is_told_every_row_and_is_off_by_default(tmp_path, monkeypatch):
@@ -172,9 +172,9 @@ def test_wandb_is_told_every_row_and_is_off_by_default(tmp_path, monkeypatch):
     stopped = fit(config, Run(config))
     next(stopped)
     stopped.close()
-    assert session.finished == 1
+    assert session.finished == [1], "not a finished run"
     list(fit(config, Run(config)))
-    assert [step for step, _ in session.logged] == [1, 1, 2, 3, 4] and session.finished == 2
+    assert [step for step, _ in session.logged] == [1, 1, 2, 3, 4] and session.finished == [1, 0]
     assert session.logged[-1][1]["loss"] and "accuracy/aligned_average" in session.logged[-1][1]
     first, second = session.begun
     assert (
@@ -229,6 +229,12 @@ def test_a_line_for_each_twentieth_and_one_for_the_last(capsys, epochs, n_lines)
         and f"{epochs}/{epochs}" in said[-1]
         and all("s left" in line for line in said)
     )
+
+
+def test_the_time_left_of_a_continued_run_is_that_of_its_epochs(capsys):
+    rows = [{"epoch": e, "loss": 1.5, "seconds": 2.0} for e in range(1, 51)]
+    list(notebook.progress(rows, 60))
+    assert capsys.readouterr().out.splitlines()[-1].split("  ")[-1].strip() == "24 s left"  # of 48
 
 
 def test_a_terminal_has_a_bar(monkeypatch, capsys):

@@ -273,15 +273,21 @@ def test_a_wrong_parameter_ends_in_one_sentence(tmp_path, words, sentence):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_without_labels_has_clusters_and_no_scores(tmp_path):
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_folder_without_labels_has_clusters_and_no_scores(tmp_path, on_disk):
     import numpy as np
     from PIL import Image
+
+    from reproduce import packed
 
     (tmp_path / "images").mkdir()
     for i in range(40):
         colour = np.zeros((20, 20, 3), np.uint8)
         colour[..., i % 3] = 200
         Image.fromarray(colour).save(tmp_path / "images" / f"{i:02d}.png")
+    if on_disk:
+        (tmp_path / "images").rename(tmp_path / "source")
+        packed.pack(tmp_path / "source", tmp_path / "images", 16)
     done = papermill(
         tmp_path,
         "-f",

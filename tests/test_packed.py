@@ -164,6 +164,21 @@ def test_tar_archives_with_labels(tmp_path, small_shards):
     assert torch.equal(images.pixels[:], load(tmp_path, "images").pixels)
 
 
+def test_images_beside_tar_archives_are_not_passed_over(tmp_path):
+    put(tmp_path / "photos", "a/1.png", "b/2.png")
+    tar(tmp_path / "photos" / "old.tar", ("1.png", noise(3)))
+    says = "holds 'a' beside tar archives: move it, or name one archive"
+    refused(lambda: packed.pack(tmp_path / "photos", tmp_path / "packed", 8), says)
+    packed.pack(tmp_path / "photos" / "old.tar", tmp_path / "packed", 8)
+
+
+def test_a_folder_with_an_index_of_its_own_is_not_taken_as_packed(tmp_path):
+    put(tmp_path / "site", "a/1.png", "b/2.png")
+    (tmp_path / "site" / "index.json").write_text("{}")
+    settings = {"dataset": "folder", "folder": str(tmp_path / "site"), "data_dir": str(tmp_path)}
+    assert len(data.load(Config.from_params(settings))) == 2
+
+
 def test_tar_archives_without_labels(tmp_path, small_shards):
     archive = tar(tmp_path / "x.tar", *((f"{i}.png", noise(i)) for i in range(3)))
     packed.pack(archive, tmp_path / "packed", 8)
@@ -547,7 +562,7 @@ def test_the_command(place, capsys):
     assert main(["pack", str(place / "b"), "--check"]) == 2
     assert main(["pack", str(place / "images")]) == 2
     assert main(["pack", str(place / "images"), str(place / "c"), "--check"]) == 2
-    assert "packed: name the folder to write" in capsys.readouterr().err
+    assert "pack: name SOURCE and the folder to write" in capsys.readouterr().err
     (place / "images" / "train" / "a" / "00.png").write_bytes(b"")
     words = ["pack", str(place / "images"), str(place / "c"), "--side", "8", "--bad-images", "skip"]
     assert main(words) == 0 and "note: 1 files cannot be read" in capsys.readouterr().out

@@ -183,6 +183,26 @@ def test_an_interrupted_run_continues_to_the_same_bits(config, tmp_path, stop_af
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_run_begun_on_another_kind_of_device_is_not_continued_here(config, monkeypatch):
+    stopped = fit(config, Run(config))
+    next(stopped)
+    stopped.close()
+    begun = {**Run(config).load_checkpoint(), "device": "cuda"}
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="was begun on cuda: "):
+        patch.setattr(Run, "load_checkpoint", lambda self: begun)
+        list(fit(config, Run(config)))
+    assert len(list(fit(config, Run(config)))) == config.epochs
+
+
+def test_what_a_kill_within_finish_left_does_not_stop_the_next(config):
+    run, _ = train(config)
+    left = run.path.with_name(f".{run.path.name}.old.partial")
+    left.mkdir()
+    (left / "model.pt").write_bytes(b"old")
+    anew, _ = train(config.replace(resume=False))
+    assert anew.finished and not left.exists()
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(config):
     stopped = fit(config, Run(config))
     list(itertools.islice(stopped, 2))
@@ -369,6 +389,7 @@ def test_the_monitor_of_collapse_sees_images_of_every_class():
 def test_zero_epochs_evaluate_the_untrained_network(config):
     run, rows = train(config.replace(epochs=0))
     assert rows == [] and "lowest_loss_head" not in run.json("metrics.json")["scores"]
+    assert results.history(results.load(config.results_dir)).empty
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,17 @@ def backbone_of(path, prefix="backbone."):
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
+def labels_of(path):
+    return json.loads((path / "provenance.json").read_text())["labels"]
+
+
+def test_unknown_labels_stay_unknown_in_the_runs_that_follow(place, tmp_path):
+    torch.save(backbone_of(trained(place, method="simclr")), tmp_path / "weights.pt")
+    second = trained(place, method="cc", weights=str(tmp_path / "weights.pt"))
+    third = trained(place, method="cc", weights=str(second))
+    assert labels_of(second) == labels_of(third) and labels_of(third).startswith("unknown")
+
+
 @pytest.mark.parametrize("method", ["crlc", "propos"])
 def test_a_frozen_backbone_stays_to_the_bit(place, method):
     first = trained(place, method="simclr")
@@ -53,7 +64,7 @@ def test_a_frozen_backbone_stays_to_the_bit(place, method):
     assert not all(torch.equal(before[k], free[k]) for k in before)
     with np.load(path / "apply.npz") as a, np.load(first / "apply.npz") as b:
         assert np.array_equal(a["mean"], b["mean"])
-    assert json.loads((path / "provenance.json").read_text())["labels"] == "evaluation only"
+    assert labels_of(path) == "evaluation only"
 
 
 @pytest.fixture(scope="module")

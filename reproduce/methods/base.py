@@ -60,8 +60,8 @@ class Method(nn.Module):
 
         What batch norm sees at once is one pass. ``views`` 'together': all views, 'apart': each by
         itself. ``batchnorm_split``: only the images that one of n devices would hold, of which the
-        first keeps the running statistics. shuffle: a device holds other images than it else would,
-        so that its statistics cannot tell which key belongs to which query."""
+        first keeps the running statistics. shuffle: a device holds other images than it would
+        otherwise, so that its statistics cannot tell which key belongs to which query."""
         network, n = network or self.backbone, self.config.batchnorm_split
         apart = self.config.views == "apart"
         if n == 1 and not apart:

@@ -45,7 +45,7 @@ class DeepCluster(Method):
         every image could be assigned without a loss, weighs no more than a small one.
 
         quotas: the same number from each, as in the released code, none twice where a cluster has
-        enough; else cluster and image are drawn anew for each of the n."""
+        more; otherwise cluster and image are drawn anew for each of the n."""
         by_cluster = self.pseudo_labels.argsort(stable=True)
         size = self.pseudo_labels.bincount()
         size = size[size > 0]
