@@ -88,7 +88,7 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
 def execute(notebook: Path, executed: Path, **parameters) -> None:
     """papermill; ConfigError with the notebook's name and what went wrong if it fails."""
     os.environ.setdefault("PYTHONHASHSEED", "0")  # the kernel's: the same page twice
-    quiet = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=40"]}
+    quiet = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
     try:
         content = papermill.execute_notebook(notebook, None, parameters, **quiet)
     except papermill.PapermillExecutionError as error:
