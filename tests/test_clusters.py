@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from test_apply import METHODS, paint
 
-from reproduce import clusters
+from reproduce import clusters, data
 from reproduce.__main__ import main
 from reproduce.config import Config, ConfigError
 from reproduce.runs import Run
@@ -38,10 +38,14 @@ def trained(place, method, **changes):
     return run.path
 
 
+def look(place, path, **more):
+    return clusters.look(str(path), data_dir=str(place[0] / "data"), **more)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_looked_at(place, method):
     path = trained(place, method)
-    found = clusters.look(str(path))
+    found = look(place, path)
     with open(path / "assignments.csv", newline="") as file:
         rule = "aligned_average" if method == "crlc" else "kmeans_embedding"
         known = {row["file"]: int(row[rule]) for row in csv.DictReader(file)}
@@ -57,9 +61,18 @@ def test_every_method_can_be_looked_at(place, method):
     names = {tuple(sorted(p)) for p in zip(pairs["file_a"], pairs["file_b"])}
     assert ("train/side0/00.png", "train/side0/90.png") in names and pairs["cosine"].max() > 0.999
     assert (pairs["a"] < pairs["b"]).all()
-    few = clusters.look(str(path), at_most=5)
+    few = look(place, path, at_most=5)
     assert list(few.table["file"]) == [list(known)[i] for i in (0, 6, 12, 18, 24)]
     assert few.sizes.sum() == 25
+
+
+def test_the_images_are_cached_where_they_were_for_the_run(place, tmp_path, monkeypatch):
+    path = trained(place, "crlc")
+    monkeypatch.setattr(data, "ROOT", tmp_path / "no")
+    (tmp_path / "here").mkdir()
+    given = {"run_dir": str(path), "at_most": 9, "per_row": 3, "on_map": 9}
+    clusters.from_notebook({**given, "data_dir": str(tmp_path / "here")})
+    assert list((tmp_path / "here").glob("folder-*.npz")) and not (tmp_path / "no").exists()
 
 
 def test_runs_of_other_seeds_and_other_k_are_found(place):
@@ -67,7 +80,7 @@ def test_runs_of_other_seeds_and_other_k_are_found(place):
     trained(place, "crlc", seed=1)
     trained(place, "crlc", n_clusters=3)
     trained(place, "crlc", lambda1=0.5)
-    found = clusters.look(str(path))
+    found = look(place, path)
     runs = clusters.related(found)
     assert runs[["K", "seed"]].values.tolist() == [[2, 0], [2, 1], [3, 0]]
     assert runs["between_heads"].between(-1, 1).all()
@@ -135,6 +148,8 @@ def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
     (run / "names.yaml").write_text("0: bright\n1: dark\n")
     assert main(words) == 0
     assert "already finished" in capsys.readouterr().out
+    page = (run / "clusters.html").read_text()
+    assert 'aria-label="Pages"' not in page and "index.html" not in page, "there is none yet"
     page = (run / "clusters.html").read_text(encoding="utf-8")
     assert page.count("<img") >= 5 and "bright" in page and "TqdmWarning" not in page
     with open(run / "clusters.csv", newline="") as file:
@@ -170,7 +185,7 @@ def test_wrong_input_ends_in_a_sentence(place, tmp_path, capsys):
 def test_the_pictures_can_be_drawn(place):
     import matplotlib.pyplot as plt
 
-    found = clusters.look(str(trained(place, "crlc")))
+    found = look(place, trained(place, "crlc"))
     k = int(found.sizes.argmax())
     found.names = {k: "left"}
     fig = clusters.sheet(found, [(found.title(k), np.arange(3), "white"), ("b", [1], "0.6")], ["x"])

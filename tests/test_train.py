@@ -183,6 +183,15 @@ def test_an_interrupted_run_continues_to_the_same_bits(config, tmp_path, stop_af
         np.testing.assert_array_equal(a, b)
 
 
+def test_the_last_evaluation_is_made_once(config, monkeypatch):
+    fits, whole = [], evaluation.Evaluator.kmeans
+    monkeypatch.setattr(
+        evaluation.Evaluator, "kmeans", lambda *given: fits.append(1) or whole(*given)
+    )
+    train(config.replace(method="simclr", epochs=2, n_heads=10))
+    assert len(fits) == 2
+
+
 def test_a_run_begun_on_another_kind_of_device_is_not_continued_here(config, monkeypatch):
     stopped = fit(config, Run(config))
     next(stopped)
