@@ -135,15 +135,14 @@ def slurm_executor(folder: Path, jobs: int, options: dict):
 
 def slurm(function: Callable, calls: list[tuple], executor, every: float = 1.0) -> Iterator[Done]:
     """The calls as one array of jobs, each yielded when done; a job that died is an exception."""
+    from submitit import helpers
+
     with executor.batch():
-        waiting = {i: executor.submit(catch, function, *c) for i, c in enumerate(calls)}
-    while waiting:
-        for i in [i for i, job in waiting.items() if job.done()]:
-            job = waiting.pop(i)
-            try:
-                outcome = job.result()
-            except Exception:  # submitit's: there is no result
-                how = f"job {job.job_id} ended without a result, in state {job.state}"
-                outcome = RuntimeError(f"{how}; its log: {job.paths.stderr}")
-            yield i, outcome
-        time.sleep(every if waiting else 0)
+        jobs = [executor.submit(catch, function, *arguments) for arguments in calls]
+    for job in helpers.as_completed(jobs, poll_frequency=every):
+        try:
+            outcome = job.result()
+        except Exception:  # submitit's: there is no result
+            how = f"job {job.job_id} ended without a result, in state {job.state}"
+            outcome = RuntimeError(f"{how}; its log: {job.paths.stderr}")
+        yield jobs.index(job), outcome

@@ -66,6 +66,31 @@ def test_compact_has_three_stages_and_two_stems(stem, side, maps):
     assert kernel.shape == (8, 3, *((4, 4) if stem == "cifar" else (7, 7)))
 
 
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 2), (1, 2), (2, 1), (3, 3), (2, 5)])
+def test_a_convolution_as_one_product(height, width):
+    """On a small map: values, both gradients and the layout of torch's own."""
+    ours = backbones.Conv3x3(3, 5, 3, 1, 1, bias=False).double()
+    theirs = nn.Conv2d(3, 5, 3, 1, 1, bias=False).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 3, height, width, dtype=torch.float64)
+    layout = torch.channels_last
+    found = []
+    for conv in (ours.to(memory_format=layout), theirs.to(memory_format=layout)):
+        seen = x.clone(memory_format=layout).requires_grad_()
+        out = conv(seen)
+        out.square().sum().backward()
+        assert out.is_contiguous(memory_format=layout)
+        found.append((out.detach(), seen.grad, conv.weight.grad))
+    for mine, expected in zip(*found):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_compact_computes_its_last_stage_as_products():
+    with torch.device("meta"):
+        net = built(backbone="compact", width=8, view_size=16, augmentation="images")
+    assert sum(isinstance(m, backbones.Conv3x3) for m in net.modules()) == 6
+
+
 @pytest.mark.parametrize(
     "stem, side, expected",
     [("cifar", 96, (12, 12)), ("imagenet", 96, (3, 3)), ("cifar", 16, (2, 2))],
