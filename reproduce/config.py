@@ -414,8 +414,6 @@ class Config:
             yield f"folder is {self.folder!r}, but {data}: add -p dataset folder"
         if self.image_size and not folder:
             yield f"image_size is {self.image_size}, but {data}: only a folder's images are resized"
-        if self.image_size == 1:
-            yield "image_size is 1: it must be at least 2, or 0 for the default"
         if self.bad_images == "skip" and not folder:
             yield f"bad_images is 'skip', but {data}: only a folder has images to skip"
         if self.workers and not folder:
@@ -459,12 +457,11 @@ class Config:
                 "choose a resnet, compact, alexnet or stem 'cifar'"
             )
         if side < least:
+            given = [name for name in ("view_size", "image_size") if getattr(self, name)]
             images = f"the images of {self.dataset!r} are {side} x {side}"
-            yield (
-                f"backbone is {self.backbone!r} and stem is {self.stem!r}, but "
-                f"{f'view_size is {side}' if self.view_size else images}: "
-                f"it needs {least} pixels, 'small' does not"
-            )
+            seen = f"{given[0]} is {side}" if given else images
+            network = f"backbone is {self.backbone!r} and stem is {self.stem!r}"
+            yield f"{network}, but {seen}: the least is {least} pixels ('small': 2)"
         if self.n_views == 1 and self.method != "deepcluster":
             yield f"n_views is 1, but method is {self.method!r}, which compares views: at least 2"
         if self.method in ("moco", "pcl") and self.queue_size % (2 * self.batch_size):
@@ -553,7 +550,7 @@ class Config:
     @property
     def least_side(self) -> int:
         """The smallest side that the backbone can take."""
-        return LEAST_SIDE.get((self.backbone, self.stem), LEAST_SIDE.get(self.backbone, 1))
+        return LEAST_SIDE.get((self.backbone, self.stem), LEAST_SIDE.get(self.backbone, 2))
 
     def identity(self) -> dict:
         """The settings that change what a run computes, in alphabetical order."""

@@ -165,7 +165,7 @@ CONTRADICTIONS = [
         ["folder is 'x'", "dataset is 'digits'"],
         dict(folder="x", dataset="folder"),
     ),
-    (dict(FOLDER, image_size=1), ["image_size is 1", "at least 2"], dict(FOLDER, image_size=2)),
+    (dict(FOLDER, image_size=1), ["image_size is 1:", "least is 2"], dict(FOLDER, image_size=2)),
     (
         dict(bad_images="skip"),
         ["bad_images is 'skip'", "'digits'"],
@@ -189,12 +189,17 @@ CONTRADICTIONS = [
     ),
     (
         dict(CIFAR, augmentation="images", backbone="compact", stem="imagenet", view_size=15),
-        ["backbone is 'compact'", "view_size is 15", "needs 16"],
+        ["backbone is 'compact'", "view_size is 15", "least is 16"],
         dict(CIFAR, augmentation="images", backbone="compact", stem="imagenet", view_size=16),
     ),
     (
+        dict(CIFAR, backbone="small", augmentation="images", view_size=1),
+        ["view_size is 1:", "least is 2"],
+        dict(CIFAR, backbone="small", augmentation="images", view_size=2),
+    ),
+    (
         dict(FOLDER, image_size=31, backbone="resnet18", stem="imagenet"),
-        ["stem is 'imagenet'", "31 x 31"],
+        ["stem is 'imagenet'", "image_size is 31"],
         dict(FOLDER, image_size=32, backbone="resnet18", stem="imagenet"),
     ),
     (
@@ -204,7 +209,7 @@ CONTRADICTIONS = [
     ),
     (
         dict(FOLDER, image_size=15, backbone="resnet18"),
-        ["backbone is 'resnet18'", "15 x 15"],
+        ["backbone is 'resnet18'", "image_size is 15"],
         dict(FOLDER, image_size=16, backbone="resnet18"),
     ),
     (dict(n_clusters=1), ["n_clusters is 1"], dict(n_clusters=2)),
@@ -300,7 +305,7 @@ CONTRADICTIONS = [
     ),
     (
         dict(FOLDER, image_size=31, backbone="vgg16"),
-        ["backbone is 'vgg16'", "31 x 31", "needs 32"],
+        ["backbone is 'vgg16'", "image_size is 31", "least is 32"],
         dict(FOLDER, image_size=32, backbone="vgg16"),
     ),
     (
@@ -310,12 +315,12 @@ CONTRADICTIONS = [
     ),
     (
         dict(FOLDER, image_size=15, backbone="alexnet"),
-        ["backbone is 'alexnet'", "15 x 15", "needs 16"],
+        ["backbone is 'alexnet'", "image_size is 15", "least is 16"],
         dict(FOLDER, image_size=16, backbone="alexnet"),
     ),
     (
         dict(FOLDER, image_size=63, backbone="alexnet", stem="imagenet"),
-        ["stem is 'imagenet'", "63 x 63", "needs 64"],
+        ["stem is 'imagenet'", "image_size is 63", "least is 64"],
         dict(FOLDER, image_size=64, backbone="alexnet", stem="imagenet"),
     ),
     (
