@@ -84,14 +84,14 @@ class Residual(nn.Module):
 
 
 def conv_bn(channels: int, width: int, kernel=3, padding=1, stride=1) -> nn.Sequential:
-    kind = Conv3x3 if (kernel, stride) == (3, 1) else nn.Conv2d
+    kind = Conv3x3 if (kernel, padding, stride) == (3, 1, 1) else nn.Conv2d
     conv = kind(channels, width, kernel, stride, padding, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution, padded by 1. On a map of 1x1 or 2x2, where each pixel sees all others, it
-    is one matrix product: at most four ninths of the arithmetic, a third of the time on a CPU."""
+    is one matrix product: four ninths of the arithmetic, less than half the time on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         side = x.shape[-1]

@@ -85,10 +85,14 @@ def test_a_convolution_as_one_product(height, width):
         torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_compact_computes_its_last_stage_as_products():
-    with torch.device("meta"):
-        net = built(backbone="compact", width=8, view_size=16, augmentation="images")
-    assert sum(isinstance(m, backbones.Conv3x3) for m in net.modules()) == 6
+@pytest.mark.parametrize("side, convolved", [(16, 7), (24, 9)])
+def test_compact_computes_its_last_maps_of_2x2_as_products(side, convolved, monkeypatch):
+    calls, whole = [], nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda c, x: calls.append(c) or whole(c, x))
+    built(backbone="compact", width=8, view_size=side, augmentation="images")(
+        torch.rand(2, 3, side, side)
+    )
+    assert len(calls) == convolved
 
 
 @pytest.mark.parametrize(

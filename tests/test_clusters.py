@@ -148,9 +148,8 @@ def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
     (run / "names.yaml").write_text("0: bright\n1: dark\n")
     assert main(words) == 0
     assert "already finished" in capsys.readouterr().out
-    page = (run / "clusters.html").read_text()
-    assert 'aria-label="Pages"' not in page and "index.html" not in page, "there is none yet"
     page = (run / "clusters.html").read_text(encoding="utf-8")
+    assert 'aria-label="Pages"' not in page and "index.html" not in page, "there is none yet"
     assert page.count("<img") >= 5 and "bright" in page and "TqdmWarning" not in page
     with open(run / "clusters.csv", newline="") as file:
         assert {row["name"] for row in csv.DictReader(file)} <= {"bright", "dark"}
