@@ -194,7 +194,8 @@ def report(args) -> None:
 def benchmark(args) -> None:
     import pandas as pd
 
-    from reproduce import benchmark as speed
+    sys.path.append(str(ROOT / "notebooks"))  # where it lies beside the notebook that reads it
+    import benchmark as speed
 
     config = Config.from_params(given(args))
     found = speed.run(config, args.what, args.seconds, args.out, args.samples)

@@ -5,10 +5,10 @@ import sys
 import time
 from unittest.mock import MagicMock
 
+import benchmark
 import pytest
 import torch
 
-from reproduce import benchmark
 from reproduce.config import Config, ConfigError
 from reproduce.train import uses_bfloat16
 

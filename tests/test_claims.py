@@ -9,6 +9,7 @@ from fake_runs import write_run
 
 from reproduce import results
 from reproduce.runs import ROOT
+from reproduce.statistics import points
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,32 @@ def test_the_readme_states_what_the_runs_say(tmp_path, claims):
     again.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     results.write_claims(again, claims)
     assert again.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_states_what_each_detail_is_worth_at_both_ends(claims):
+    """README's typed table: added to the course's settings ACC and kNN, taken from the authors'."""
+    known, runs = claims.set_index("id"), results.load()
+    taken = {
+        "stem": {"stem": "imagenet"},
+        "crop": {"crop_scale": 0.08, "jitter": 0.8, "normalize": False},
+        "heads": {"head_bias": False, "head_init": "torch", "decay": "all", "logit_clamp": 0.0},
+        "entropy": {"entropy": "sample", "entropy_smoothed": True, "lambda1": 1.0},
+    }
+    preset = {"preset": "cifar10-cpu"}
+    authors = results.select(runs, **preset)
+    pairs = {k: (results.select(runs, **preset, **change), authors) for k, change in taken.items()}
+    features = results.family(pairs, "knn_acc")
+    last_step = known.loc["cifar-heads"].copy()  # on the path it is an addition
+    last_step[["difference", "low", "high"]] = -last_step[["difference", "high", "low"]].to_numpy()
+    said = []
+    for k in taken:
+        alone = known.loc["cifar-heads-alone" if k == "heads" else f"cifar-{k}"]
+        less = last_step if k == "heads" else known.loc[f"cifar-less-{k}"]
+        four = alone, known.loc[f"cifar-features-{k}"], less, features.loc[k]
+        said.append([f"**{points(row)}**" if row["clear"] else points(row) for row in four])
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| detail | added to")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [re.split(r" *\| *", line)[2:-1] for line in table] == said
 
 
 WRITTEN = """

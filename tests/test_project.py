@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from reproduce.runs import ROOT
 
-MOST_LINES = 7_765  # of the package, with comments and docstrings
+MOST_LINES = 7_484  # of the package, with comments and docstrings
 
 
 def pins(text):
@@ -100,7 +100,7 @@ def test_the_readme_names_files_that_exist():
 
 @pytest.mark.parametrize("words", [["check"], ["format", "--check"]])
 def test_code_is_formatted_and_no_line_is_longer_than_100_columns(words):
-    command = [sys.executable, "-m", "ruff", *words, "--no-cache", "reproduce", "tests"]
+    command = [sys.executable, "-m", "ruff", *words, "--no-cache", "."]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
