@@ -184,10 +184,7 @@ def run_all(configs: list[Config], args, launcher: str = "local", options: dict 
 
 def report(args) -> None:
     from reproduce.pages import build
-    from reproduce.results import claims, load, write_claims
 
-    if Path(args.results_dir).resolve() == ROOT / "results":
-        write_claims(ROOT / "README.md", claims(load()))
     print(build(args.results_dir, args.jobs))
 
 

@@ -41,7 +41,8 @@ def notebooks() -> list[Path]:
 
 def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -> Path:
     """Execute the notebooks on the runs below a folder, ``jobs`` at a time, and write their pages,
-    runs.html and index.html there; returns the path of index.html.
+    runs.html and index.html there; of the committed runs also README's table of claims. Returns the
+    path of index.html.
 
     Raises ConfigError if the folder has no finished run, or if a notebook fails on the committed
     runs. Of other runs, which may be too few for a notebook, only the pages ``OWN`` are made, and
@@ -71,11 +72,13 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
             for executed in (Path(path) / f"{stem}.ipynb" for stem in ("train", "clusters")):
                 if executed.exists():
                     to_html(executed, executed.with_suffix(".html"), up="../../../")
+        claims = results.claims(runs)
         made = [stem for stem in done if stem]
     shared = {"pages": made, "committed": committed}
     for stem in made:
         to_html(folder / f"{stem}.ipynb", folder / f"{stem}.html", **shared)
-    claims = results.claims(runs)
+    if committed:
+        results.write_claims(ROOT / "README.md", claims)
     claims = claims[committed | (claims["verdict"] != "not run")].to_dict("records")
     shared |= {"rows": settings_rows(runs, folder), "names": [results.RULES[r] for r in RULES]}
     shared |= {"cards": [card(folder / f"{stem}.ipynb") for stem in made], "claims": claims}
