@@ -137,8 +137,8 @@ def lambda1_story(grid: pd.DataFrame, published: pd.DataFrame, score: str, axes)
         ax.legend(
             handles, [ENTROPY_LABELS[name] for name in names], loc="lower left", title="entropy"
         )
-        seeds = part.groupby(["lambda1", "entropy"]).size()
-        ax.set_title(f"ours, {data} (n = {seeds.min()})")
+        seeds = part.groupby(["lambda1", "entropy"]).size().agg(["min", "max"]).unique()
+        ax.set_title(f"ours, {data} (n = {' to '.join(map(str, seeds))})")
     for ax in axes:
         ax.set(xlabel="λ1, weight of the entropy", ylabel="ACC, %", ylim=(0, 103))
         ax.set_xticks(range(len(weights)), weights)
