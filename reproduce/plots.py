@@ -134,11 +134,11 @@ def lambda1_story(grid: pd.DataFrame, published: pd.DataFrame, score: str, axes)
             "k-means on pixels", (0, floor), (0, 4), textcoords="offset points", size="small"
         )
         handles, names = ax.get_legend_handles_labels()
-        ax.legend(
-            handles, [ENTROPY_LABELS[name] for name in names], loc="lower left", title="entropy"
-        )
+        ax.get_legend().remove()
         seeds = part.groupby(["lambda1", "entropy"]).size().agg(["min", "max"]).unique()
         ax.set_title(f"ours, {data} (n = {' to '.join(map(str, seeds))})")
+    names = [ENTROPY_LABELS[name] for name in names]
+    axes[-1].legend(handles, names, loc="lower left", title="entropy")
     for ax in axes:
         ax.set(xlabel="λ1, weight of the entropy", ylabel="ACC, %", ylim=(0, 103))
         ax.set_xticks(range(len(weights)), weights)
