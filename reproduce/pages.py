@@ -29,7 +29,7 @@ RULES = [rule for rule in results.RULES if rule != "kmeans_pixels"]
 TEMPLATE = ROOT / "notebooks" / "template"
 PLACES = ("data_dir = ", "results_dir = ")
 PHOTOGRAPH = 1 << 14  # colours that no drawing has
-NUMBER = re.compile(r"[+−–-]?[\d.,]+( ?%)?( ± [\d.]+)?( [\[(].*[\])])?|–|nan|")
+NUMBER = re.compile(r"[+−–-]?[\d.,]+( ?%)?( ± [\d.]+)?( [\[(].*[\])])?|–|nan|NaN|")
 
 
 def notebooks() -> list[Path]:
