@@ -210,8 +210,11 @@ class HeadsLinear(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = x @ self.weight
-        return out if self.bias is None else out + self.bias.view(len(out), 1, -1)
+        # a batch times a batch: a matrix times a batch comes out transposed, at twice the time
+        x, bias = x.expand(len(self.weight), *x.shape[-2:]), self.bias
+        if bias is None:
+            return x @ self.weight
+        return torch.baddbmm(bias.view(len(x), 1, -1), x, self.weight)
 
 
 def heads_mlp(
