@@ -97,7 +97,9 @@ class Conv3x3(nn.Conv2d):
         side = x.shape[-1]
         if side > 2 or x.shape[-2] != side:
             return super().forward(x)
-        kernel, places = self.weight.permute(0, 2, 3, 1), range(1, 1 - side, -1)
+        # autocast would narrow what is stacked: four times as much
+        kernel = self.weight.to(x.dtype).permute(0, 2, 3, 1)
+        places = range(1, 1 - side, -1)
         seen = [kernel[:, i : i + side, j : j + side] for i in places for j in places]
         dense = torch.stack(seen).flatten(2).flatten(0, 1)  # [pixels x out, pixels x in]
         out = x.permute(0, 2, 3, 1).flatten(1) @ dense.T
