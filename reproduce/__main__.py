@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--slurm", **repeat, metavar="NAME=VALUE", help=asked)
 
     add = command(campaign, "a block of the studies in notebooks/campaign.yaml", names, many)
-    add("block", help="1 to 4 (CIFAR-10 on a GPU), cpu (on two cores) or digits")
+    add("block", help="1 to 4 (CIFAR-10 on a GPU), cpu, hour (on two cores) or digits")
 
     add = command(report, "the figure notebooks executed, as pages")
     where = "folder of run directories, where the pages go too (default: results/local)"

@@ -77,6 +77,9 @@ def test_the_block_for_a_cpu_leads_from_the_course_to_the_preset():
     # seeds
     assert len(configs) == len({c.hash() for c in configs}) == 5 + 3 + 3 + 7 + 8
     assert len(campaign.block("cpu", {"seed": 1})) == 18
+    # the block "hour" is both ends for longer
+    longer = [c.replace(epochs=4, evaluate_every=2).hash() for c in campaign.block("hour", {})]
+    assert longer == ends
     factors = {k for star in (from_authors, from_course) for one in star["one"] for k in one}
     assert factors == changed(end, campaign.star_of(course, {})[0])
     assert len(campaign.star_of(grid, {})) == 8
@@ -87,7 +90,7 @@ def test_changes_reach_every_run_and_unknown_blocks_none():
         (c.limit, c.epochs) == (300, 2) for c in campaign.block("1", {"limit": 300, "epochs": 2})
     )
     with pytest.raises(
-        ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, cpu, digits"
+        ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, cpu, hour, digits"
     ):
         campaign.block("5", {})
     with pytest.raises(ConfigError, match="^stem cannot be given to a block whose runs differ"):

@@ -1,5 +1,5 @@
-"""k-means and the Gaussian mixture against scikit-learn, against loops over samples in float64, and
-under changes that must not matter."""
+"""k-means against scikit-learn, against loops over samples in float64, and under changes that must
+not matter."""
 
 import math
 import tracemalloc
@@ -10,14 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn import cluster, datasets, mixture
+from sklearn import cluster, datasets
 from torch.overrides import TorchFunctionMode
 
 from reproduce import clustering
 from reproduce.clustering import KMeans, whitened
-from reproduce.mixture import GaussianMixture, expect
-
-COVARIANCE = ["diag", "spherical"]
 
 
 @pytest.fixture(scope="module")
@@ -82,25 +79,6 @@ def loop_plus_plus(x, k, n_init, seed):
             chosen.append(candidates[int(np.argmin(left))])
         starts.append(torch.stack(chosen))
     return torch.stack(starts)
-
-
-def loop_log_joint(x, weights, means, variances):
-    """log p(k, x_i) for variances ``[K, D]``."""
-    return torch.tensor(
-        [
-            [
-                math.log(w)
-                - sum(
-                    float((a - b) ** 2 / s + math.log(2 * math.pi * s))
-                    for a, b, s in zip(sample, m, v)
-                )
-                / 2
-                for w, m, v in zip(weights.tolist(), means, variances)
-            ]
-            for sample in x
-        ],
-        dtype=torch.float64,
-    )
 
 
 # ---- k-means against scikit-learn
@@ -328,29 +306,27 @@ def test_place_and_scale_do_not_matter():
     assert (large.labels_ == model.labels_).all() and large.n_iter_ == model.n_iter_ == far.n_iter_
 
 
-@pytest.mark.parametrize("make", [KMeans, GaussianMixture])
-def test_deterministic_and_the_global_generator_is_left_alone(make):
+def test_deterministic_and_the_global_generator_is_left_alone():
     x = torch.randn(200, 3)
     before = torch.get_rng_state()
-    a, b = make(5, n_init=2, random_state=3).fit(x), make(5, n_init=2, random_state=3).fit(x)
+    a, b = (KMeans(5, n_init=2, random_state=3).fit(x) for _ in range(2))
     assert (a.predict(x) == b.predict(x)).all() and (torch.get_rng_state() == before).all()
     starts = [clustering.plus_plus(padded(x), 5, 2, seed) for seed in (3, 4)]
     assert not (starts[0] == starts[1]).all() and not (starts[0][0] == starts[0][1]).all()
 
 
-@pytest.mark.parametrize("make", [KMeans, GaussianMixture])
-def test_any_kind_of_samples(make):
+def test_any_kind_of_samples():
     x = torch.randint(0, 9, (60, 3)).float()
-    labels = make(4).fit_predict(x)
+    labels = KMeans(4).fit_predict(x)
     assert labels.dtype == torch.int64 and labels.shape == (60,)
     array = x.numpy()[::-1][::-1]
     array.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for same in (array, x.tolist(), x.long(), x.half(), x.double(), x.clone().requires_grad_()):
-            assert (make(4).fit_predict(same) == labels).all()
+            assert (KMeans(4).fit_predict(same) == labels).all()
         with torch.autocast("cpu", torch.bfloat16):
-            assert (make(4).fit_predict(x) == labels).all()
+            assert (KMeans(4).fit_predict(x) == labels).all()
     assert x.equal(x.round())  # not centred in place
 
 
@@ -652,11 +628,10 @@ def test_whitening_in_blocks(monkeypatch):
 # ---- what is refused
 
 
-@pytest.mark.parametrize("make", [KMeans, GaussianMixture])
 @pytest.mark.parametrize(
     "n_clusters, x, words",
     [
-        (7, torch.randn(6, 2), r"n_(clusters|components) .* between 1 and .* 6, got 7"),
+        (7, torch.randn(6, 2), r"n_clusters .* between 1 and .* 6, got 7"),
         (2, torch.tensor([[0.0, 1.0], [math.nan, 2.0], [3.0, 4.0]]), "x must be finite"),
         (2, torch.tensor([[0.0, 1.0], [math.inf, 2.0], [3.0, 4.0]]), "x must be finite"),
         (2, torch.randn(6), r"x must have shape \[N, D\].* got \[6\]"),
@@ -665,176 +640,40 @@ def test_whitening_in_blocks(monkeypatch):
         (1, torch.randn(3, 0), r"x must have shape \[N, D\].* got \[3, 0\]"),
     ],
 )
-def test_samples_that_cannot_be_clustered(make, n_clusters, x, words):
+def test_samples_that_cannot_be_clustered(n_clusters, x, words):
     with pytest.raises(ValueError, match=words) as error:
-        make(n_clusters).fit(x)
+        KMeans(n_clusters).fit(x)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("make", [KMeans, GaussianMixture])
-def test_other_features_than_in_fit(make):
+def test_other_features_than_in_fit():
     with pytest.raises(ValueError, match=r"x must have shape \[N, 2\], as in fit, got \[6, 3\]"):
-        make(2).fit(torch.randn(6, 2)).predict(torch.randn(6, 3))
+        KMeans(2).fit(torch.randn(6, 2)).predict(torch.randn(6, 3))
 
 
 @pytest.mark.parametrize(
-    "make, settings, words",
+    "settings, words",
     [
-        (KMeans, dict(n_clusters=0), "n_clusters .* at least 1, got 0"),
-        (KMeans, dict(n_clusters=2.5), "n_clusters .* got 2.5"),
-        (KMeans, dict(n_clusters=True), "n_clusters .* got True"),
-        (KMeans, dict(n_clusters=2, n_init=0), "n_init .* got 0"),
-        (KMeans, dict(n_clusters=2, max_iter=0), "max_iter .* got 0"),
-        (KMeans, dict(n_clusters=2, batch_size=0), "batch_size .* got 0"),
-        (KMeans, dict(n_clusters=2, seeding=0), "seeding .* got 0"),
+        (dict(n_clusters=0), "n_clusters .* at least 1, got 0"),
+        (dict(n_clusters=2.5), "n_clusters .* got 2.5"),
+        (dict(n_clusters=True), "n_clusters .* got True"),
+        (dict(n_clusters=2, n_init=0), "n_init .* got 0"),
+        (dict(n_clusters=2, max_iter=0), "max_iter .* got 0"),
+        (dict(n_clusters=2, batch_size=0), "batch_size .* got 0"),
+        (dict(n_clusters=2, seeding=0), "seeding .* got 0"),
         (
-            KMeans,
             dict(n_clusters=2, init="first"),
             "init must be k-means\\+\\+ or random, got 'first'",
         ),
         (
-            KMeans,
             dict(n_clusters=2, metric="manhattan"),
             "metric must be euclidean or cosine, got 'manhattan'",
         ),
-        (GaussianMixture, dict(n_components=-1), "n_components .* got -1"),
-        (
-            GaussianMixture,
-            dict(n_components=2, covariance_type="full"),
-            "covariance_type must be diag or spherical, got 'full'",
-        ),
-        (GaussianMixture, dict(n_components=2, reg_covar=0), "reg_covar must be above 0, got 0"),
     ],
 )
-def test_settings_out_of_range(make, settings, words):
+def test_settings_out_of_range(settings, words):
     with pytest.raises(ValueError, match=words):
-        make(**settings)
-
-
-# ---- Gaussian mixture
-
-
-@pytest.mark.parametrize("covariance", COVARIANCE)
-def test_mixture_is_that_of_scikit_learn_on_blobs(covariance):
-    x, truth = blobs(n=600, k=5)
-    x = (
-        x * torch.tensor([1.0, 0.5, 2.0, 1.0, 1.0]) + 3
-    )  # the features differ in scale, and are not centred
-    x = x + 0.2 * truth[:, None] * torch.randn_like(x)  # the clusters differ in spread
-    ours = GaussianMixture(5, covariance, n_init=3, tol=1e-9).fit(x)
-    theirs = mixture.GaussianMixture(
-        5, covariance_type=covariance, n_init=3, tol=1e-9, random_state=0
-    )
-    theirs.fit(x)
-    assert ours.lower_bound_ == pytest.approx(theirs.score(x.numpy()), abs=1e-5)
-    assert same_partition(ours.predict(x), theirs.predict(x.numpy()))
-    order = theirs.predict(ours.means_.numpy())  # ours -> theirs
-    torch.testing.assert_close(
-        ours.means_, torch.from_numpy(theirs.means_[order]), rtol=1e-3, atol=1e-4
-    )
-    torch.testing.assert_close(
-        ours.covariances_, torch.from_numpy(theirs.covariances_[order]), rtol=1e-3, atol=1e-4
-    )
-    torch.testing.assert_close(
-        ours.weights_, torch.from_numpy(theirs.weights_[order]), rtol=1e-3, atol=1e-4
-    )
-
-
-@pytest.mark.parametrize("covariance", COVARIANCE)
-def test_likelihood_and_responsibilities_are_those_of_a_loop(covariance):
-    x = torch.randn(50, 3) + 5
-    model = GaussianMixture(4, covariance, max_iter=3).fit(x)
-    assert model.covariances_.shape == ((4, 3) if covariance == "diag" else (4,))
-    joint = loop_log_joint(
-        x.double(), model.weights_, model.means_, model.covariances_.view(4, -1).expand(4, 3)
-    )
-    assert model.lower_bound_ == pytest.approx(float(joint.logsumexp(1).mean()))
-    responsibilities = model.predict_proba(x)
-    torch.testing.assert_close(responsibilities, joint.softmax(1))
-    torch.testing.assert_close(responsibilities.sum(1), torch.ones(50, dtype=torch.float64))
-    assert (model.predict(x) == responsibilities.argmax(1)).all()
-
-
-@pytest.mark.parametrize("covariance", COVARIANCE)
-def test_a_step_of_em_is_that_of_a_loop(covariance, monkeypatch):
-    monkeypatch.setitem(clustering.BUFFER, "cpu", 2000)  # a few samples a chunk
-    x = torch.randn(40, 3, dtype=torch.float64)
-    weights, means = (
-        torch.rand(2, 4, dtype=torch.float64).softmax(-1),
-        torch.randn(2, 4, 3, dtype=torch.float64),
-    )
-    variances = torch.rand(2, 4, 3, dtype=torch.float64) + 0.5
-    moments, likelihood = expect(padded(x), weights, means, variances)
-    new = GaussianMixture(4, covariance)._maximise(moments)
-    for r in range(2):
-        joint = loop_log_joint(x, weights[r], means[r], variances[r])
-        assert float(likelihood[r]) == pytest.approx(float(joint.logsumexp(1).mean()))
-        share = joint.softmax(1)
-        for k in range(4):
-            mass = share[:, k].sum()
-            mean = sum(s * sample for s, sample in zip(share[:, k], x)) / mass
-            variance = sum(s * (sample - mean) ** 2 for s, sample in zip(share[:, k], x)) / mass
-            if covariance == "spherical":
-                variance = variance.mean().expand(3)
-            for ours, loop in zip(new, (mass / 40, mean, variance)):
-                torch.testing.assert_close(ours[r, k], loop)
-
-
-@pytest.mark.parametrize("covariance", COVARIANCE)
-@pytest.mark.parametrize("singular", [False, True])
-def test_likelihood_never_decreases(covariance, singular):
-    """One iteration more at a time. Singular: some samples many times over, so that variances reach
-    the floor."""
-    x = torch.randn(150, 3, dtype=torch.float64)
-    if singular:
-        x[:90], x[:, 2] = x[:3].repeat(30, 1), 1.0
-    likelihoods = [
-        GaussianMixture(6, covariance, max_iter=i, tol=0.0).fit(x).lower_bound_
-        for i in range(1, 25)
-    ]
-    gains = np.diff(likelihoods)
-    assert (gains >= -1e-9).all() and gains[0] > 1e-3
-
-
-@pytest.mark.parametrize("covariance", COVARIANCE)
-@pytest.mark.parametrize(
-    "x",
-    [
-        torch.ones(20, 3),
-        torch.tensor([[0.0, 1.0], [5.0, 1.0]]).repeat(10, 1),
-        torch.arange(24.0).view(8, 3).cos(),
-        1e4 + torch.arange(60.0).view(30, 2).cos(),
-    ],
-    ids=["one value", "two values", "as many samples as clusters", "far from the origin"],
-)
-def test_singular_samples_stay_finite(covariance, x):
-    model = GaussianMixture(8, covariance, n_init=2).fit(x)
-    for values in (model.weights_, model.means_, model.covariances_, model.predict_proba(x)):
-        assert values.isfinite().all()
-    assert math.isfinite(model.lower_bound_) and model.covariances_.min() >= 1e-6
-    torch.testing.assert_close(
-        model.predict_proba(x).sum(1), torch.ones(len(x), dtype=torch.float64)
-    )
-    far = model.predict_proba(x.mean(0, keepdim=True) + 1e6)
-    assert far.isfinite().all() and float(far.sum()) == pytest.approx(1)
-
-
-def test_one_gaussian():
-    x = torch.randn(100, 3, dtype=torch.float64)
-    model = GaussianMixture(1).fit(x)
-    torch.testing.assert_close(model.means_[0], x.mean(0))
-    torch.testing.assert_close(model.covariances_[0], x.var(0, correction=0))
-    torch.testing.assert_close(model.weights_, torch.ones(1, dtype=torch.float64))
-
-
-def test_the_likeliest_mixture_of_several_starts_is_kept():
-    x, _ = blobs(n=90, d=2, k=9, spread=2.5)
-    ours = GaussianMixture(9, n_init=20, max_iter=50).fit(x).lower_bound_
-    theirs = mixture.GaussianMixture(
-        9, covariance_type="diag", n_init=20, max_iter=50, random_state=0
-    ).fit(x)
-    assert ours > theirs.score(x.numpy()) - 0.05
-    assert ours > GaussianMixture(9, n_init=1, max_iter=50).fit(x).lower_bound_
+        KMeans(**settings)
 
 
 # ---- the batch of restarts
@@ -859,16 +698,15 @@ def test_each_restart_ends_on_its_own():
         KMeans(10, n_init=20),
         KMeans(60),
         KMeans(10, n_init=20, metric="cosine"),
-        GaussianMixture(5, n_init=2),
     ],
-    ids=["10", "60", "cosine", "mixture"],
+    ids=["10", "60", "cosine"],
 )
 def test_cuda_gives_what_the_processor_gives(digits, model):
     quality = []
     for device in ("cpu", "cuda"):
         labels = model.fit_predict(torch.from_numpy(digits).to(device))
         assert labels.device.type == device
-        quality.append(model.inertia_ if isinstance(model, KMeans) else model.lower_bound_)
+        quality.append(model.inertia_)
     assert quality[0] == pytest.approx(quality[1], rel=0.01)
 
 
