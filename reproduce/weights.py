@@ -24,6 +24,13 @@ def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] 
         files = [path / name for name in ("model.pt", "backbone.pt")] if path.is_dir() else [path]
         state = read_state(next((file for file in files if file.is_file()), files[0]))
         moments = moments_of(path)
+        if (path / "config.json").exists():
+            from reproduce.trained import read_json
+
+            there = read_json(path / "config.json").get("normalize", True)
+            if there != config.normalize:
+                what = f"the run in weights saw its images with normalize {there}"
+                raise ConfigError(f"normalize is {config.normalize}, but {what}: set the same")
     own = backbone.state_dict()
     there = {k: list(v.shape) for k, v in state.items() if not k.startswith("fc.")}
     those = f"weights: those of {short_repr(config.weights)}"

@@ -73,9 +73,10 @@ def first(place):
 
 
 @pytest.mark.parametrize("method, n_views", [("crlc", 3), ("cc", 2)])
-def test_views_of_neighbours(place, first, method, n_views, monkeypatch):
+def test_views_of_neighbours(place, method, n_views, monkeypatch):
     """The first view is of the image itself, each other one of one of its nearest, all of which
     have their turn; an image is never its own neighbour."""
+    first = str(trained(place, method="simclr", normalize=False))
     settings = dict(method=method, n_views=n_views, weights=first, freeze=True, neighbours=3)
     settings |= dict(augmentation="none", normalize=False, epochs=20, evaluate_every=20)
     config = Config.from_params({**TINY, **place, **settings})
@@ -131,6 +132,13 @@ def test_neighbours_go_on_where_a_run_was_stopped(place, first, tmp_path):
 def test_more_neighbours_than_there_are(place, first):
     with pytest.raises(ConfigError, match="neighbours is 32, more than the 31 other images"):
         trained(place, weights=first, neighbours=32)
+
+
+def test_images_are_normalised_as_those_of_the_start_were(place):
+    first = trained(place, method="simclr", normalize=False)
+    assert trained(place, method="cc", weights=str(first), normalize=False)
+    with pytest.raises(ConfigError, match="normalize is True, but .* normalize False: set the"):
+        trained(place, method="cc", weights=str(first))
 
 
 def test_a_directory_with_a_backbone_alone(place, first, tmp_path):
