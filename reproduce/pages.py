@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import papermill  # here, not in threads: two that import it at once may fail
+from IPython.lib import lexers  # noqa: F401  the same
 from nbconvert import HTMLExporter
 from PIL import Image
 
