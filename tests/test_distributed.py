@@ -161,7 +161,8 @@ def test_a_batch_norm_over_all_processes_in_float64(trained):
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
-def same_history(one: list[dict], two: list[dict], tolerance: float = 1e-6) -> None:
+def same_history(one: list[dict], two: list[dict], tolerance: float = 2e-5) -> None:
+    """The default is one in the last of the six digits that are written."""
     assert len(one) == len(two) == TINY["epochs"]
     for a, b in zip(one, two):
         timed = {"seconds", "images_per_second"}
