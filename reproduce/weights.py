@@ -27,10 +27,10 @@ def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] 
         if (path / "config.json").exists():
             from reproduce.trained import read_json
 
-            there = read_json(path / "config.json").get("normalize", True)
-            if there != config.normalize:
-                what = f"the run in weights saw its images with normalize {there}"
-                raise ConfigError(f"normalize is {config.normalize}, but {what}: set the same")
+            before = read_json(path / "config.json").get("normalize", True)
+            if before != config.normalize:
+                what = f"the images of the run in weights had {before}: add -p normalize {before}"
+                raise ConfigError(f"normalize is {config.normalize}, but {what}")
     own = backbone.state_dict()
     there = {k: list(v.shape) for k, v in state.items() if not k.startswith("fc.")}
     those = f"weights: those of {short_repr(config.weights)}"

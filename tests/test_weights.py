@@ -137,7 +137,9 @@ def test_more_neighbours_than_there_are(place, first):
 def test_images_are_normalised_as_those_of_the_start_were(place):
     first = trained(place, method="simclr", normalize=False)
     assert trained(place, method="cc", weights=str(first), normalize=False)
-    with pytest.raises(ConfigError, match="normalize is True, but .* normalize False: set the"):
+    with pytest.raises(
+        ConfigError, match="normalize is True, but .* had False: add -p normalize False"
+    ):
         trained(place, method="cc", weights=str(first))
 
 
