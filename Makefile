@@ -16,7 +16,7 @@ setup: .venv/ready  ## the environment alone, in .venv, from pinned versions (ab
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-report: setup  ## six runs on digits, every figure notebook, results/local/index.html (9 to 13 minutes, 1 the second time)
+report: setup  ## six runs on digits, every figure notebook, results/local/index.html (5 to 13 minutes, 1 the second time)
 	$(RUN) sweep notebooks/settings/digits-quick.yaml --grid lambda1=0.1,0.3,1 --grid entropy=batch,sample --jobs $(JOBS)
 	$(RUN) report --jobs $(JOBS)
 	@echo "open results/local/index.html in a browser; results/index.html has the committed study"
@@ -30,7 +30,7 @@ clusters: named setup  ## your own images: make clusters FOLDER=my_images K=8 tr
 named:
 	@test -n "$(FOLDER)" && test -n "$(K)" || { echo "say which images and how many clusters: make clusters FOLDER=my_images K=8"; exit 1; }
 
-test: setup  ## the tests (about 10 minutes)
+test: setup  ## the tests (5 to 13 minutes)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 study: setup  ## what is missing of the committed study on digits, into results/ (all of it: about five hours on two cores)
