@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -51,20 +52,33 @@ class ConfigError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
-def setting(default, why, allowed=(None, None), only=None, group=None, identity=True):
+GROUPS = {  # the first setting of each, and the heading above it in the notebooks
+    "dataset": "data",
+    "method": "method and loss",
+    "backbone": "network",
+    "augmentation": "augmentation",
+    "epochs": "optimisation",
+    "evaluate_every": "evaluation",
+    "seed": "the run",
+}
+
+
+def setting(default, why, allowed=(None, None), only=None, identity=True):
     """A field of ``Config``.
 
     allowed: the choices of a text, as words, or the ends of a number's range. only: the methods
-    that read it (None: all). group: the heading above it in the notebooks. identity: whether it
-    changes what a run computes.
+    that read it (None: all). identity: whether it changes what a run computes.
     """
     choices, (low, high) = None, allowed if isinstance(allowed, tuple) else (None, None)
     if isinstance(allowed, str):
         choices = tuple(allowed.split())
-    metadata = dict(why=why, choices=choices, low=low, high=high, group=group, identity=identity)
+    metadata = dict(why=why, choices=choices, low=low, high=high, identity=identity)
     return dataclasses.field(
         default=default, metadata={**metadata, "only": only.split() if only else None}
     )
+
+
+machine = functools.partial(setting, identity=False)  # where and how, not what is computed
 
 
 @dataclass(frozen=True)
@@ -75,9 +89,7 @@ class Config:
     dataset: str = setting(
         "digits",
         "which images; the ImageNets from a folder of them",
-        "digits cifar10 cifar20 cifar100 svhn stl10 stl10_unlabelled folder imagenet10 "
-        "imagenet_dogs tiny_imagenet imagenet",
-        group="data",
+        f"digits cifar10 cifar20 cifar100 svhn stl10 stl10_unlabelled {' '.join(FOLDERS)}",
     )
     folder: str = setting(
         "", "<folder>/{train,test}/<class>/*, images without classes, or a packed data set"
@@ -94,18 +106,14 @@ class Config:
     limit: int = setting(0, "use only so many images of each part; 0: every image", (0, None))
     n_clusters: int = setting(0, "K; 0: the number of classes of the data set", (0, 100_000))
     # ---- method and loss
-    method: str = setting(
-        "crlc", "one file in reproduce/methods/", METHODS, group="method and loss"
-    )
+    method: str = setting("crlc", "one file in reproduce/methods/", METHODS)
     lambda1: float = setting(
         1.0, "weight of the entropy (its mean over the views), maximised", (0, None), only="crlc"
     )
     entropy: str = setting(
         "batch", "of the batch's mean, or of each sample (the course)", "batch sample", only="crlc"
     )
-    entropy_smoothed: bool = setting(
-        False, "take that entropy of the smoothed probabilities", only="crlc"
-    )
+    entropy_smoothed: bool = setting(False, "that entropy of smoothed probabilities", only="crlc")
     lambda2: float = setting(10.0, "weight of the feature contrast", (0, None), only="crlc")
     temperature: float = setting(
         0.1, "of the contrast between images", (1e-3, 100), only="crlc simclr moco pcl cc"
@@ -122,15 +130,11 @@ class Config:
     logit_clamp: float = setting(
         25.0, "logits beyond this are pulled back; 0: never", (0, None), only="crlc"
     )
-    logit_clamp_weight: float = setting(
-        0.01, "how hard they are pulled back", (0, None), only="crlc"
-    )
+    logit_clamp_weight: float = setting(0.01, "how hard they are pulled", (0, None), only="crlc")
     queue_size: int = setting(
         1024, "keys of earlier batches that serve as negatives", (1, 10_000_000), only="moco pcl"
     )
-    ema: float = setting(
-        0.99, "the target network keeps this share of itself at each step", (0, 1), only=EMA
-    )
+    ema: float = setting(0.99, "share that the target network keeps at each step", (0, 1), only=EMA)
     ema_schedule: str = setting(
         "constant", "of that share: constant, or a ramp that ends at 1", "constant ramp", only=EMA
     )
@@ -139,47 +143,33 @@ class Config:
     )
     directions: str = setting(
         "own",
-        "of a symmetric loss: own is the sum for BYOL and ProPos, else the mean",
+        "of a symmetric loss; own: sum for BYOL and ProPos, else mean",
         "own sum mean",
         only=PAIRED,
     )
     alignment_weight: float = setting(
-        1.0,
-        "of 2 - 2 cos(prediction, target); 0.5: the cosine alone",
-        (0, 1000),
-        only="byol propos",
+        1.0, "of 2 - 2 cos(prediction, target); 0.5: 1 - cos", (0, 1000), only="byol propos"
     )
-    prototypes: str = setting(
-        "20 40 80", "numbers of clusters, each a granularity of the prototypes", only="pcl"
-    )
+    prototypes: str = setting("20 40 80", "numbers of clusters, one per granularity", only="pcl")
     prototype_weight: float = setting(
         0.1, "weight of the contrast with, or between, prototypes", (0, None), only="pcl propos"
     )
-    prototype_warmup: int = setting(
-        10, "epochs before prototypes enter the loss", (0, None), only="pcl propos"
-    )
+    prototype_warmup: int = setting(10, "epochs without prototypes", (0, None), only="pcl propos")
     sigma: float = setting(
         0.001, "deviation of the noise that makes a projection's neighbour", (0, 10), only="propos"
     )
     pseudo_clusters: int = setting(
         0, "k of its k-means; 0: ten times n_clusters", (0, 1_000_000), only="deepcluster"
     )
-    pca: int = setting(
-        256, "whitened principal axes for this k-means, at most", (1, 65_536), only="deepcluster"
-    )
-    quotas: bool = setting(
-        False, "an epoch takes equally many images of each pseudo-cluster", only="deepcluster"
-    )
+    pca: int = setting(256, "whitened axes for k-means, at most", (1, 65_536), only="deepcluster")
+    quotas: bool = setting(False, "equally many images per pseudo-cluster", only="deepcluster")
     # ---- network
     backbone: str = setting(
         "small",
         "small: 4 convolutions, for digits; compact: 9, for photographs on a CPU",
         "small compact resnet18 resnet34 resnet50 alexnet vgg16",
-        group="network",
     )
-    width: int = setting(
-        32, "channels of the first layers of the small and the compact backbone", (1, 1024)
-    )
+    width: int = setting(32, "channels of the first layers of small and compact", (1, 1024))
     stem: str = setting(
         "cifar", "first layer: 3x3 (compact: 4x4 stride 2), or that for ImageNet", "cifar imagenet"
     )
@@ -197,16 +187,12 @@ class Config:
         only="crlc cc",
     )
     n_heads: int = setting(10, "H, clustering heads on one backbone", (1, 1000), only="crlc")
-    head_hidden: int = setting(
-        128, "hidden width of every head and projector", (1, 65_536), only=PROJECTED
-    )
+    head_hidden: int = setting(128, "width within heads, projectors", (1, 65_536), only=PROJECTED)
     head_bias: bool = setting(True, "linear layers of the heads have a bias", only="crlc")
     head_init: str = setting(
         "kaiming", "kaiming with gain sqrt(2), or torch's default", "kaiming torch", only="crlc"
     )
-    projection_dim: int = setting(
-        128, "width of the contrasted features", (2, 65_536), only=PROJECTED
-    )
+    projection_dim: int = setting(128, "width of contrasted features", (2, 65_536), only=PROJECTED)
     projector_layers: int = setting(
         2, "linear layers of the projector; 1: no hidden layer", (1, 3), only=PROJECTING
     )
@@ -220,10 +206,7 @@ class Config:
         256, "hidden width of the predictor", (1, 65_536), only=PREDICTING
     )
     predictor_init: str = setting(
-        "torch",
-        "torch's default, or normal: deviation 0.01, no bias",
-        "torch normal",
-        only=PREDICTING,
+        "torch", "torch's, or normal: deviation 0.01, no bias", "torch normal", only=PREDICTING
     )
     views: str = setting(
         "together", "views in one pass of the network, or one batch norm for each", "together apart"
@@ -234,7 +217,6 @@ class Config:
         "digits",
         "digits: affine, gamma, contrast, noise; images: crop, flip, colours, blur",
         "digits images none",
-        group="augmentation",
     )
     n_views: int = setting(
         2, "views of each image; of 3 or more, all pairs count", (1, 16), only="crlc deepcluster"
@@ -249,29 +231,19 @@ class Config:
     gamma: float = setting(0.3, "digits: exponent within exp(+- this)", (0, 3))
     contrast: float = setting(0.3, "digits: factor within 1 +- this", (0, 1))
     noise: float = setting(0.1, "digits: standard deviation of the noise on pixels in 0..1", (0, 1))
-    crop_scale: float = setting(
-        0.2, "images: least share of the area that a random crop keeps", (0.001, 1)
-    )
+    crop_scale: float = setting(0.2, "images: least share of the area in a random crop", (0.001, 1))
     flip: float = setting(0.5, "images: probability of a horizontal flip", (0, 1))
-    jitter: float = setting(
-        0.4, "images: brightness, contrast, saturation; a quarter of it for hue", (0, 2)
-    )
+    jitter: float = setting(0.4, "images: brightness, contrast, saturation; hue a quarter", (0, 2))
     jitter_p: float = setting(0.8, "images: probability of the colour jitter", (0, 1))
     grayscale: float = setting(0.2, "images: probability of grayscale", (0, 1))
     blur: float = setting(0.0, "images: probability of a Gaussian blur", (0, 1))
-    normalize: bool = setting(
-        True, "subtract the data set's channel means, divide by its deviations"
-    )
+    normalize: bool = setting(True, "subtract the data set's channel means, divide by deviations")
     # ---- optimisation
-    epochs: int = setting(
-        60, "passes over the training images", (0, 1_000_000), group="optimisation"
-    )
+    epochs: int = setting(60, "passes over the training images", (0, 1_000_000))
     batch_size: int = setting(64, "images in a batch, each in n_views views", (2, None))
     optimizer: str = setting("sgd", "sgd has momentum and no Nesterov", "sgd adam")
     learning_rate: float = setting(0.4, "the peak, where the schedule has one", (0, 1000))
-    schedule: str = setting(
-        "onecycle", "of the learning rate over the steps", "constant cosine onecycle"
-    )
+    schedule: str = setting("onecycle", "of the learning rate", "constant cosine onecycle")
     predictor_rate: float = setting(
         1.0, "times the learning rate, for the predictor", (0, 1000), only=PREDICTING
     )
@@ -294,9 +266,7 @@ class Config:
         "epoch", "one permutation per epoch without a part batch, or endless", "epoch endless"
     )
     # ---- evaluation
-    evaluate_every: int = setting(
-        2, "epochs between evaluations, where labels are used", (1, None), group="evaluation"
-    )
+    evaluate_every: int = setting(2, "epochs between evaluations, where labels are used", (1, None))
     cluster_space: str = setting(
         "own",
         "features for k-means; own: projection for PCL and ProPos, else backbone",
@@ -312,51 +282,26 @@ class Config:
     )
     kmeans_starts: int = setting(10, "of that k-means; the best by inertia", (1, 1000))
     kmeans_iterations: int = setting(100, "of that k-means, at most", (1, 10_000))
-    trace_images: int = setting(
-        32, "images whose class probabilities are kept at each evaluation", (0, 10_000)
-    )
+    trace_images: int = setting(32, "images whose probabilities each evaluation keeps", (0, 10_000))
     # ---- the run
-    seed: int = setting(
-        0, "of initialisation, sampling and augmentation", (0, 2**31 - 1), group="the run"
-    )
+    seed: int = setting(0, "of initialisation, sampling and augmentation", (0, 2**31 - 1))
     precision: str = setting(
         "auto", "auto: bfloat16 where it is fast; on CPUs not for 'small'", "auto float32 bfloat16"
     )
     compile: bool = setting(False, "torch.compile the network")
-    device: str = setting("auto", "auto: CUDA where there is one", "auto cpu cuda", identity=False)
-    workers: int = setting(
-        0,
-        "processes that read packed images ahead; 0: the training one reads",
-        (0, 256),
-        identity=False,
+    device: str = machine("auto", "auto: CUDA where there is one", "auto cpu cuda")
+    workers: int = machine(0, "processes that read packed images ahead; 0: none", (0, 256))
+    processes: int = machine(1, "that share each batch, as torchrun starts them here", (1, 1024))
+    checkpoint_minutes: float = machine(
+        10.0, "between checkpoints within an epoch; each epoch ends with one", (0, 10_000)
     )
-    processes: int = setting(
-        1,
-        "that share each batch, as torchrun starts them on this machine",
-        (1, 1024),
-        identity=False,
+    resume: bool = machine(True, "continue an interrupted run, show a finished one; False: anew")
+    tensorboard: bool = machine(False, "write TensorBoard's event files into the run directory")
+    wandb: str = machine("", "a project of Weights & Biases that the run reports to; empty: none")
+    results_dir: str = machine(
+        "", "where run directories go; empty: results/local of the repository"
     )
-    checkpoint_minutes: float = setting(
-        10.0,
-        "between checkpoints within an epoch; each epoch ends with one",
-        (0, 10_000),
-        identity=False,
-    )
-    resume: bool = setting(
-        True, "continue an interrupted run, show a finished one; False: train anew", identity=False
-    )
-    tensorboard: bool = setting(
-        False, "write TensorBoard's event files into the run directory", identity=False
-    )
-    wandb: str = setting(
-        "", "a project of Weights & Biases that the run reports to; empty: none", identity=False
-    )
-    results_dir: str = setting(
-        "", "where run directories go; empty: results/local of the repository", identity=False
-    )
-    data_dir: str = setting(
-        "", "where data sets are kept; empty: data of the repository", identity=False
-    )
+    data_dir: str = machine("", "where data sets are kept; empty: data of the repository")
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "Config":
@@ -578,8 +523,8 @@ class Config:
         """The notebooks' parameters cell, as papermill reads it: ``name: type = value  # why``."""
         lines = []
         for f in dataclasses.fields(cls):
-            if f.metadata["group"]:
-                lines += [""] * bool(lines) + [f"# {f.metadata['group']}"]
+            if f.name in GROUPS:
+                lines += [""] * bool(lines) + [f"# {GROUPS[f.name]}"]
             choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
             default = json.dumps(f.default) if isinstance(f.default, str) else repr(f.default)
             lines.append(f"{f.name}: {f.type} = {default}  # {f.metadata['why']}{choices}")

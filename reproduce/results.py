@@ -95,6 +95,7 @@ def _row(path: Path) -> dict:
         for stem in ("config", "metrics", "provenance")
     )
     known = {name: config.get(name, f.default) for name, f in FIELDS.items()}
+    known["weights"] = _start(known["weights"], presets())
     changed = {n: v for n, v in known.items() if n != "seed" and v != FIELDS[n].default}
     data = DATA.get(known["dataset"]) or Path(known["folder"]).name or known["dataset"]
     return {
@@ -121,7 +122,18 @@ def presets() -> dict[str, dict]:
     """The files in notebooks/settings, each as a full set of settings: name -> setting -> value."""
     given = {file.stem: read_settings(file) for file in sorted(PRESETS.glob("*.yaml"))}
     default = {name: FIELDS[name].default for name in SETTINGS}
-    return {name: {**default, **values} for name, values in given.items()}
+    full = {name: {**default, **values} for name, values in given.items()}
+    return {name: {**one, "weights": _start(one["weights"], full)} for name, one in full.items()}
+
+
+def _start(weights: str, known: Mapping[str, dict]) -> str:
+    """What a run started from: in words where that is a run, so that what follows runs of several
+    seeds is one setting. known: ``presets()``."""
+    file = runs.ROOT / os.path.expanduser(weights) / "config.json"
+    if not weights or not file.is_file():
+        return weights
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return describe({name: config.get(name, f.default) for name, f in FIELDS.items()}, known)
 
 
 def select(table: pd.DataFrame, *free: str, preset: str = "digits-quick", **settings):
@@ -136,24 +148,21 @@ def select(table: pd.DataFrame, *free: str, preset: str = "digits-quick", **sett
         if name not in FIELDS:
             raise ConfigError(unknown(name, FIELDS))
     wanted = {**presets()[preset], **settings}
+    wanted["weights"] = _start(wanted["weights"], presets())
     fixed = [name for name in wanted if name in FIELDS and name not in {"seed", *free}]
     return table[(table[fixed] == pd.Series(wanted)[fixed]).all(axis=1)]
 
 
-def _nearest(run: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The preset that leaves the fewest changes, and those changes (never the method)."""
+def describe(run: Mapping[str, Any], known: Mapping[str, dict] | None = None) -> str:
+    """A run's setting in words: its preset and what it changes, ``digits-quick, lambda1 0.3``.
+    known: the presets to choose from, all if not given."""
     value = {n: run[n] for n in SETTINGS if n != "method"}
     value = {n: v.item() if hasattr(v, "item") else v for n, v in value.items()}
     each = {
         name: {n: v for n, v in value.items() if v != preset[n]}
-        for name, preset in presets().items()
+        for name, preset in (known or presets()).items()
     }
-    return min(each.items(), key=lambda pair: len(pair[1]))
-
-
-def describe(run: Mapping[str, Any]) -> str:
-    """A run's setting in words: its preset and what it changes, ``digits-quick, lambda1 0.3``."""
-    name, changed = _nearest(run)
+    name, changed = min(each.items(), key=lambda pair: len(pair[1]))  # the fewest changes
     return ", ".join(filter(None, [name, format_settings(changed)]))
 
 

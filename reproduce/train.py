@@ -1,6 +1,7 @@
 """The one loop: ``fit`` trains a method and yields one plain row per epoch."""
 
 import contextlib
+import functools
 import os
 import resource
 import statistics
@@ -127,8 +128,12 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     evaluator = evaluation.Evaluator(config, method, augment, *parts, n_clusters, device)
     loss_of = torch.compile(method.loss) if config.compile else distributed.loss_of(method)
     pixels, near = evaluator.train_pixels, None
+    seen, show = pixels, functools.partial(augment, generator=generator)
     if config.neighbours:  # of each image [N, k]; the same when a run is continued
-        near = neighbours(evaluator.extract(backbone, pixels), config.neighbours)
+        features = evaluator.extract(backbone, pixels)
+        near = neighbours(features, config.neighbours)
+        if config.freeze and config.augmentation == "none":  # the same features in every epoch
+            seen, show = features, lambda rows: rows.chunk(config.n_views)
 
     def extract(network):
         return evaluator.extract(network, pixels, whole=False)
@@ -199,13 +204,13 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             order = order.flatten(1)  # [steps, B], or with neighbours [steps, V B]
         times = order.shape[1] // config.batch_size  # 1, or V
         shares = (distributed.share(index, times) for index in order[len(terms) :])
-        batches = packed.read(pixels, shares, config.workers)
+        batches = packed.read(seen, shares, config.workers)
         for i in range(len(terms), steps):
             index, step = order[i, : config.batch_size], (epoch - 1) * steps + i
             rate = learning_rate(config.schedule, config.learning_rate, step, total, warmup, period)
             for group in optimizer.param_groups:
                 group["lr"] = group["times"] * (config.learning_rate if group["constant"] else rate)
-            views = augment(next(batches), generator)
+            views = show(next(batches))
             with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
                 named = loss_of(views, index)
             optimizer.zero_grad(set_to_none=True)

@@ -72,24 +72,26 @@ def first(place):
     return str(trained(place, method="simclr"))
 
 
-@pytest.mark.parametrize("method, n_views", [("crlc", 3), ("cc", 2)])
-def test_views_of_neighbours(place, method, n_views, monkeypatch):
+@pytest.mark.parametrize("method, n_views, freeze", [("crlc", 3, True), ("cc", 2, False)])
+def test_views_of_neighbours(place, method, n_views, freeze, monkeypatch):
     """The first view is of the image itself, each other one of one of its nearest, all of which
-    have their turn; an image is never its own neighbour."""
+    have their turn; an image is never its own neighbour. A frozen backbone's views are features."""
     first = str(trained(place, method="simclr", normalize=False))
-    settings = dict(method=method, n_views=n_views, weights=first, freeze=True, neighbours=3)
+    settings = dict(method=method, n_views=n_views, weights=first, freeze=freeze, neighbours=3)
     settings |= dict(augmentation="none", normalize=False, epochs=20, evaluate_every=20)
     config = Config.from_params({**TINY, **place, **settings})
     images = data.load(config).parts("all", config.limit)[0].pixels
     known = Trained(first, place["data_dir"]).method.backbone(images / 255)
     similar = torch.nn.functional.cosine_similarity(known[:, None].double(), known.double(), dim=-1)
     nearest = similar.fill_diagonal_(-1).argsort(descending=True)[:, :3].tolist()
-    rows = {tuple(image.flatten().tolist()): i for i, image in enumerate(images)}
-    assert len(rows) == len(images)
+    shown = known if freeze else images.flatten(1) / 255
     drawn = {}  # the neighbours that each image was shown with
 
     def loss(self, views, index):
-        i, *others = ([rows[tuple((v * 255).round().flatten().tolist())] for v in x] for x in views)
+        exact = dict(compute_mode="donot_use_mm_for_euclid_dist")
+        distances = [torch.cdist(view.flatten(1), shown, **exact) for view in views]
+        assert max(d.min(1).values.max() for d in distances) < 1e-3
+        i, *others = (d.argmin(1).tolist() for d in distances)
         assert i == index.tolist() and len(others) == n_views - 1
         for other in others:
             for image, neighbour in zip(i, other):
@@ -103,6 +105,25 @@ def test_views_of_neighbours(place, method, n_views, monkeypatch):
     for image, others in drawn.items():
         assert set(others) <= set(nearest[image])
     assert sum(len(set(others)) == 3 for others in drawn.values()) > 0.9 * len(images)
+
+
+def test_a_frozen_backbone_looks_at_whole_images_once(place, first, monkeypatch):
+    """Heads that are given its features learn what heads behind the backbone learn."""
+    still = "rotation zoom shear shift gamma contrast noise".split()  # views like the images
+    settings = dict(weights=first, freeze=True, neighbours=3, epochs=1, evaluate_every=1, limit=96)
+    seen, losses = [], []
+    before = METHODS["crlc"].loss
+
+    def loss(self, views, index):
+        seen.append(views[0].dim())
+        return before(self, views, index)
+
+    monkeypatch.setattr(METHODS["crlc"], "loss", loss)
+    for how in (dict(augmentation="none"), dict.fromkeys(still, 0.0)):
+        config = Config.from_params({**TINY, **place, **settings, **how})
+        losses.append([row["loss"] for row in fit(config)])
+    assert set(seen) == {2, 4}
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_neighbours_go_on_where_a_run_was_stopped(place, first, tmp_path):

@@ -56,13 +56,15 @@ class Method(nn.Module):
     ) -> Tensor:
         """V views ``[B, C, H, W]`` through the backbone (or another network), view by view
         -> ``[V B, ...]``. Of several processes each takes its share of the views, and gets what
-        all of them make of theirs.
+        all of them make of theirs. Views ``[B, F]`` are the features of a frozen backbone already.
 
         What batch norm sees at once is one pass. ``views`` 'together': all views, 'apart': each by
         itself. ``batchnorm_split``: only the images that one of n devices would hold, of which the
         first keeps the running statistics. shuffle: a device holds other images than it would
         otherwise, so that its statistics cannot tell which key belongs to which query."""
         network, n = network or self.backbone, self.config.batchnorm_split
+        if views[0].dim() == 2:
+            network = nn.Identity()
         apart = self.config.views == "apart"
         if n == 1 and not apart:
             return distributed.gather(network(torch.cat([*views])), len(views))
