@@ -579,3 +579,22 @@ def test_digits_are_learnt(config):
     scores = run.json("metrics.json")["scores"]
     assert scores["aligned_average"]["acc"] > 0.55 and scores["kmeans_pixels"]["acc"] > 0.7
     assert rows[-1]["loss"] < rows[0]["loss"] - 3
+
+
+@pytest.mark.parametrize("split, n_train, n_eval", [("all", 60, 40), ("test", 50, 10)])
+def test_images_without_labels_are_trained_on_and_never_scored(tmp_path, split, n_train, n_eval):
+    """STL-10's unlabelled images, on either split; a test part stays out of training."""
+    rng, parts = np.random.default_rng(0), np.repeat([0, 1, 2], [30, 10, 20])
+    labels = np.where(parts == 2, -1, rng.integers(0, 3, 60))
+    images = rng.integers(0, 256, (60, 3, 96, 96))
+    made = dict(images=images, labels=labels, split=parts, classes=list("abc"))
+    write_cached(tmp_path / "stl10_unlabelled.npz", **made)
+    settings = {**QUICK, "dataset": "stl10_unlabelled", "split": split, "limit": 0, "epochs": 1}
+    settings |= dict(augmentation="images", view_size=16, batch_size=10, data_dir=str(tmp_path))
+    config = Config.from_params({**settings, "results_dir": str(tmp_path / "results")})
+    run, rows = train(config)
+    metrics = run.json("metrics.json")
+    assert (metrics["data"]["n_train"], metrics["data"]["n_eval"]) == (n_train, n_eval)
+    assert 0 <= rows[0]["knn_acc"] == metrics["knn_acc"]
+    with np.load(run.path / "embeddings.npz") as stored:
+        assert stored["labels"].min() >= 0 and len(stored["embedding"]) == n_eval
