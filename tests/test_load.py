@@ -82,6 +82,22 @@ def test_a_run_is_described_by_what_it_changes_from_its_nearest_preset(tmp_path)
     assert results.describe(course) == "digits-course"
 
 
+def test_runs_that_start_from_the_seeds_of_one_setting_are_one_setting(tmp_path):
+    elsewhere = str(write_run(tmp_path, lambda1=0.3))
+    for seed in (0, 1):
+        start = str(write_run(tmp_path, seed=seed))
+        write_run(tmp_path, seed=seed, weights=start, freeze=True)
+    write_run(tmp_path, weights=elsewhere, freeze=True)
+    write_run(tmp_path, weights="a file.pt", freeze=True)
+    table = results.load(tmp_path)
+    follow = table[table["freeze"]].sort_values(["weights", "seed"])
+    alike = ["digits-quick", "digits-quick", "digits-quick, lambda1 0.3"]
+    assert list(follow["weights"]) == ["a file.pt", *alike]
+    assert follow["setting"].nunique() == 3
+    found = results.select(table, weights=start, freeze=True)
+    assert list(found["seed"]) == [0, 1], "named by the directory of any of them"
+
+
 def test_the_steps_of_the_campaign_are_found_by_their_settings(tmp_path):
     (data, star), _ = [pair for pair in results.stars("path") if pair[0] == "digits"]
     for config in campaign.star_of({k: v for k, v in star.items() if k != "grid"}, {}):
