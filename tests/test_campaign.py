@@ -77,9 +77,11 @@ def test_the_block_for_a_cpu_leads_from_the_course_to_the_preset():
     # seeds
     assert len(configs) == len({c.hash() for c in configs}) == 5 + 3 + 3 + 7 + 8
     assert len(campaign.block("cpu", {"seed": 1})) == 18
-    # the block "hour" is both ends for longer
-    longer = [c.replace(epochs=4, evaluate_every=2).hash() for c in campaign.block("hour", {})]
-    assert longer == ends
+    # the block "hour" is both ends for longer, then two seeds more of each
+    longer = [c.replace(epochs=4, evaluate_every=2) for c in campaign.block("hour", {})]
+    assert [c.hash() for c in longer[:2]] == ends
+    assert [c.seed for c in longer] == [0, 0, 1, 2, 1, 2]
+    assert {c.replace(seed=0).hash() for c in longer} == {*ends}
     factors = {k for star in (from_authors, from_course) for one in star["one"] for k in one}
     assert factors == changed(end, campaign.star_of(course, {})[0])
     assert len(campaign.star_of(grid, {})) == 8
