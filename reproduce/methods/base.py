@@ -62,9 +62,8 @@ class Method(nn.Module):
         itself. ``batchnorm_split``: only the images that one of n devices would hold, of which the
         first keeps the running statistics. shuffle: a device holds other images than it would
         otherwise, so that its statistics cannot tell which key belongs to which query."""
-        network, n = network or self.backbone, self.config.batchnorm_split
-        if views[0].dim() == 2:
-            network = nn.Identity()
+        given = nn.Identity() if views[0].dim() == 2 else self.backbone
+        network, n = network or given, self.config.batchnorm_split
         apart = self.config.views == "apart"
         if n == 1 and not apart:
             return distributed.gather(network(torch.cat([*views])), len(views))
