@@ -187,7 +187,9 @@ class Config:
         only="crlc cc",
     )
     n_heads: int = setting(10, "H, clustering heads on one backbone", (1, 1000), only="crlc")
-    head_hidden: int = setting(128, "width within heads, projectors", (1, 65_536), only=PROJECTED)
+    head_hidden: int = setting(
+        128, "hidden width of every head and projector", (1, 65_536), only=PROJECTED
+    )
     head_bias: bool = setting(True, "linear layers of the heads have a bias", only="crlc")
     head_init: str = setting(
         "kaiming", "kaiming with gain sqrt(2), or torch's default", "kaiming torch", only="crlc"
