@@ -62,8 +62,10 @@ def time_interleaved(work: Work, device: torch.device, seconds: float, rounds: i
 def loop(config: Config, precision: str, device: torch.device) -> tuple[Work, int]:
     """A configuration's "augmentation", "network" (forward, backward, update) and whole "step" as
     functions, on random images of the data set's size, and the network's operations in one step."""
+    config = dataclasses.replace(config, neighbours=0)  # one image for all of its views
     channels = 1 if config.dataset == "digits" else 3
-    n, shape = 4 * config.batch_size, (channels, config.side, config.side)
+    pseudo_clusters = config.pseudo_clusters or 10 * (config.n_clusters or 10)
+    n, shape = max(4 * config.batch_size, pseudo_clusters), (channels, config.side, config.side)
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
     pixels = torch.randint(256, (n, *shape), dtype=torch.uint8, device=device, generator=generator)

@@ -116,7 +116,8 @@ def train(args) -> None:
         return print_rows(run)
     watched_fit(run)
     if int(os.environ.get("RANK", 0)) == 0:
-        print(scores_table(run.json("metrics.json")).to_string())
+        if len(scores := scores_table(run.json("metrics.json"))):
+            print(scores.to_string())
         print(run.path)
 
 

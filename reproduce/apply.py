@@ -159,8 +159,11 @@ def apply(
     bad, sizes = {}, np.zeros(clusterer.n_clusters, int)
     with contextlib.ExitStack() as files:
         temporary = [files.enter_context(atomic(target)) for target in targets]
-        table = files.enter_context(open(temporary[0], "w", newline="", **TEXT))
-        raw = files.enter_context(open(temporary[1], "wb")) if embedding else None
+        try:
+            table = files.enter_context(open(temporary[0], "w", newline="", **TEXT))
+            raw = files.enter_context(open(temporary[1], "wb")) if embedding else None
+        except OSError as error:
+            raise ConfigError(f"output: {out!r} cannot be written: {error.strerror}") from None
         for names, images, reasons in batches(source, clusterer, size):
             bad |= reasons
             if not names or (bad and not skip):
@@ -182,7 +185,7 @@ def apply(
                 raw.write(features.contiguous().numpy().tobytes())
             sizes += np.bincount(cluster, minlength=len(sizes))
         if bad and (not skip or not sizes.any()):
-            raise unreadable(Path(source), bad, " (--skip leaves them out)")
+            raise unreadable(Path(source), bad, "" if skip else " (--skip leaves them out)")
         if embedding:
             write_header(raw, "<f4", int(sizes.sum()), features.shape[1])
     return {"images": int(sizes.sum()), "skipped": list(bad), "sizes": sizes.tolist()}

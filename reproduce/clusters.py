@@ -43,7 +43,8 @@ def choose(folder: str, given: dict, gpu: bool | None = None) -> tuple[dict, str
     files = [file for file, _, _ in list_folder(path)[0]]
     looked = [found for i in evenly(len(files), 60) if (found := glance(files[i]))]
     if not looked:
-        raise ConfigError(f"folder {str(path)!r}: none of 60 files can be read as an image")
+        n = min(60, len(files))
+        raise ConfigError(f"folder {str(path)!r}: none of {n} files can be read as an image")
     side = int(np.median([side for side, _ in looked]))
     grey = np.mean([grey for _, grey in looked]) > 0.9
     preset = "folder-gpu" if (torch.cuda.is_available() if gpu is None else gpu) else "folder"
@@ -97,6 +98,7 @@ class Look:
     table: pd.DataFrame  # M rows: file, cluster, probability, margin, agree (share of the votes)
     features: Tensor  # [M, D]
     votes: np.ndarray  # [V, M], clusters by each head, or by V other starts of k-means; aligned
+    data_dir: str
 
     def __post_init__(self):
         self.path, self.config = self.clusterer.path, self.clusterer.config
@@ -162,7 +164,7 @@ def look(run_dir: str, at_most: int = 4000, data_dir: str = "", batch: int = 256
         rule = "aligned_average" if clusterer.heads else "kmeans_embedding"
         assignments = stored[rule].astype(int)
     sizes = np.bincount(assignments, minlength=clusterer.n_clusters)
-    return Look(clusterer, sizes, assignments, pixels.numpy(), table, features, votes)
+    return Look(clusterer, sizes, assignments, pixels.numpy(), table, features, votes, data_dir)
 
 
 def restarts(features: Tensor, cluster: Tensor, k: int, n: int = 5) -> np.ndarray:
@@ -202,7 +204,8 @@ def related(found: Look) -> pd.DataFrame:
             continue
         config, about = (read_json(path / f"{name}.json") for name in ("config", "metrics"))
         if rest(config) == own and about["data"]["sha256"] == sha256:
-            other = found if path.name == found.path.resolve().name else look(str(path), 1000)
+            own_run = path.name == found.path.resolve().name
+            other = found if own_run else look(str(path), 1000, found.data_dir)
             heads = mean_agreement(other.votes)
             rows.append((len(other.sizes), config["seed"], other.assignments, heads))
     runs = pd.DataFrame(rows, columns=["K", "seed", "assignments", "between_heads"])

@@ -52,17 +52,6 @@ class ConfigError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
-GROUPS = {  # the first setting of each, and the heading above it in the notebooks
-    "dataset": "data",
-    "method": "method and loss",
-    "backbone": "network",
-    "augmentation": "augmentation",
-    "epochs": "optimisation",
-    "evaluate_every": "evaluation",
-    "seed": "the run",
-}
-
-
 def setting(default, why, allowed=(None, None), only=None, identity=True):
     """A field of ``Config``.
 
@@ -353,7 +342,7 @@ class Config:
     def contradictions(self):
         """Yield a sentence for each pair of settings that cannot go together."""
         folder, side, least = self.dataset in FOLDERS, self.view_side, self.least_side
-        passes = self.batchnorm_split * (2 if self.views == "apart" else 1)
+        in_a_pass = self.batch_size * (1 if self.views == "apart" else min(2, self.n_views))
         data = f"dataset is {self.dataset!r}"
         if folder and not self.folder:
             yield f"folder is empty, but {data}: name the images, as in -p folder my_images"
@@ -423,7 +412,7 @@ class Config:
             )
         if self.n_clusters == 1:
             yield "n_clusters is 1: it must be at least 2, or 0 for the number of classes"
-        if self.batch_size % self.batchnorm_split or 2 * self.batch_size // passes < 2:
+        if self.batch_size % self.batchnorm_split or in_a_pass // self.batchnorm_split < 2:
             yield (
                 f"batchnorm_split is {self.batchnorm_split}, which does not divide batch_size "
                 f"{self.batch_size} into equal parts of two images or more"
@@ -519,18 +508,6 @@ class Config:
         default = Config().identity()
         changed = {k: v for k, v in self.identity().items() if v != default[k]}
         return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
-
-    @classmethod
-    def parameter_cell(cls) -> str:
-        """The notebooks' parameters cell, as papermill reads it: ``name: type = value  # why``."""
-        lines = []
-        for f in dataclasses.fields(cls):
-            if f.name in GROUPS:
-                lines += [""] * bool(lines) + [f"# {GROUPS[f.name]}"]
-            choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-            default = json.dumps(f.default) if isinstance(f.default, str) else repr(f.default)
-            lines.append(f"{f.name}: {f.type} = {default}  # {f.metadata['why']}{choices}")
-        return "\n".join(lines)
 
     def replace(self, **changes) -> "Config":
         """A checked copy with some settings changed."""

@@ -38,7 +38,7 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def processes(device: str = "auto", minutes: float = MINUTES):
+def processes(device: str = "auto"):
     """The group of processes that torchrun started; nothing where it did not start this one.
 
     Raises Lost in the processes that are left when one is gone."""
@@ -58,7 +58,7 @@ def processes(device: str = "auto", minutes: float = MINUTES):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        limit = datetime.timedelta(minutes=minutes)
+        limit = datetime.timedelta(minutes=MINUTES)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
         yield
         dist.barrier()

@@ -263,7 +263,7 @@ class Evaluator:
         if "lowest_loss_head" in found:
             found["lowest_loss_head"]["head"] = metrics.lowest_loss_head(self.head_losses)
         if isinstance(self.pixels, Tensor) or self.pixels.shape.numel() <= MOST_PIXELS:
-            pixels = self.pixels[:].flatten(1).float().div(255)
+            pixels = self.pixels[:].to(self.device).flatten(1).float().div(255)
             kmeans = KMeans(self.n_clusters, sharded=True)
             found["kmeans_pixels"] = self.score(clusters(kmeans, pixels))
         return found

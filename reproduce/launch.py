@@ -91,7 +91,7 @@ def torchrun(config: Config, run: Run) -> Iterator[dict]:
             torchrun.wait()
         errors.seek(0)
         text = errors.read()
-        said = re.findall(r"^error: (.*)", text, re.M)
+        said = re.findall(r"^error: (.*(?:\n  .*)*)", text, re.M)
         for sentence in said:
             if sentence.startswith("diverged: "):
                 raise Diverged(sentence[10:])

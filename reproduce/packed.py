@@ -74,7 +74,7 @@ def list_source(source: Path, dataset: str) -> tuple[Found, list[str], list[str]
 
 def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Found, list[str], list[str]]:
     """webdataset's layout: ``key.jpg`` and, with labels, ``key.cls``, a whole number."""
-    files, labels = {}, {}  # by archive, folder in it, and name up to the first dot
+    files, labels, dotted = {}, {}, {}  # by archive, folder in it, and name up to the first dot
     for tar, split in tars:
         try:
             with tarfile.open(tar, "r:") as archive:
@@ -89,8 +89,14 @@ def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Found, list[s
                             raise ValueError(f"two images of one key, {member.name!r}")
                         image = Member(tar, member.offset_data, member.size)
                         files[key] = image, split, f"{relative(tar, source)}/{member.name}"
+                    elif member.isfile() and stem and Path(kind).suffix in SUFFIXES:
+                        dotted[key] = member.name
         except (tarfile.TarError, ValueError) as error:
             raise wrong(tar, f"is not a tar archive of webdataset's layout: {error}") from None
+    for key, name in dotted.items():  # beside an image of its key it is something else: 1.seg.png
+        if key not in files:
+            how = "webdataset's keys end at the first dot: rename it, or unpack the archive"
+            raise wrong(key[0], f"holds {name!r} without an image of that key: {how}")
     bare = [name for key, (_, _, name) in files.items() if key not in labels]
     if not files or (labels and bare):
         lacks = f"{len(bare)} images without a .cls, as {bare[0]!r}" if bare else "no image"
@@ -138,10 +144,8 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
         }
         with atomic(packed / "rows.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, **rows)
-        mean, std = level_moments(torch.tensor([shard["counts"] for shard in shards]).sum(0))
-        index = {"images": len(kept), "side": side, "geometry": "the centre square, resized"}
-        index |= {"mean": mean.tolist(), "std": std.tolist(), "classes": classes}
-        index |= {"skipped": list(bad), "rows": rows_hash(rows), "shard": SHARD, "shards": shards}
+        index = {"images": len(kept), "side": side, "classes": classes, "skipped": list(bad)}
+        index |= {"rows": rows_hash(rows), "shard": SHARD, "shards": shards}
         with atomic(packed / "index.json") as temporary:
             temporary.write_text(json.dumps({**index, "sha256": identity(index)}))
         for note in packed.glob("pixels-*.json"):
@@ -253,7 +257,10 @@ def load(folder: Path, check: bool = False) -> dict:
             held = f"{size:,} of {shard['bytes']:,} bytes"
             raise wrong(folder, f"has {held} in {path.name!r}: {AGAIN}")
         if check:
-            digest, mapped = hashlib.sha256(), np.load(path, mmap_mode="r")
+            try:
+                digest, mapped = hashlib.sha256(), np.load(path, mmap_mode="r")
+            except ValueError:
+                raise wrong(folder, f"has a damaged {path.name!r}: {AGAIN}") from None
             for i in range(0, len(mapped), CHUNK):
                 digest.update(np.array(mapped[i : i + CHUNK]))
             if digest.hexdigest() != shard["sha256"]:

@@ -23,8 +23,8 @@ def compare(
 
     With two common seeds or more: those seeds only, paired (``scipy.stats.ttest_rel``); else all
     runs by Welch's test (``ttest_ind(equal_var=False)``). Two settings whose common seeds have
-    equal weights are the same computation: their difference is exactly 0. ``against`` names the
-    score of ``b`` where it is another one, as two rules on the same runs.
+    equal weights and scores are the same computation: their difference is exactly 0. ``against``
+    names the score of ``b`` where it is another one, as two rules on the same runs.
     Returns "n" (seeds, or "5, 3" runs), "a" and "b" (means, percent), "a_std" and "b_std" (sample
     standard deviations), "difference", "low", "high" (points, an interval of ``level``), "p", and
     "test" (paired, Welch, same computation, or none: fewer than two runs on a side).
@@ -37,6 +37,7 @@ def compare(
     seeds = x.index.intersection(y.index)
     weights = [t["weights_sha256"].reindex(seeds) for t in sides]
     same = len(seeds) > 0 and bool((weights[0] == weights[1]).all()) and score == (against or score)
+    same = same and bool((x[seeds] == y[seeds]).all())  # or they differ in how they are evaluated
     test, p = "none", np.nan
     if len(seeds) > 1 or same:
         x, y, test = x[seeds], y[seeds], "same computation" if same else "paired"

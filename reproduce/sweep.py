@@ -149,7 +149,7 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
     for name, value in config.changed().items():
         command += ["-y", yaml.safe_dump({name: value})]
     threads = str(max(1, torch.get_num_threads() // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "REPRODUCE_SWEEP": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode or not run.finished:
         executed.unlink(missing_ok=True)

@@ -19,9 +19,11 @@ from reproduce.probes import neighbours
 from reproduce.runs import Run, weights_digest
 from reproduce.schedules import learning_rate
 
+KEPT = "or see the run's history; the last whole epoch is kept"
+
 
 class Diverged(RuntimeError):
-    """A loss term is no longer finite."""
+    """A loss term, or a weight, is no longer finite."""
 
     _render_traceback_ = ConfigError._render_traceback_
 
@@ -72,6 +74,9 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
     with contextlib.nullcontext() if distributed.rank() else run.lock():
         if not config.resume and not distributed.rank():
             run.discard()
+        if distributed.broadcast(run.finished and config.resume):  # by another process, meanwhile
+            yield from run.history()
+            return
         yield from train(config, run, images, n_clusters)
 
 
@@ -144,6 +149,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             state = {
                 "epoch": epoch,
                 "device": device.type,
+                "images": images.sha256,
                 "method": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "generator": generator.get_state(),
@@ -165,6 +171,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         if (begun := state.get("device", device.type)) != device.type:
             how = f"continue it there, or start anew here with -p resume False ({device.type})"
             raise ConfigError(f"{str(run.partial)!r} was begun on {begun}: {how}")
+        if state.get("images", images.sha256) != images.sha256:
+            how = "start anew with -p resume False"
+            raise ConfigError(f"{str(run.partial)!r} was begun on other images: {how}")
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
@@ -230,6 +239,9 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         terms = torch.stack(terms).cpu()  # [steps, terms]: the one synchronisation of an epoch
         try:
             head_losses = record(named, terms, row, epoch)
+            if not all(bool(p.isfinite().all()) for p in method.parameters()):  # by the last step
+                what = f"the weights are not finite after epoch {epoch}"
+                raise Diverged(f"{what}: lower learning_rate, {KEPT}")
         except Diverged as error:
             if distributed.rank() == 0:
                 why = {"status": "diverged", "epochs": epoch - 1, "reason": str(error)}
@@ -349,8 +361,7 @@ def record(named: dict[str, Tensor], terms: Tensor, row: dict, epoch: int) -> Te
         if wrong.any():
             step = int(wrong.any(1).nonzero()[0, 0])
             what = f"{name} is {float(values[step][wrong[step]][0])} at epoch {epoch}, step {step}"
-            kept = "or see the run's history; the last whole epoch is kept"
-            raise Diverged(f"{what}: lower learning_rate, {kept}")
+            raise Diverged(f"{what}: lower learning_rate, {KEPT}")
         if name == "head_losses":
             head_losses = values.mean(0)
         else:

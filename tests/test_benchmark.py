@@ -1,5 +1,6 @@
 """What the benchmark times, and that what it writes can be read; not how fast this machine is."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -9,7 +10,8 @@ import benchmark
 import pytest
 import torch
 
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config, ConfigError, read_settings
+from reproduce.runs import ROOT
 from reproduce.train import uses_bfloat16
 
 TINY = {
@@ -79,6 +81,21 @@ def test_methods_with_pseudo_labels_are_timed_too(method):
         | extra
     )
     assert benchmark.step(config, 0.01)["rows"][0]["step_images_per_second"] > 0
+
+
+@pytest.mark.parametrize("name", ["cifar10-cpu-heads", "imagenet-deepcluster"])
+def test_views_of_a_presets_loop_have_its_batch_size(name):
+    given = read_settings(ROOT / "notebooks" / "settings" / f"{name}.yaml")
+    small = dict(batch_size=8, backbone="compact", stem="cifar", width=4, view_size=16)
+    given |= {**small, "n_clusters": 2, "weights": "", "freeze": False, "neighbours": 0}
+    config = dataclasses.replace(Config(), **given)
+    seen = []
+    for near in (0, 20):
+        work, _ = benchmark.loop(
+            dataclasses.replace(config, neighbours=near), "float32", torch.device("cpu")
+        )
+        seen.append([len(view) for view in work["augmentation"]()])
+    assert seen == [[8] * config.n_views] * 2
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 1e9, float("nan")])

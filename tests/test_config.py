@@ -224,6 +224,11 @@ CONTRADICTIONS = [
         dict(batch_size=8, batchnorm_split=4, views="apart"),
     ),
     (
+        dict(method="deepcluster", n_views=1, batch_size=8, batchnorm_split=8),
+        ["batchnorm_split is 8", "two images"],
+        dict(method="deepcluster", n_views=2, batch_size=8, batchnorm_split=8),
+    ),
+    (
         dict(batch_size=129, batchnorm_split=2),
         ["batchnorm_split is 2", "batch_size 129"],
         dict(batch_size=130, batchnorm_split=2),

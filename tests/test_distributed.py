@@ -244,6 +244,18 @@ def test_what_the_processes_say_is_raised_here(tmp_path):
         list(fit(config))
 
 
+def test_a_list_that_a_process_says_is_raised_whole(tmp_path, monkeypatch):
+    said = "error: has 2 images that cannot be read:\n  'a.png': empty\n  'b.png': damaged"
+    script = tmp_path / "torchrun"
+    script.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{said}\nanother line\nEND\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    config = Config.from_params({**QUICK, "processes": 2, "results_dir": str(tmp_path / "runs")})
+    with pytest.raises(ConfigError) as raised:
+        list(fit(config))
+    assert str(raised.value) == said.removeprefix("error: ")
+
+
 def test_an_error_of_a_process_is_shown_with_its_traceback(tmp_path, monkeypatch, capfd):
     """What no sentence foresees, such as a full GPU."""
     said = "Traceback (most recent call last):\n  ...\ntorch.OutOfMemoryError: CUDA out of memory"

@@ -71,6 +71,15 @@ def test_equal_weights_are_one_computation_whatever_the_other_seeds_say():
     assert other["test"] == "paired"
 
 
+def test_equal_weights_that_are_evaluated_otherwise_do_differ():
+    a, b = (
+        runs([0.81, 0.8, 0.79], weights=list("abc")),
+        runs([0.7, 0.71, 0.72], weights=list("abc")),
+    )
+    found = compare(a, b)
+    assert found["test"] == "paired" and found["difference"] == pytest.approx(9)
+
+
 def test_two_rules_on_the_same_weights_do_differ():
     table = runs([0.9, 0.8, 0.7]).assign(first_head_acc=[0.8, 0.75, 0.6])
     found = compare(table, table, SCORE, against="first_head_acc")

@@ -1,5 +1,6 @@
 """The loop, its checkpoints and its run directory, on real digits with few epochs."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -11,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from reproduce import Config, ConfigError, Diverged, backbones, evaluation, fit, losses, results
+from reproduce import (
+    Config,
+    ConfigError,
+    Diverged,
+    backbones,
+    data,
+    evaluation,
+    fit,
+    losses,
+    results,
+)
 from reproduce import train as loop
 from reproduce.data import write_cached
 from reproduce.methods import METHODS
@@ -203,6 +214,45 @@ def test_a_run_begun_on_another_kind_of_device_is_not_continued_here(config, mon
     assert len(list(fit(config, Run(config)))) == config.epochs
 
 
+def test_a_run_begun_on_other_images_is_not_continued(config, monkeypatch):
+    stopped = fit(config, Run(config))
+    next(stopped)
+    stopped.close()
+    load = data.load
+    other = lambda c: dataclasses.replace(load(c), sha256="another")  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="begun on other images"):
+        patch.setattr(data, "load", other)
+        list(fit(config, Run(config)))
+    assert len(list(fit(config, Run(config)))) == config.epochs
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_training_anew_keeps_the_names_that_a_user_gave(config, equal):
+    """They fit the new clusters only if these are the same."""
+    run, _ = train(config)
+    (run.path / "names.yaml").write_text("0: zero\n")
+    if not equal:
+        metrics = {**run.json("metrics.json"), "weights_sha256": "another"}
+        (run.path / "metrics.json").write_text(json.dumps(metrics))
+    anew, _ = train(config.replace(resume=False))
+    name = "names.yaml" if equal else "names.before.yaml"
+    assert [p.name for p in anew.path.glob("names*")] == [name]
+    assert (anew.path / name).read_text() == "0: zero\n"
+
+
+def test_a_run_that_another_process_has_finished_meanwhile_is_shown(config, monkeypatch):
+    load, history = data.load, []
+
+    def slow(c):
+        monkeypatch.setattr(data, "load", load)
+        history.extend(list(fit(config, Run(config))))
+        monkeypatch.setattr(loop, "train", None)  # a second time would raise
+        return load(c)
+
+    monkeypatch.setattr(data, "load", slow)
+    assert [row["epoch"] for row in fit(config, Run(config))] == [row["epoch"] for row in history]
+
+
 def test_what_a_kill_within_finish_left_does_not_stop_the_next(config):
     run, _ = train(config)
     left = run.path.with_name(f".{run.path.name}.old.partial")
@@ -262,6 +312,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, monkeypatch):
     metrics = json.loads((run.partial / "metrics.json").read_text())
     assert metrics["status"] == "diverged" and metrics["epochs"] == 1
     assert run.load_checkpoint()["epoch"] == 1  # the last good one is kept
+
+
+def test_weights_that_the_last_step_made_infinite_stop_the_run(config, monkeypatch):
+    def break_weights(method, step, steps):
+        if step == steps - 1:
+            next(method.parameters()).data.fill_(torch.inf)
+
+    monkeypatch.setattr(METHODS["crlc"], "after_step", break_weights)
+    run = Run(config)
+    with pytest.raises(Diverged, match="^the weights are not finite after epoch"):
+        list(fit(config, run))
+    metrics = json.loads((run.partial / "metrics.json").read_text())
+    assert metrics["status"] == "diverged" and metrics["epochs"] == config.epochs - 1
 
 
 @pytest.mark.parametrize(
