@@ -269,6 +269,21 @@ def test_onnx_is_an_extra(made, tmp_path, capsys, monkeypatch):
         np.testing.assert_allclose(a.numpy(), b, atol=1e-4)
 
 
+def test_probabilities_without_heads_are_memberships(made, tmp_path):
+    """Of fuzzy c-means with m = 2: in proportion to 1 / squared distance."""
+    clusterer = Clusterer(made[2]["byol"])
+    features = torch.randn(50, clusterer.centroids.shape[1])
+    distance = torch.cdist(features, clusterer.centroids)
+    expected = distance**-2 / (distance**-2).sum(-1, keepdim=True)
+    torch.testing.assert_close(clusterer.memberships(features), expected, rtol=1e-3, atol=1e-4)
+    apply(str(made[2]["byol"]), str(made[1]), str(tmp_path / "a.csv"), str(tmp_path / "a.npy"))
+    near = torch.cdist(torch.from_numpy(np.load(tmp_path / "a.npy")), clusterer.centroids).min(-1)[
+        0
+    ]
+    found = [float(row["distance"]) for row in rows(tmp_path / "a.csv")]
+    np.testing.assert_allclose(found, near, atol=2e-3, rtol=2e-2)
+
+
 def test_the_moments_are_those_of_the_training_part(made):
     from reproduce import data
 

@@ -66,6 +66,13 @@ def test_every_method_can_be_looked_at(place, method):
     assert few.sizes.sum() == 25
 
 
+def test_other_starts_of_k_means_vote_with_the_numbers_of_the_first():
+    cluster = torch.arange(60) % 3
+    features = torch.randn(60, 4) * 0.01 + 10 * torch.eye(3, 4)[cluster]
+    votes = clusters.restarts(features, cluster, 3)
+    assert votes.shape == (5, 60) and (votes == cluster.numpy()).mean() > 0.8
+
+
 def test_the_images_are_cached_where_they_were_for_the_run(place, tmp_path, monkeypatch):
     path = trained(place, "crlc")
     monkeypatch.setattr(data, "ROOT", tmp_path / "no")

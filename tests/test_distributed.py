@@ -1,5 +1,7 @@
 """Several processes train what one trains: on a CPU, through gloo, with a file to meet at."""
 
+import contextlib
+import datetime
 import os
 import signal
 import subprocess
@@ -64,7 +66,8 @@ BUGS = {
 def one_of_two(rank: int, meeting: str, runs: list[tuple[dict, str]]) -> None:
     """A process of two: trains all runs, one after the other, each with its bug or none."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    meet = dict(init_method=f"file://{meeting}", timeout=datetime.timedelta(minutes=3))
+    dist.init_process_group("gloo", rank=rank, world_size=2, **meet)
     for params, bug in runs:
         with pytest.MonkeyPatch.context() as patch:
             if bug == "own gradient":
@@ -75,6 +78,8 @@ def one_of_two(rank: int, meeting: str, runs: list[tuple[dict, str]]) -> None:
             if bug == "own draws":
                 patch.setattr(augment, "world", lambda: 1)
                 patch.setattr(augment, "share", lambda x, *_: x)
+            if bug == "stopped":
+                stop_and_go_on(Config.from_params(params), step=10)
             list(fit(Config.from_params(params)))
     x, weight = normed_batch()
     norm = distributed.with_global_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), x.device)[0]
@@ -89,6 +94,20 @@ def one_of_two(rank: int, meeting: str, runs: list[tuple[dict, str]]) -> None:
         torch.save([y, *grads, norm.running_mean, norm.running_var], folder / "norm.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads outlive the group; one that frees a tensor late would abort Python
+
+
+def stop_and_go_on(config: Config, step: int) -> None:
+    """Train until both processes are interrupted after a step within an epoch."""
+
+    def after_step(self, done, steps, own=METHODS[config.method].after_step):
+        own(self, done, steps)
+        if done == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(METHODS[config.method], "after_step", after_step)
+        list(fit(config))
+    dist.barrier()
 
 
 def normed_batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,8 +140,14 @@ def trained(tmp_path_factory):
     runs = [(settings(method, split, folder / "two"), "") for method, split in cases]
     runs += [(with_neighbours(folder, "two"), "")]
     runs += [(settings("simclr", 2, folder / bug), bug) for bug in BUGS]
+    runs += [({**settings("propos", 2, folder / "stopped"), "checkpoint_minutes": 0}, "stopped")]
     spawning.spawn(one_of_two, (str(folder / "meeting"), runs), nprocs=2)
     return folder
+
+
+def test_two_processes_that_were_interrupted_continue_to_the_same_bits(trained):
+    whole, stopped = (kept(settings("propos", 2, trained / name))[2] for name in ("two", "stopped"))
+    assert whole["weights_sha256"] == stopped["weights_sha256"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -199,7 +224,7 @@ def test_a_notebook_starts_processes_and_shows_their_rows(tmp_path):
     assert "epoch    2/2" in text and "run directory:" in text
 
 
-def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path):
+def test_a_lost_process_ends_the_others_and_leaves_a_checkpoint(tmp_path):
     params = {**QUICK, "epochs": 3000, "results_dir": tmp_path, "checkpoint_minutes": 0}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "--module", "reproduce", "train", "--rows", *words(params)]

@@ -17,7 +17,7 @@ from reproduce.config import Config, ConfigError, read_settings
 from reproduce.runs import Run
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
-EXAMPLES = settings(max_examples=2000, deadline=None, derandomize=True, database=None)
+EXAMPLES = settings(max_examples=500, deadline=None, derandomize=True, database=None)
 
 TRAPS = [  # what papermill, YAML and a hurried hand make of a value
     "false",

@@ -370,7 +370,17 @@ def test_no_gradient_reaches_a_key():
     views.requires_grad_()
     assert not method.keys([*views]).requires_grad
     loss_of(method, views).backward()
-    assert method.queue.grad is None and all(p.grad is None for p in method.target.parameters())
+    assert all(p.grad is None for p in method.target.parameters())
+
+
+@pytest.mark.parametrize("name", MOMENTUM)
+def test_outputs_name_the_network_that_they_are_of(name):
+    method, views = ready(name)
+    for parameter in method.target.parameters():
+        parameter.data *= 1.3
+    out = method.eval().outputs(views[0])
+    close(out["projection"], method.target(views[0]))
+    close(out["online"], method.project(views[0]))
 
 
 def test_keys_come_back_in_order():

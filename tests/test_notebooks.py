@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from test_project import ABSOLUTE
 
+from reproduce import pages, plots
 from reproduce.config import FOLDERS, Config, read_settings
 from reproduce.methods import METHODS
 from reproduce.runs import ROOT, find
@@ -61,6 +64,29 @@ GROUPS = {  # the first setting of each, and the heading above it
     "evaluate_every": "evaluation",
     "seed": "the run",
 }
+
+
+@pytest.mark.parametrize("path", pages.notebooks(), ids=lambda p: p.stem)
+def test_every_cell_of_a_report_runs_on_the_committed_runs(path, tmp_path, monkeypatch):
+    kept = ROOT / "figures" / "embeddings.npz"  # UMAP takes a minute
+    shutil.copy(kept, tmp_path)
+    monkeypatch.setattr(plots, "folder", lambda *_: tmp_path)
+    shown = []
+    namespace = {"display": shown.append}
+    for cell in code_cells(path):
+        exec(compile(cell.source, f"{path.name}, {cell.id}", "exec"), namespace)
+    plt.close("all")
+    saved = {file.name for file in tmp_path.glob("*.png")}
+    assert saved <= {file.name for file in kept.parent.glob("*.png")}
+
+
+@pytest.mark.parametrize("path", pages.notebooks(), ids=lambda p: p.stem)
+def test_a_committed_page_is_of_the_notebook_as_it_is(path):
+    """``make pages`` was run after the last change."""
+    executed = nbformat.read(ROOT / "results" / path.name, as_version=4).cells
+    executed = [c for c in executed if "injected-parameters" not in c.metadata.get("tags", [])]
+    cells = nbformat.read(path, as_version=4).cells
+    assert [c.source for c in executed] == [c.source for c in cells]
 
 
 def parameter_cell() -> str:

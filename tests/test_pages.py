@@ -142,11 +142,14 @@ def test_a_notebook_that_fails_is_named_and_leaves_the_page_before_it_whole(tmp_
 
 
 def test_figures_of_other_runs_do_not_overwrite_the_committed_ones():
+    n = 0
     for path in pages.notebooks():
         cells = nbformat.read(path, as_version=4).cells
         code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
         saved = re.findall(r"(?:plots|figures)\.save\((.*?)\)$", code, re.M | re.S)
         assert all(call.endswith("results_dir") for call in saved), path
+        n += len(saved)
+    assert n > 10
 
 
 def test_a_small_picture_has_the_width_asked_for(drawn):

@@ -10,11 +10,17 @@ import sys
 import pytest
 
 from reproduce import Config, ConfigError, launch, sweep
-from reproduce.__main__ import main
+from reproduce.__main__ import given, main, parser
 from reproduce.results import load
 from reproduce.runs import ROOT, find
 
 QUICK = ["-p", "epochs", "1", "-p", "width", "4", "-p", "n_heads", "2", "-p", "limit", "200"]
+
+
+def test_a_parameter_on_the_command_line_overrides_the_settings_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("epochs: 45\nwidth: 8\n")
+    args = parser().parse_args(["train", "-f", str(tmp_path / "mine.yaml"), "-p", "epochs", "1"])
+    assert given(args) == {"epochs": 1, "width": 8}
 
 
 def test_grid_and_factors_expand_to_a_product():

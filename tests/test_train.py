@@ -26,7 +26,10 @@ from reproduce import (
 from reproduce import train as loop
 from reproduce.data import write_cached
 from reproduce.methods import METHODS
+from reproduce.probes import knn_accuracy
 from reproduce.runs import Run, find, source_tree
+from reproduce.schedules import learning_rate
+from reproduce.trained import Trained
 
 QUICK = {
     "epochs": 3,
@@ -278,16 +281,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(config):
     assert len(rows) == 3
 
 
-def test_with_no_whole_checkpoint_it_does_not_start_anew_in_silence(config):
-    stopped = fit(config, Run(config))
-    next(stopped)
-    stopped.close()
-    (Run(config).partial / "checkpoint.pt").write_bytes(b"half")
-    with pytest.raises(ConfigError, match="no whole checkpoint is left"):
-        train(config)
-    assert len(train(config.replace(resume=False))[1]) == 3
-
-
 def test_a_finished_run_is_shown_not_trained(config, monkeypatch):
     rows = train(config)[1]
     monkeypatch.setattr(loop, "train", None)
@@ -410,8 +403,20 @@ def test_dying_at_any_rename_loses_nothing(config, tmp_path, monkeypatch, fatal)
     )
 
 
-def test_labels_do_not_reach_training(config, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"method": "deepcluster", "pseudo_clusters": 20},
+        {"method": "pcl", "prototypes": "5 20", "prototype_warmup": 0, "queue_size": 256},
+        {"method": "propos", "prototype_warmup": 0},
+    ],
+    ids=["crlc", "deepcluster", "pcl", "propos"],
+)
+def test_labels_do_not_reach_training(config, tmp_path, change):
     """The same images with shuffled labels give the same weights."""
+    own = {k: v for k, v in PLAIN.items() if change}
+    config = config.replace(**own, **change, epochs=2, kmeans_starts=1)
     train(config)
     path = tmp_path / "data" / "digits.npz"
     content = dict(np.load(path))
@@ -467,29 +472,73 @@ def test_zero_epochs_evaluate_the_untrained_network(config):
 @pytest.mark.parametrize(
     "change",
     [
-        {"views": "apart"},
-        {"batchnorm_split": 2},
-        {"entropy": "sample", "entropy_smoothed": True},
-        {"critic": "neg_js"},
-        {"critic": "dot"},
         {"optimizer": "adam", "learning_rate": 1e-3},
-        {"schedule": "cosine", "warmup_epochs": 1},
-        {"decay": "all"},
-        {"logit_clamp": 0.0},
         {"normalize": False},
-        {"split": "test"},
         {"n_clusters": 7},
         {"precision": "bfloat16"},
-        {"n_heads": 1},
         {"trace_images": 0},
     ],
 )
-def test_every_setting_runs(config, change):
-    run, rows = train(config.replace(epochs=1, **change))
-    assert np.isfinite(rows[-1]["loss"])
-    assert 0.1 < run.json("metrics.json")["scores"]["aligned_average"]["acc"] <= 1
-    if change == {"n_clusters": 7}:
-        assert "many_to_one_acc" in run.json("metrics.json")["scores"]["first_head"]
+def test_a_setting_reaches_the_run(config, change):
+    run, _ = train(config.replace(epochs=1, **change))
+    other, _ = train(config.replace(epochs=1, results_dir=config.results_dir + "/other"))
+    a, b = (r.json("metrics.json") for r in (run, other))
+    assert (a["weights_sha256"] == b["weights_sha256"]) == ("trace_images" in change)
+    assert a["precision"] == change.get("precision", "float32")
+    assert a["data"]["n_clusters"] == change.get("n_clusters", 10)
+    assert ("many_to_one_acc" in a["scores"]["first_head"]) == ("n_clusters" in change)
+    with np.load(run.path / "traces.npz") as traces:
+        assert len(traces["images"]) == change.get("trace_images", 5)
+
+
+def test_on_a_test_part_moments_and_neighbours_are_of_the_training_part(config):
+    """No image that is scored shapes what it is scored with."""
+    change = {"method": "simclr", "split": "test", "epochs": 1, "limit": 150, **PLAIN}
+    run, _ = train(config.replace(**change))
+    train_part, test_part = data.load(config).parts("test", 150)
+    with np.load(run.path / "apply.npz") as kept:
+        for name, value in zip(("mean", "std"), data.moments(train_part)):
+            np.testing.assert_array_equal(kept[name].ravel(), value.numpy())
+    trained = Trained(run.path, config.data_dir)
+    bank, asked = (
+        trained.method.outputs(trained.augment.clean(part.pixels))["backbone"]
+        for part in (train_part, test_part)
+    )
+    known = knn_accuracy(bank, train_part.labels, asked, test_part.labels)
+    assert run.json("metrics.json")["knn_acc"] == known
+
+
+def test_the_rate_of_a_run_is_the_schedules(config):
+    change = {"schedule": "cosine", "warmup_epochs": 1, "cosine_period": 6, "epochs": 4}
+    _, rows = train(config.replace(**change, limit=64, batch_size=32))
+    rates = [learning_rate("cosine", 0.4, 2 * e - 1, 8, 2, 12) for e in (1, 2, 3, 4)]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(rates)
+
+
+def test_an_epochs_row_has_the_means_of_its_steps():
+    named = {"loss": torch.zeros(()), "head_losses": torch.zeros(3), "entropy": torch.zeros(())}
+    terms, row = torch.tensor([[1.0, 10, 20, 30, 5], [3, 30, 20, 10, 7]]), {}
+    assert loop.record(named, terms, row, 1).tolist() == [20, 20, 20]
+    assert row == {"loss": 2.0, "entropy": 6.0}
+
+
+def test_the_last_epoch_is_evaluated_whatever_the_interval(config):
+    run, rows = train(config.replace(evaluate_every=2))
+    assert [row.get("aligned_average_acc") is not None for row in rows] == [False, True, True]
+    scores = run.json("metrics.json")["scores"]
+    assert rows[-1]["aligned_average_acc"] == scores["aligned_average"]["acc"]
+
+
+@pytest.mark.parametrize("minutes, within", [(0, 3 * 3), (1e-4, 0), (10, 0)])
+def test_checkpoints_within_an_epoch_are_minutes_apart(config, monkeypatch, minutes, within):
+    """Each step takes a thousandth of a second by this clock; an epoch has four."""
+    saved, save, clock = [], Run.save_checkpoint, itertools.count()
+    monkeypatch.setattr(
+        Run, "save_checkpoint", lambda r, s: saved.append(s["within"]) or save(r, s)
+    )
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock) / 1000)
+    train(config.replace(checkpoint_minutes=minutes))
+    assert sum(map(bool, saved)) == within and len(saved) == within + config.epochs
 
 
 def test_weight_decay_on_weights_only(config):
