@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from test_project import ABSOLUTE
 
-from reproduce import pages, plots
+from reproduce import pages, plots, results
 from reproduce.config import FOLDERS, Config, read_settings
 from reproduce.methods import METHODS
 from reproduce.runs import ROOT, find
@@ -87,6 +87,32 @@ def test_a_committed_page_is_of_the_notebook_as_it_is(path):
     executed = [c for c in executed if "injected-parameters" not in c.metadata.get("tags", [])]
     cells = nbformat.read(path, as_version=4).cells
     assert [c.source for c in executed] == [c.source for c in cells]
+
+
+BY_ANOTHER_RULE = {("-1.4", "10.2"), ("-1.4", "9.3")}  # entropy.ipynb -p rule lowest_loss_head
+
+
+def test_every_interval_in_the_prose_is_in_a_table():
+    """To the digit, with either sign; of a page, or of the claims."""
+    claims = results.claims(results.load())[["low", "high"]].dropna().astype(float)
+    known = {tuple(map("{:.1f}".format, row)) for row in claims.itertuples(index=False)}
+    texts = {}
+    for path in pages.notebooks():
+        cells = nbformat.read(ROOT / "results" / path.name, as_version=4).cells
+        outputs = [o for cell in cells for o in cell.get("outputs", [])]
+        shown = " ".join(o.get("data", {}).get("text/plain", o.get("text", "")) for o in outputs)
+        numbers = re.findall(r"-?\d+\.\d+|\n", shown)
+        known |= {*zip(numbers, numbers[1:])}
+        texts[path.stem] = "".join(c.source for c in cells if c.cell_type == "markdown")
+    texts["README"] = (ROOT / "README.md").read_text(encoding="utf-8")
+    known |= {tuple(f"-{x}".replace("--", "") for x in pair[::-1]) for pair in known}
+    missing = {
+        (name, pair)
+        for name, text in texts.items()
+        for pair in re.findall(r"\[(-?[\d.]+), (-?[\d.]+)\]", text.replace("−", "-"))
+        if pair not in known | BY_ANOTHER_RULE
+    }
+    assert not missing
 
 
 def parameter_cell() -> str:
