@@ -41,7 +41,8 @@ SETTINGS = ROOT / "notebooks" / "settings"
 PRESETS = sorted(
     path
     for path in SETTINGS.glob("cifar10-*.yaml")
-    if path.stem.removeprefix("cifar10-") not in ("cpu", "cpu-heads", "course", "paper")
+    if path.stem.removeprefix("cifar10-")
+    not in ("cpu", "cpu-heads", "cpu-night", "course", "paper")
 )
 SMALL = dict(
     dataset="digits",
