@@ -204,8 +204,7 @@ def related(found: Look) -> pd.DataFrame:
             continue
         config, about = (read_json(path / f"{name}.json") for name in ("config", "metrics"))
         if rest(config) == own and about["data"]["sha256"] == sha256:
-            own_run = path.name == found.path.resolve().name
-            other = found if own_run else look(str(path), 1000, found.data_dir)
+            other = found if path.samefile(found.path) else look(str(path), 1000, found.data_dir)
             heads = mean_agreement(other.votes)
             rows.append((len(other.sizes), config["seed"], other.assignments, heads))
     runs = pd.DataFrame(rows, columns=["K", "seed", "assignments", "between_heads"])

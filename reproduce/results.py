@@ -133,7 +133,8 @@ def _start(weights: str, known: Mapping[str, dict]) -> str:
     if not weights or not file.is_file():
         return weights
     config = json.loads(file.read_text(encoding="utf-8"))
-    return describe({name: config.get(name, f.default) for name, f in FIELDS.items()}, known)
+    start = {name: config.get(name, f.default) for name, f in FIELDS.items()}
+    return describe({**start, "weights": _start(start["weights"], known)}, known)
 
 
 def select(table: pd.DataFrame, *free: str, preset: str = "digits-quick", **settings):
