@@ -64,8 +64,7 @@ def loop(config: Config, precision: str, device: torch.device) -> tuple[Work, in
     functions, on random images of the data set's size, and the network's operations in one step."""
     config = dataclasses.replace(config, neighbours=0)  # one image for all of its views
     channels = 1 if config.dataset == "digits" else 3
-    pseudo_clusters = config.pseudo_clusters or 10 * (config.n_clusters or 10)
-    n, shape = max(4 * config.batch_size, pseudo_clusters), (channels, config.side, config.side)
+    n, shape = 4 * config.batch_size, (channels, config.side, config.side)
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
     pixels = torch.randint(256, (n, *shape), dtype=torch.uint8, device=device, generator=generator)
@@ -75,7 +74,10 @@ def loop(config: Config, precision: str, device: torch.device) -> tuple[Work, in
     method = METHODS[config.method](config, backbone, k, n)
     method = method.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(config, method)
-    method.before_epoch(1, lambda network: network(augment.clean(pixels)).detach().float())
+    if config.method == "deepcluster":  # whose k-means may ask for more images than are here
+        method.pseudo_labels.random_(method.k)
+    else:
+        method.before_epoch(1, lambda network: network(augment.clean(pixels)).detach().float())
     loss_of = torch.compile(method.loss) if config.compile else method.loss
 
     def views() -> tuple[Tensor, ...]:

@@ -174,12 +174,12 @@ class Run:
         shutil.rmtree(old, ignore_errors=True)  # of a process killed here
         if self.path.exists():
             self.path.replace(old)
-        self.partial.replace(self.path)
         if (old / "names.yaml").exists():  # a user's, which fit these clusters if all is equal
             before = json.loads((old / "metrics.json").read_text()).get("weights_sha256")
             same = before == metrics.get("weights_sha256")
             name = "names.yaml" if same else "names.before.yaml"
-            shutil.copy(old / "names.yaml", self.path / name)
+            shutil.copy(old / "names.yaml", self.partial / name)
+        self.partial.replace(self.path)
         shutil.rmtree(old, ignore_errors=True)
         self.tidy()
 

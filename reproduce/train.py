@@ -239,8 +239,8 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         terms = torch.stack(terms).cpu()  # [steps, terms]: the one synchronisation of an epoch
         try:
             head_losses = record(named, terms, row, epoch)
-            if not all(bool(p.isfinite().all()) for p in method.parameters()):  # by the last step
-                what = f"the weights are not finite after epoch {epoch}"
+            if not torch.stack([p.isfinite().all() for p in method.parameters()]).all():
+                what = f"the weights are not finite after epoch {epoch}"  # by its last step
                 raise Diverged(f"{what}: lower learning_rate, {KEPT}")
         except Diverged as error:
             if distributed.rank() == 0:

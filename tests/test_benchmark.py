@@ -88,8 +88,6 @@ def test_views_of_a_presets_loop_have_its_batch_size(name):
     given = read_settings(ROOT / "notebooks" / "settings" / f"{name}.yaml")
     small = dict(batch_size=8, backbone="compact", stem="cifar", width=4, view_size=16)
     given |= {**small, "n_clusters": 2, "weights": "", "freeze": False, "neighbours": 0}
-    if given["method"] == "deepcluster":  # more than four batches, as with its 10,000
-        given["pseudo_clusters"] = 100
     config = dataclasses.replace(Config(), **given)
     seen = []
     for near in (0, 20):
