@@ -21,11 +21,11 @@ from torch import Tensor
 from reproduce import data, metrics, probes
 from reproduce.apply import Clusterer
 from reproduce.clustering import KMeans
-from reproduce.config import Config, ConfigError, read_settings
+from reproduce.config import Config, ConfigError, Settings, read_settings, setting
 from reproduce.evaluation import evenly
 from reproduce.folder import FORMATS, list_folder
 from reproduce.runs import ROOT
-from reproduce.trained import named_run, read_json
+from reproduce.trained import newest_run, read_json
 
 SEEN = {"folder": 100_000, "folder-gpu": 3_000_000}  # images that all epochs show, by preset
 EPOCHS = {"folder": (5, 200), "folder-gpu": (20, 500)}  # fewest and most
@@ -103,6 +103,7 @@ class Look:
     def __post_init__(self):
         self.path, self.config = self.clusterer.path, self.clusterer.config
         self.names = self.clusterer.names
+        self.labels = read_json(self.path / "provenance.json")["labels"]  # behind the features
 
     def title(self, cluster: int) -> str:
         return self.names.get(cluster, f"cluster {cluster}")
@@ -111,14 +112,6 @@ class Look:
     def palette(self) -> list:
         n = len(self.sizes)
         return seaborn.color_palette("colorblind" if n <= 10 else "husl", n)
-
-    def titles(self, clusters) -> list[str]:
-        return [self.title(int(k)) for k in clusters]
-
-    @property
-    def labels(self) -> str:
-        """Which labels stand behind the features."""
-        return read_json(self.path / "provenance.json")["labels"]
 
     def typical(self, cluster: int, n: int) -> np.ndarray:
         """Positions of its surest images, the surest first."""
@@ -131,10 +124,21 @@ class Look:
         return own.sort_values("margin").index[:n].to_numpy()
 
 
+@dataclass(frozen=True)
+class LookParameters(Settings):
+    """The parameters of clusters.ipynb."""
+
+    run_dir: str = setting("", "of a finished run; empty: of this machine's, the last")
+    data_dir: str = setting("", "where data sets are kept")
+    at_most: int = setting(4000, "images to look at", (2, None))  # one has no nearest other
+    per_row: int = setting(10, "images in a row", (1, None))
+    on_map: int = setting(2000, "points on the map", (1, None))
+
+
 def from_notebook(namespace: Mapping[str, Any]) -> Look:
-    """What the parameters of notebooks/clusters.ipynb name (pass ``globals()``), each checked."""
-    run_dir = named_run(namespace, "at_most", "per_row", "on_map")
-    return look(run_dir, namespace["at_most"], namespace.get("data_dir", ""))
+    """What the notebook's parameters name (pass ``globals()``)."""
+    given = LookParameters.from_notebook(namespace)
+    return look(given.run_dir or newest_run(), given.at_most, given.data_dir)
 
 
 @torch.no_grad()
@@ -144,7 +148,8 @@ def look(run_dir: str, at_most: int = 4000, data_dir: str = "", batch: int = 256
     config = clusterer.config.replace(data_dir=data_dir)
     images = data.load(config)
     if images.sha256 != clusterer.metrics["data"]["sha256"]:
-        raise ConfigError(f"run_dir: {run_dir!r} was trained on other images than are there now")
+        now = "was trained on other images than are there now: -p resume False trains it anew"
+        raise ConfigError(f"run_dir: {run_dir!r} {now}")
     _, images = images.parts(config.split, config.limit)
     drawn = evenly(len(images), at_most)
     pixels, files = images.pixels[drawn], [images.files[i] for i in drawn if images.files]

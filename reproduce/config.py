@@ -18,7 +18,7 @@ import os
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping, Self
 
 LEAST_SIDE = {  # pixels that a backbone needs, by its name and by (name, stem)
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "alexnet"), 16),
@@ -70,8 +70,53 @@ def setting(default, why, allowed=(None, None), only=None, identity=True):
 machine = functools.partial(setting, identity=False)  # where and how, not what is computed
 
 
+class Settings:
+    """The base of a dataclass of settings, each checked when one is made of parameters."""
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> Self:
+        """The settings with these parameters; ConfigError on the first wrong one.
+
+        >>> Config.from_params({"lambda1": 0.3}).lambda1
+        0.3
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        values = {}
+        for name, value in params.items():
+            if name not in fields:
+                raise ConfigError(unknown(name, fields))
+            values[name] = validate(fields[name], value)
+        settings = cls(**values)
+        for broken in settings.contradictions():
+            raise ConfigError(broken)
+        return settings
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """The settings in a notebook's variables (pass ``globals()`` before assigning others).
+
+        All that papermill could have injected is checked, so that a mistyped ``-p`` is found.
+        """
+        ipython = {"In", "Out", "exit", "quit"}
+        plain = (bool, int, float, str, list, dict, tuple, set, type(None))
+        known = {f"_{f.name}" for f in dataclasses.fields(cls)}  # no name of IPython's own
+        return cls.from_params(
+            {
+                name: value
+                for name, value in namespace.items()
+                if isinstance(value, plain)
+                and name not in ipython
+                and (not name.startswith("_") or name in known)
+            }
+        )
+
+    def contradictions(self) -> Iterable[str]:
+        """A sentence for each pair of settings that cannot go together."""
+        return ()
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Every setting of a run; make one with ``from_params``, which checks it."""
 
     # ---- data
@@ -294,24 +339,6 @@ class Config:
     )
     data_dir: str = machine("", "where data sets are kept; empty: data of the repository")
 
-    @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> "Config":
-        """The configuration with these parameters; ConfigError on the first wrong one.
-
-        >>> Config.from_params({"lambda1": 0.3}).lambda1
-        0.3
-        """
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        values = {}
-        for name, value in params.items():
-            if name not in fields:
-                raise ConfigError(unknown(name, fields))
-            values[name] = validate(fields[name], value)
-        config = cls(**values)
-        for broken in config.contradictions():
-            raise ConfigError(broken)
-        return config
-
     def __post_init__(self):
         """A packed data set says its images' side itself; then it stands in the settings, too."""
         folder = Path(os.path.expanduser(self.folder))
@@ -319,25 +346,6 @@ class Config:
             from reproduce.packed import read_index
 
             object.__setattr__(self, "image_size", read_index(folder)["side"])
-
-    @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any]) -> "Config":
-        """The configuration in a notebook's variables (pass ``globals()`` before assigning others).
-
-        All that papermill could have injected is checked, so that a mistyped ``-p`` is found.
-        """
-        ipython = {"In", "Out", "exit", "quit"}
-        plain = (bool, int, float, str, list, dict, tuple, set, type(None))
-        known = {f"_{f.name}" for f in dataclasses.fields(cls)}  # no name of IPython's own
-        return cls.from_params(
-            {
-                name: value
-                for name, value in namespace.items()
-                if isinstance(value, plain)
-                and name not in ipython
-                and (not name.startswith("_") or name in known)
-            }
-        )
 
     def contradictions(self):
         """Yield a sentence for each pair of settings that cannot go together."""

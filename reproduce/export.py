@@ -28,6 +28,8 @@ def export(run: str, out: str) -> dict:
         raise ConfigError(f"model file must end in .pt2, .onnx or .pt, got {out!r}")
     if not path.parent.is_dir():
         raise ConfigError(f"model file {out!r}: there is no folder {str(path.parent)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"model file {out!r}: {str(path.parent)!r} cannot be written to")
     missing = [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None]
     if path.suffix == ".onnx" and missing:
         how = "pip install -e '.[onnx]', or name a .pt2"

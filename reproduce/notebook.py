@@ -6,14 +6,13 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from IPython import get_ipython
 from IPython.display import Markdown
 from tqdm import tqdm
 
-from reproduce.config import Config, ConfigError, setting, unknown, validate
+from reproduce.config import Config, Settings, setting
 from reproduce.estimate import Estimate
 from reproduce.runs import Run, provenance
 
@@ -21,7 +20,7 @@ RULES = "first_head mean_of_heads lowest_loss_head aligned_average"  # that need
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportParameters:
+class ReportParameters(Settings):
     """The parameters of the notebooks that read runs."""
 
     results_dir: str = setting("", "folder of run directories; empty: results of the repository")
@@ -29,20 +28,6 @@ class ReportParameters:
     seed: int = setting(0, "of the runs that are shown singly", (0, None))
     images: int = setting(6, "images whose probabilities are drawn", (1, 32))
     points: int = setting(1800, "images in an embedding", (20, None))
-
-    @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any]) -> ReportParameters:
-        """Check a notebook's parameters (pass ``globals()``); ConfigError names a wrong one."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        given = {
-            name: value
-            for name, value in namespace.items()
-            if isinstance(value, (bool, int, float, str)) and not name.startswith("_")
-        }
-        for name in given:
-            if name not in fields:
-                raise ConfigError(unknown(name, fields))
-        return cls(**{name: validate(fields[name], value) for name, value in given.items()})
 
 
 def print_provenance(config: Config) -> Run:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import resource
+import shutil
 import statistics
 import time
 from typing import Iterator
@@ -75,6 +76,8 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
         if not config.resume and not distributed.rank():
             run.discard()
         if distributed.broadcast(run.finished and config.resume):  # by another process, meanwhile
+            if not distributed.rank():
+                shutil.rmtree(run.partial)  # which the lock has made again
             yield from run.history()
             return
         yield from train(config, run, images, n_clusters)

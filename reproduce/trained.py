@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from reproduce import backbones, data, packed, probes
 from reproduce.augment import Augment
-from reproduce.config import Config, ConfigError, short_repr, unknown
+from reproduce.config import Config, ConfigError, Settings, setting
 from reproduce.methods import METHODS, Method
 from reproduce.runs import ROOT, atomic, weights_digest
 from reproduce.weights import moments_of
@@ -175,28 +176,23 @@ def probe(trained: Trained, epochs: int = 100) -> dict:
     return {"layers": layers, "knn_acc": knn, **sizes, "epochs": epochs}
 
 
+@dataclass(frozen=True)
+class ProbeParameters(Settings):
+    """The parameters of linear_evaluation.ipynb."""
+
+    run_dir: str = setting("", "of a finished run; empty: of this machine's, the last")
+    data_dir: str = setting("", "where data sets are kept")
+    epochs: int = setting(100, "of the linear classifiers", (1, None))
+
+
 def from_notebook(namespace: Mapping[str, Any]) -> Trained:
-    """The run that the parameters of linear_evaluation.ipynb name (pass ``globals()``)."""
-    return Trained(named_run(namespace, "epochs"), namespace.get("data_dir", ""))
+    """The run that the notebook's parameters name (pass ``globals()``)."""
+    given = ProbeParameters.from_notebook(namespace)
+    return Trained(given.run_dir or newest_run(), given.data_dir)
 
 
-def named_run(namespace: Mapping[str, Any], *numbers: str) -> str:
-    """The run directory that a notebook's parameters name; empty: of the runs here that have their
-    weights, the one that finished last. numbers: its other parameters, at least 1 each."""
-    for name, value in namespace.items():
-        plain = isinstance(value, (bool, int, float, str)) and not name.startswith("_")
-        if plain and name not in ("run_dir", "data_dir", *numbers):
-            raise ConfigError(unknown(name, ("run_dir", "data_dir", *numbers)))
-    for name in numbers:
-        value = namespace[name]
-        if type(value) is not int or value < 1:
-            got = short_repr(value)
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {got}")
-    for name in ("run_dir", "data_dir"):
-        if not isinstance(namespace.get(name, ""), str):
-            raise ConfigError(f"{name} must be a text, got {short_repr(namespace[name])}")
-    if namespace["run_dir"]:
-        return namespace["run_dir"]
+def newest_run() -> str:
+    """Of the runs here that have their weights, the directory of the one that finished last."""
     files = (ROOT / "results" / "local").rglob("model.pt")
     found = [f for f in files if (f.parent / "metrics.json").exists()]
     found = [f for f in found if ".partial" not in f.parent.name]

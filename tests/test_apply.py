@@ -250,6 +250,12 @@ def test_an_exported_program_needs_no_package(made, tmp_path):
                 np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
 
 
+def test_export_into_a_folder_that_cannot_be_written(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert main(["export", str(made[2]["crlc"]), str(tmp_path / "model.pt2")]) == 2
+    assert f"{str(tmp_path)!r} cannot be written to" in capsys.readouterr().err
+
+
 def test_onnx_is_an_extra(made, tmp_path, capsys, monkeypatch):
     base, folder, runs = made
     out = tmp_path / "model.onnx"

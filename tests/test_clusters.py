@@ -66,6 +66,16 @@ def test_every_method_can_be_looked_at(place, method):
     assert few.sizes.sum() == 25
 
 
+def test_other_images_than_it_was_trained_on(place, tmp_path):
+    """A folder that has changed since says what to do about it."""
+    folder = paint(tmp_path / "images")
+    run = Run(settings_for(tmp_path, folder, "crlc"))
+    list(fit(run.config, run))
+    (folder / "train" / "side0" / "00.png").unlink()
+    with pytest.raises(ConfigError, match="other images than are there now: -p resume False"):
+        clusters.look(str(run.path), data_dir=str(tmp_path / "data"))
+
+
 def test_other_starts_of_k_means_vote_with_the_numbers_of_the_first():
     cluster = torch.arange(60) % 3
     features = torch.randn(60, 4) * 0.01 + 10 * torch.eye(3, 4)[cluster]
@@ -181,6 +191,8 @@ def test_wrong_input_ends_in_a_sentence(place, tmp_path, capsys):
     given = {"run_dir": "", "at_most": 10, "per_row": 3, "on_map": 5}
     for wrong, said in (
         ({"per_row": 0}, "per_row must be a whole number of at least 1"),
+        ({"at_most": 1}, "at_most must be a whole number of at least 2"),
+        ({"data_dir": 3}, "data_dir must be a text"),
         ({"rows": 3}, "unknown parameter 'rows'"),
         ({"run_dir": str(tmp_path)}, "not the directory of a finished run"),
     ):

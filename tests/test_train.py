@@ -254,6 +254,7 @@ def test_a_run_that_another_process_has_finished_meanwhile_is_shown(config, monk
 
     monkeypatch.setattr(data, "load", slow)
     assert [row["epoch"] for row in fit(config, Run(config))] == [row["epoch"] for row in history]
+    assert not Run(config).partial.exists()
 
 
 def test_what_a_kill_within_finish_left_does_not_stop_the_next(config):
