@@ -75,6 +75,8 @@ def waterfall(steps: Mapping[str, pd.DataFrame], gains: pd.DataFrame, score: str
     it; a bar is filled where its interval excludes 0. One dot per seed, a dotted line for k-means
     on pixels.
     """
+    beside = {"textcoords": "offset points", "va": "center", "size": "small"}
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 2}  # over the dotted line
     means = [100 * part[score].mean() for part in steps.values()]
     top = max(100 * part[score].max() for part in steps.values())
     for y, (name, part) in enumerate(steps.items()):
@@ -88,9 +90,7 @@ def waterfall(steps: Mapping[str, pd.DataFrame], gains: pd.DataFrame, score: str
         ax.plot(100 * part[score], [y] * len(part), "o", color="black", ms=3)
         text = points(gains.loc[name]) if y else f"{means[0]:.1f} %"
         right = max(100 * part[score].max(), before)
-        ax.annotate(
-            text, (right, y), (10, 0), textcoords="offset points", va="center", size="small"
-        )
+        ax.annotate(text, (right, y), (8, 0), bbox=white, **beside)
     floor = 100 * next(iter(steps.values()))["kmeans_pixels_acc"].mean()
     ax.axvline(floor, color="0.35", linestyle=":", linewidth=1.4)
     ax.annotate("k-means on pixels", (floor, -0.55), ha="center", va="bottom", size="small")
