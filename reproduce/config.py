@@ -95,20 +95,20 @@ class Settings:
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
         """The settings in a notebook's variables (pass ``globals()`` before assigning others).
 
-        All that papermill could have injected is checked, so that a mistyped ``-p`` is found.
+        All that papermill could have injected is checked, so that a mistyped ``-p`` is found. Of
+        what later cells left, when this one is run again, only the settings are read.
         """
         ipython = {"In", "Out", "exit", "quit"}
         plain = (bool, int, float, str, list, dict, tuple, set, type(None))
-        known = {f"_{f.name}" for f in dataclasses.fields(cls)}  # no name of IPython's own
-        return cls.from_params(
-            {
-                name: value
-                for name, value in namespace.items()
-                if isinstance(value, plain)
-                and name not in ipython
-                and (not name.startswith("_") or name in known)
-            }
-        )
+        fields = {f.name for f in dataclasses.fields(cls)}
+        *before, now = namespace.get("In") or [""]  # the cells that were run
+
+        def meant(name: str) -> bool:
+            mistyped = name not in ipython and (not name.startswith("_") or name[1:] in fields)
+            return name in fields or (mistyped and now not in before)
+
+        values = {k: v for k, v in namespace.items() if isinstance(v, plain) and meant(k)}
+        return cls.from_params(values)
 
     def contradictions(self) -> Iterable[str]:
         """A sentence for each pair of settings that cannot go together."""

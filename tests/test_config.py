@@ -470,6 +470,11 @@ def test_from_notebook_takes_what_papermill_could_have_injected():
             Config.from_notebook({**namespace, **extra})
     with pytest.raises(ConfigError, match="lambda1 must be a number"):
         Config.from_notebook({**namespace, "lambda1": None})
+    left = {**namespace, "history": [], "lambda1": 2.0}  # a cell run again, after others
+    again = Config.from_notebook({**left, "In": ["", "a", "b", "a"]})
+    assert again.lambda1 == 2 and again.seed == 4
+    with pytest.raises(ConfigError, match="unknown parameter 'history'"):
+        Config.from_notebook({**left, "In": ["", "a", "b", "c"]})
 
 
 def test_read_settings(tmp_path):

@@ -10,6 +10,7 @@ import sys
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from nbclient import NotebookClient
 from test_project import ABSOLUTE
 
 from reproduce import pages, plots, results
@@ -291,6 +292,19 @@ def said_in(path):
         + o.get("data", {}).get("text/markdown", "")
         for o in outputs
     )
+
+
+def test_all_cells_can_be_run_again_with_another_weight(tmp_path):
+    """As in JupyterLab: a parameter is changed, and everything runs again in the same kernel."""
+    notebook = nbformat.read(ROOT / "notebooks" / "train.ipynb", 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    notebook.cells = []
+    for weight in (0.3, 2.0):
+        short = f"lambda1, epochs, limit, results_dir = {weight}, 1, 300, {str(tmp_path)!r}"
+        cells = [nbformat.from_dict(cell) for cell in code]
+        notebook.cells += [cells[0], nbformat.v4.new_code_cell(short), *cells[1:]]
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    assert sorted(run.name.split("_")[0] for run in find(tmp_path)) == ["lambda1-0.3", "lambda1-2"]
 
 
 def test_features_without_heads_then_a_linear_classifier_on_every_layer(tmp_path):
