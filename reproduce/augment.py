@@ -21,14 +21,14 @@ class Augment:
     mean, std: ``[C]``, of the training images in 0..1; used where ``config.normalize`` is set."""
 
     def __init__(self, config: Config, mean: Tensor, std: Tensor):
-        self.config, self.view_size = config, config.view_size
+        self.config = config
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
         draw = {"digits": self.digits, "images": self.images, "none": self.resize}
         self.draw = draw[config.augmentation]
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """uint8 ``[B, C, H, W]`` -> ``n_views`` views, float32 ``[B, C, S, S]`` with sides of
-        ``self.view_size`` (0: H, W as they are). With ``neighbours`` the images are ``[V B, C, H, W]``,
+        ``view_size`` (0: H, W as they are). With ``neighbours`` the images are ``[V B, C, H, W]``,
         one for each view. All are drawn in one pass."""
         times = 1 if self.config.neighbours else self.config.n_views
         x = images.float().div_(255).repeat(times, 1, 1, 1)
@@ -36,13 +36,15 @@ class Augment:
         return views.contiguous(memory_format=torch.channels_last).chunk(self.config.n_views)
 
     def clean(self, images: Tensor) -> Tensor:
-        """Whole images, scaled, resized and normalised as the views are: for evaluation."""
+        """Whole images, scaled and normalised as the views are, in their size or ``eval_size``: for
+        evaluation. Crops enlarge what they show, so that whole images in the size of the views show
+        it smaller than the network knows it (Touvron et al., NeurIPS 2019)."""
         x = self.resize(images.float().div_(255))
         return self.normalize(x).contiguous(memory_format=torch.channels_last)
 
     def resize(self, x: Tensor, _=None) -> Tensor:
-        """Whole images in the size of the views, as torchvision resizes tensors."""
-        side = self.config.view_size
+        """Whole images in the size that the network sees, as torchvision resizes tensors."""
+        side = self.config.eval_size or self.config.view_size
         return F.interpolate(x, (side, side), mode="bilinear", antialias=True) if side else x
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class Augment:
         c, draws = self.config, (len(x), generator, x.device, self.config.n_views)
         u = uniform(5, *draws)
         box = random_boxes(x.shape[-2:], len(x), c.crop_scale, *draws[1:])
-        x = resized_crop(x, box, u[0] < c.flip, self.view_size)
+        x = resized_crop(x, box, u[0] < c.flip, c.view_size)
         if x.shape[1] == 3 and c.jitter > 0 and c.jitter_p > 0:
             *blends, turns = uniform(4, *draws)
             low, high = max(0.0, 1 - c.jitter), 1 + c.jitter

@@ -260,8 +260,7 @@ class Config(Settings):
     view_size: int = setting(
         0, "side of the views, also in evaluation, but for digits; 0: the images' own", (0, 8192)
     )
-    early_view_size: int = setting(0, "images: side of the views of the early epochs", (0, 8192))
-    early_epochs: int = setting(0, "of epochs, the first so many", (0, None))
+    eval_size: int = setting(0, "images: side in evaluation, where it is not the views'", (0, 8192))
     rotation: float = setting(15.0, "digits: up to so many degrees either way", (0, 180))
     zoom: float = setting(0.1, "digits: scale within 1 +- this", (0, 0.9))
     shear: float = setting(10.0, "digits: up to so many degrees either way", (0, 60))
@@ -376,24 +375,17 @@ class Config(Settings):
                 f"view_size is {self.view_size}, but augmentation is 'digits', whose views are as "
                 "large as the images: choose 'images' or 'none'"
             )
-        for name, seen in (("view_size", side), ("early_view_size", self.early_view_size)):
+        if self.eval_size and self.augmentation != "images":
+            yield (
+                f"eval_size is {self.eval_size}, but augmentation is {self.augmentation!r}: only "
+                "crops, of 'images', have another size than what is evaluated"
+            )
+        for name, seen in (("view_size", side), ("eval_size", self.eval_size)):
             if seen > 8 * self.side:
                 yield (
                     f"{name} is {seen}, more than 8 times the side of the images "
                     f"of {self.dataset!r}, {self.side}"
                 )
-        if bool(self.early_view_size) != bool(self.early_epochs):
-            yield (
-                f"early_view_size is {self.early_view_size}, but early_epochs {self.early_epochs}: "
-                "give both, or neither"
-            )
-        if self.early_view_size and self.augmentation != "images":
-            yield (
-                f"early_view_size is {self.early_view_size}, but augmentation is "
-                f"{self.augmentation!r}: only crops, of 'images', come in two sizes"
-            )
-        if self.early_epochs > self.epochs:
-            yield f"early_epochs is {self.early_epochs}, more than epochs, {self.epochs}"
         resnet = self.backbone in ("resnet18", "resnet34", "resnet50") and self.stem == "imagenet"
         if self.weights == "imagenet" and (not resnet or self.sobel):
             yield (
@@ -415,9 +407,9 @@ class Config(Settings):
                 f"stem is 'imagenet', but backbone is {self.backbone!r}, which has no such stem: "
                 "choose a resnet, compact, alexnet or stem 'cifar'"
             )
-        if side < least or 0 < self.early_view_size < least:
-            small = ["early_view_size"] if side >= least else ["view_size", "image_size"]
-            given = [name for name in small if getattr(self, name)]
+        if side < least or 0 < self.eval_size < least:
+            sizes = ["eval_size"] if side >= least else ["view_size", "image_size"]
+            given = [name for name in sizes if getattr(self, name)]
             images = f"the images of {self.dataset!r} are {side} x {side}"
             seen = f"{given[0]} is {getattr(self, given[0])}" if given else images
             network = f"backbone is {self.backbone!r} and stem is {self.stem!r}"
@@ -504,7 +496,7 @@ class Config(Settings):
 
     @property
     def view_side(self) -> int:
-        """Side of the views in pixels, and of whole images in evaluation: what the network sees."""
+        """Side of the views in pixels: what the network sees in training."""
         return self.view_size or self.side
 
     @property

@@ -63,7 +63,7 @@ class Evaluator:
         training = self.method.training
         self.method.eval()
         distributed.same_statistics(self.method)
-        side = max(self.config.side, self.config.view_side)
+        side = max(self.config.side, self.config.view_side, self.config.eval_size)
         batch = max(64, min(2048, (1 << 24) // (3 * side**2)))  # of 64 MiB
         mine = distributed.own(len(pixels))
         images = packed.split(pixels, batch, self.config.workers, mine)

@@ -194,8 +194,6 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     for epoch in range(start + 1, config.epochs + 1):
         began = time.perf_counter()
         method.train()
-        early = epoch <= config.early_epochs
-        augment.view_size = config.early_view_size if early else config.view_size
         if within:  # continued after some of its steps
             row, order = within["row"], within["order"].to(device)
             terms = [*within["terms"].to(device)]

@@ -183,34 +183,19 @@ CONTRADICTIONS = [
         dict(CIFAR, augmentation="images", view_size=256),
     ),
     (
-        dict(CIFAR, augmentation="images", early_view_size=257, early_epochs=1),
-        ["early_view_size is 257", "more than 8 times", "32"],
-        dict(CIFAR, augmentation="images", early_view_size=256, early_epochs=1),
+        dict(CIFAR, augmentation="images", eval_size=257),
+        ["eval_size is 257", "more than 8 times", "32"],
+        dict(CIFAR, augmentation="images", eval_size=256),
     ),
     (
-        dict(CIFAR, augmentation="images", early_view_size=15, early_epochs=1),
-        ["backbone is 'resnet18'", "early_view_size is 15", "least is 16"],
-        dict(CIFAR, augmentation="images", early_view_size=16, early_epochs=1),
+        dict(CIFAR, augmentation="images", eval_size=15),
+        ["backbone is 'resnet18'", "eval_size is 15", "least is 16"],
+        dict(CIFAR, augmentation="images", eval_size=16),
     ),
     (
-        dict(CIFAR, augmentation="none", early_view_size=16, early_epochs=1),
-        ["early_view_size is 16", "'none'", "'images'"],
-        dict(CIFAR, augmentation="images", early_view_size=16, early_epochs=1),
-    ),
-    (
-        dict(CIFAR, augmentation="images", early_view_size=16),
-        ["early_view_size is 16", "early_epochs 0"],
-        dict(CIFAR, augmentation="images", early_view_size=16, early_epochs=2),
-    ),
-    (
-        dict(CIFAR, augmentation="images", early_epochs=2),
-        ["early_view_size is 0", "early_epochs 2"],
-        dict(CIFAR, augmentation="images", early_view_size=16, early_epochs=2),
-    ),
-    (
-        dict(CIFAR, augmentation="images", early_view_size=16, early_epochs=9, epochs=8),
-        ["early_epochs is 9", "epochs, 8"],
-        dict(CIFAR, augmentation="images", early_view_size=16, early_epochs=8, epochs=8),
+        dict(CIFAR, augmentation="none", eval_size=16),
+        ["eval_size is 16", "'none'", "'images'"],
+        dict(CIFAR, augmentation="images", eval_size=16),
     ),
     (
         dict(CIFAR, view_size=16),
