@@ -370,17 +370,14 @@ class Config(Settings):
                     f"{f.name} is {short_repr(value)}, but method is {self.method!r}, "
                     f"which does not know it; it is for {', '.join(methods)}"
                 )
-        if self.view_size and self.augmentation == "digits":
-            yield (
-                f"view_size is {self.view_size}, but augmentation is 'digits', whose views are as "
-                "large as the images: choose 'images' or 'none'"
-            )
-        if self.eval_size and self.augmentation != "images":
-            yield (
-                f"eval_size is {self.eval_size}, but augmentation is {self.augmentation!r}: only "
-                "crops, of 'images', have another size than what is evaluated"
-            )
-        for name, seen in (("view_size", side), ("eval_size", self.eval_size)):
+        both = {
+            "view_size": (side, "'images' or 'none'"),
+            "eval_size": (self.eval_size, "'images'"),
+        }
+        for name, (seen, known) in both.items():
+            if getattr(self, name) and repr(self.augmentation) not in known:
+                what = f"{name} is {seen}, but augmentation is {self.augmentation!r}"
+                yield f"{what}: it is for {known} only"
             if seen > 8 * self.side:
                 yield (
                     f"{name} is {seen}, more than 8 times the side of the images "
