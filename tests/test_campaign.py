@@ -54,6 +54,14 @@ def test_every_block_is_made_of_valid_settings_with_equal_epochs_and_split():
             assert len({c.epochs for c in configs}) == 1 and {c.split for c in configs} == {"test"}
 
 
+def test_the_levers_are_committed_runs_of_the_preset_with_a_single_change():
+    baseline, *tried = campaign.block("levers", {})
+    runs = (ROOT / "results" / "cifar10" / "crlc").glob("*_seed-0_*/metrics.json")
+    assert {c.hash() for c in tried} <= {path.parent.name.rpartition("_")[2] for path in runs}
+    views = {c.epochs * c.n_views for c in tried}  # of each image
+    assert len(tried) == 7 and views == {baseline.epochs * baseline.n_views}
+
+
 def test_the_block_for_digits_holds_the_committed_runs_and_no_other():
     runs = (ROOT / "results" / "digits").glob("*/*/config.json")
     committed = {path.parent.name.rpartition("_")[2] for path in runs}

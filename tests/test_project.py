@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from reproduce.runs import ROOT
 
-MOST_LINES = 7_347  # of the package, with comments and docstrings
+MOST_LINES = 7_351  # of the package, with comments and docstrings
 
 
 def pins(text):
