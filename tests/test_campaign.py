@@ -100,7 +100,7 @@ def test_changes_reach_every_run_and_unknown_blocks_none():
         (c.limit, c.epochs) == (300, 2) for c in campaign.block("1", {"limit": 300, "epochs": 2})
     )
     with pytest.raises(
-        ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, cpu, hour, digits"
+        ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, cpu, hour, levers, digits"
     ):
         campaign.block("5", {})
     with pytest.raises(ConfigError, match="^stem cannot be given to a block whose runs differ"):

@@ -42,7 +42,7 @@ PRESETS = sorted(
     path
     for path in SETTINGS.glob("cifar10-*.yaml")
     if path.stem.removeprefix("cifar10-")
-    not in ("cpu", "cpu-heads", "cpu-night", "course", "paper")
+    not in ("cpu", "cpu-heads", "cpu-hour", "cpu-night", "course", "paper")
 )
 SMALL = dict(
     dataset="digits",
