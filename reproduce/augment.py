@@ -36,9 +36,9 @@ class Augment:
         return views.contiguous(memory_format=torch.channels_last).chunk(self.config.n_views)
 
     def clean(self, images: Tensor) -> Tensor:
-        """Whole images, scaled and normalised as the views are, in their size or ``eval_size``: for
-        evaluation. Crops enlarge what they show, so that whole images in the size of the views show
-        it smaller than the network knows it (Touvron et al., NeurIPS 2019)."""
+        """Whole images for evaluation, scaled and normalised as the views are, with sides of
+        ``eval_size`` (0: of the views). Crops enlarge what they show; whole images of the views'
+        size show it smaller than the network has learnt it (Touvron et al., NeurIPS 2019)."""
         x = self.resize(images.float().div_(255))
         return self.normalize(x).contiguous(memory_format=torch.channels_last)
 
