@@ -1,4 +1,4 @@
-"""Deep image clustering, reproduced: methods, losses, and the one loop that trains them."""
+"""Deep image clustering: methods, losses, and the one loop that trains them."""
 
 from reproduce.config import Config, ConfigError
 from reproduce.train import Diverged, fit

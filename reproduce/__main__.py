@@ -27,7 +27,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    about = "Deep image clustering, reproduced."
+    about = "Deep image clustering: train, compare, and cluster your own images."
     every = argparse.ArgumentParser("python -m reproduce", description=about)
     commands = every.add_subparsers(dest="command", required=True)
 
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--slurm", **repeat, metavar="NAME=VALUE", help=asked)
 
     add = command(campaign, "a block of the studies in notebooks/campaign.yaml", names, many)
-    add("block", help="1 to 4 (CIFAR-10 on a GPU), cpu, hour (on two cores) or digits")
+    add("block", help="1 to 4 (CIFAR-10 on a GPU), cpu, hour, A to F (on two cores), digits")
 
     add = command(report, "the figure notebooks executed, as pages")
     where = "folder of run directories, where the pages go too (default: results/local)"
@@ -164,9 +164,11 @@ def sweep(args) -> int:
 
 
 def campaign(args) -> int:
-    from reproduce.campaign import block
+    from reproduce.campaign import block, check
 
-    return run_all(block(args.block, given(args)), args)
+    configs = block(args.block, given(args))
+    check(args.block, configs)
+    return run_all(configs, args)
 
 
 def run_all(configs: list[Config], args, launcher: str = "local", options: dict | None = None):

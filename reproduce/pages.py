@@ -83,7 +83,11 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
     claims = claims[committed | (claims["verdict"] != "not run")].to_dict("records")
     shared |= {"rows": settings_rows(runs, folder), "names": [results.RULES[r] for r in RULES]}
     shared |= {"cards": [card(folder / f"{stem}.ipynb") for stem in made], "claims": claims}
-    title = "Deep image clustering, reproduced" if committed else "The runs of this machine"
+    title = (
+        "Deep image clustering: a study of the gap between 79.9 and 40.9 %"
+        if committed
+        else "The runs of this machine"
+    )
     write(folder / "runs.html", "runs", "All runs", **shared)
     write(folder / "index.html", "overview", title, n_runs=len(runs), **shared)
     return folder / "index.html"

@@ -203,6 +203,18 @@ def variants(table: pd.DataFrame, star: Mapping[str, Any]) -> dict[str, pd.DataF
     return {name: select(table, **c.identity()) for name, c in zip(names, configs)}
 
 
+def cells(table: pd.DataFrame, block: str) -> pd.DataFrame:
+    """The runs of a design of notebooks/campaign.yaml, with its factors' levels as columns and the
+    name of the "cell"; every seed of a cell's setting that ``table`` has."""
+    parts = [pd.DataFrame(columns=[*table.columns, "cell"])]
+    for cell in campaign.cells(block):
+        identity = Config.from_params(cell.settings).identity()
+        levels = {f"{factor}": level for factor, level in cell.levels.items()}
+        parts.append(select(table, **identity).assign(**levels, cell=cell.name))
+    full = [part for part in parts if len(part)]
+    return pd.concat(full, ignore_index=True) if full else parts[0]
+
+
 # ---- claims
 
 
@@ -217,6 +229,7 @@ def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     written for; "shown" is the difference in words. table: ``load()``.
     """
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    written = [claim for claim in written if "effect" not in claim]  # on a model, not a pair
     pairs = {claim["id"]: _sides(table, claim) for claim in written}
     found = [
         family({c["id"]: pairs[c["id"]] for c in written if c["family"] == name}, "score")
@@ -254,6 +267,8 @@ def _verdict(claim: pd.Series) -> str:
         return "one seed" if np.isfinite(claim["difference"]) else "not run"
     if claim["direction"] == "same":
         return "holds" if claim["test"] == "same computation" else "not shown"
+    if claim["direction"] == "equal":
+        return "holds" if max(-claim["low"], claim["high"]) < 1 else "not shown"
     sign = {"above": 1, "below": -1}[claim["direction"]]
     return "holds" if claim["clear"] and sign * claim["difference"] > 0 else "not shown"
 

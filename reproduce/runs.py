@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import datetime
 import errno
 import fcntl
 import functools
@@ -63,6 +64,8 @@ class Run:
         # called after each step with the steps done and all steps, to tell how far it is
         self.on_step: Callable[[int, int], None] | None = None
         self.notes: list[str] = []  # for the notebook's reader, as "continued after epoch 12"
+        self.origin: dict = {}  # its provenance, taken before training
+        self.parts: list[dict] = []  # from each start of the run to its end or interruption
 
     @property
     def finished(self) -> bool:
@@ -112,10 +115,27 @@ class Run:
     def unusable(self, path: Path, why: str) -> ConfigError:
         return ConfigError(f"results_dir: {str(path)!r} {why}")
 
+    # ---- where it comes from
+
+    def begin_part(self, precision: str, state: dict | None = None, **at: int) -> None:
+        """Take the run's provenance before it trains, or before it goes on.
+
+        precision: in which the network computes. state: the checkpoint it is continued from, which
+        brings the parts before; at: what was done then, in epochs and steps."""
+        self.origin = (state or {}).get("origin") or provenance(self.config)
+        part = {"start": now(), "end": None, **at, **machine_and_code(), "precision": precision}
+        self.parts = [*(state or {}).get("parts", []), part]
+
+    def end_part(self) -> dict:
+        """The run's provenance with its parts, the last of which ends now."""
+        self.parts[-1]["end"] = now()
+        return {"origin": self.origin, "parts": self.parts}
+
     # ---- checkpoints
 
     def save_checkpoint(self, state: dict) -> None:
         """Write a checkpoint behind its own SHA-256; the one before it is kept until the next."""
+        state = {**state, **self.end_part()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getbuffer()
@@ -161,7 +181,7 @@ class Run:
         for where in ("results_dir", "data_dir"):  # a place on one machine, of no use on another
             settings.pop(where)
         self.write_json("config.json", settings)
-        self.write_json("provenance.json", provenance(self.config))
+        self.write_json("provenance.json", {**self.origin, "parts": self.end_part()["parts"]})
         self.write_history(history)
         if assignments:  # a folder's files, each with its cluster
             self.write_csv("assignments.csv", zip(*assignments.values()), [*assignments])
@@ -243,7 +263,7 @@ def provenance(config: Config) -> dict:
         "packages": {p: importlib.metadata.version(p) for p in packages},
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "device": torch.cuda.get_device_name() if cuda else processor(),
+        "device": torch.cuda.get_device_name() if cuda else processor()["name"],
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "platform": sys.platform,
@@ -252,13 +272,40 @@ def provenance(config: Config) -> dict:
     }
 
 
+def machine_and_code() -> dict:
+    """What may differ between two parts of one run: the code and the machine that computes."""
+    return {
+        "commit": git_state()["commit"],
+        "source": source_tree(),
+        "torch": importlib.metadata.version("torch"),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def now() -> str:
+    """The time in UTC, to the second: 2026-11-30T10:40:05Z."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "sve_bf16")
+
+
 @functools.cache
-def processor() -> str:
+def processor() -> dict:
+    """The processor's name, its family, model and stepping where the system tells them, and which
+    of the instruction sets that change a network's speed or rounding it has."""
+    told = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            told.setdefault(name.strip(), value.strip())
+    has = torch.cpu.get_capabilities()
+    return {
+        "name": told.get("model name") or platform.processor() or platform.machine(),
+        "family": "/".join(told.get(k, "") for k in ("cpu family", "model", "stepping")).strip("/"),
+        "instructions": [name for name in INSTRUCTIONS if has.get(name)],
+    }
 
 
 @functools.cache

@@ -170,6 +170,11 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     start, history, left_over, seconds = 0, [], torch.empty(0, dtype=torch.long, device=device), 0.0
     within: dict = {}
     state = distributed.broadcast(None if distributed.rank() else run.load_checkpoint())
+    precision = "bfloat16" if low_precision else "float32"
+    done = {"epochs": 0, "steps": 0}
+    if state:
+        done = {"epochs": state["epoch"], "steps": len(state.get("within", {}).get("terms", ()))}
+    run.begin_part(precision, state, **done)
     if state:
         if (begun := state.get("device", device.type)) != device.type:
             how = f"continue it there, or start anew here with -p resume False ({device.type})"
@@ -286,7 +291,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         "seconds": seconds,
         "images_per_second": config.epochs * size / seconds if seconds else 0.0,
         "peak_memory_mb": memory,
-        "precision": "bfloat16" if low_precision else "float32",
+        "precision": precision,
         "processes": distributed.world(),
         "weights_sha256": weights_digest(state),
     }
