@@ -22,7 +22,7 @@ from reproduce import data, metrics, probes
 from reproduce.apply import Clusterer
 from reproduce.clustering import KMeans
 from reproduce.config import Config, ConfigError, Settings, read_settings, setting
-from reproduce.evaluation import evenly
+from reproduce.data import evenly
 from reproduce.folder import FORMATS, list_folder
 from reproduce.runs import ROOT
 from reproduce.trained import newest_run, read_json

@@ -262,3 +262,8 @@ def read_cached(name: str, path: Path) -> Images:
     pixels, labels, split = map(torch.from_numpy, (arrays["images"], labels, arrays["split"]))
     classes, files, skipped = (tuple(arrays[name].tolist()) for name in TEXTS)
     return Images(name, pixels, labels, split, classes, sha256, files, skipped)
+
+
+def evenly(n: int, most: int) -> Tensor:
+    """At most so many of n positions, evenly spread: images may be sorted by class."""
+    return torch.linspace(0, n - 1, min(most, n), dtype=torch.float64).long().unique()

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce import distributed, metrics, packed, probes
+from reproduce import distributed, metrics, monitors, packed, probes
 from reproduce.augment import Augment
 from reproduce.clustering import KMeans
 from reproduce.config import Config
-from reproduce.data import Images
+from reproduce.data import Images, evenly
 from reproduce.methods import Method
 
 # values that may be in memory at a time: of all heads' probabilities, above which only some images
@@ -54,6 +54,7 @@ class Evaluator:
         self.best: dict | None = None  # scores of the best head of any epoch, by label
         self.last: tuple[dict, dict] | None = None  # what the last look extracted, and the rules
         self.nearest: float | None = None  # and its accuracy of nearest neighbours
+        self.monitors: dict | None = None  # and its monitors
 
     @torch.no_grad()
     def extract(self, network: Callable, pixels: Tensor | packed.Pixels, whole: bool = True):
@@ -116,7 +117,8 @@ class Evaluator:
                 if rule == "mean_of_heads":
                     self.keep_best(epoch, accuracies, assignments)
             row["knn_acc"] = self.nearest = self.knn(out)
-        return row | self.collapse(out, rules)
+        self.monitors = self.monitor(out, rules, epoch)
+        return row | self.collapse(out, rules) | self.monitors
 
     def keep_best(self, epoch: int, accuracies: list[float], heads: np.ndarray) -> None:
         """The rule of CRLC's authors: the most accurate of all epochs' heads. It picks by label: an
@@ -175,6 +177,11 @@ class Evaluator:
         some = evenly(len(embedding), 512).to(embedding.device)
         return metrics.collapse_monitor(embedding[some], torch.from_numpy(main), self.n_clusters)
 
+    def monitor(self, out: dict[str, Tensor], rules: dict[str, np.ndarray], epoch: int) -> dict:
+        """What needs no label: ``monitors.measure``."""
+        seen = self.method, self.augment, self.pixels, out, rules
+        return monitors.measure(*seen, self.n_clusters, epoch)
+
     def pseudo_labels(self) -> dict[str, float]:
         """How much the pseudo-labels of a method that makes such agree with the labels; the method
         never knows."""
@@ -190,11 +197,14 @@ class Evaluator:
             out = self.look()
             self.last = out, self.rules(out)
         out, rules = self.last
+        if self.monitors is None:
+            self.monitors = self.monitor(out, rules, self.config.epochs)
         monitor = self.collapse(out, rules)
         why = metrics.collapse_reason(monitor, self.n_clusters)
         if "kmeans_embedding" not in rules:
             rules["kmeans_embedding"] = self.kmeans(out)
         metric = {"scores": {}, "collapse": {**monitor, "collapsed": bool(why), "why": why}}
+        metric["monitors"] = self.monitors
         if "heads" in out:
             metric["aligned_by"] = len(self.sample)  # images
         if self.images.labelled:
@@ -286,11 +296,6 @@ def clusters(kmeans: KMeans, features: Tensor) -> np.ndarray:
     """Fit to features ``[N, D]``, of which each process takes its share; the clusters ``[N]``."""
     kmeans.fit(features[distributed.own(len(features))])
     return distributed.gather_rows(kmeans.labels_).cpu().numpy()
-
-
-def evenly(n: int, most: int) -> Tensor:
-    """At most so many of n positions, evenly spread: images may be sorted by class."""
-    return torch.linspace(0, n - 1, min(most, n), dtype=torch.float64).long().unique()
 
 
 def reduced(embedding: Tensor, dim: int = 64) -> Tensor:

@@ -33,7 +33,7 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     """Train, evaluate, and leave a run directory; yield one dict per epoch.
 
     {"epoch", "learning_rate", "loss", its terms, "seconds", "images_per_second", and in epochs with
-    an evaluation the accuracies by selection rule and the collapse monitor}
+    an evaluation the accuracies by selection rule, the collapse monitor and ``monitors.measure``}
 
     An interrupted run is continued after its last checkpoint, to the same bits on one CPU with one
     number of threads. A finished one is not trained again: its rows are yielded from its directory.
