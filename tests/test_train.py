@@ -21,6 +21,7 @@ from reproduce import (
     evaluation,
     fit,
     losses,
+    monitors,
     results,
 )
 from reproduce import train as loop
@@ -205,6 +206,7 @@ def test_evaluation_can_see_another_size_than_training(config, monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(backbones.Small, "forward", noted)
+    monkeypatch.setattr(monitors, "two_views", lambda *_: torch.ones(2, 3, 4))  # as in training
     train(config.replace(augmentation="images", view_size=6, eval_size=12))
     assert seen == {(True, 6), (False, 12)}
 
