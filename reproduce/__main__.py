@@ -61,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     add = command(campaign, "a block of the studies in notebooks/campaign.yaml", names, many)
     add("block", help="1 to 4 (CIFAR-10 on a GPU), cpu, hour, A to F (on two cores), digits")
 
+    add = command(pflop, "what runs cost in PFLOP, alone and with the runs they started from")
+    add("results_dir", nargs="?", default="", help="folder of run directories (default: results)")
+
     add = command(report, "the figure notebooks executed, as pages")
     where = "folder of run directories, where the pages go too (default: results/local)"
     add("--results-dir", default=ROOT / "results" / "local", help=where)
@@ -183,6 +186,17 @@ def run_all(configs: list[Config], args, launcher: str = "local", options: dict 
     for row in failed:
         print(f"     {row['name']}: {row['log']}")
     return int(bool(failed))
+
+
+def pflop(args) -> None:
+    from reproduce import results
+
+    table = results.load(args.results_dir)
+    shown = table[["path", "pflop", "pflop_with_start"]].sort_values("path")
+    shown["path"] = [
+        os.path.relpath(path, results.root(args.results_dir)) for path in shown["path"]
+    ]
+    print(shown.to_string(index=False, float_format="{:.4g}".format, na_rep="–"))
 
 
 def report(args) -> None:

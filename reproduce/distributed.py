@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 MINUTES = 30  # that processes wait for each other
 GONE = "another one is gone"
+_alone = False
 
 
 class Lost(RuntimeError):
@@ -29,12 +30,23 @@ class Lost(RuntimeError):
 
 def world() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
     """The number of this process, from 0; the first alone writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
+
+
+@contextlib.contextmanager
+def alone():
+    """As if this process were the only one: it works on whole batches and waits for no other."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ usually the H heads, which are all computed at once. Logarithms are natural, so 
 nats. Everything is computed in float32 or better, also from half-precision inputs and under
 autocast."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,9 +22,17 @@ def normalized(x: Tensor) -> Tensor:
     return F.normalize(at_least_float32(x), dim=-1)
 
 
+def not_narrowed(x: Tensor) -> contextlib.AbstractContextManager:
+    """Matrix products as wide as they are, which autocast would narrow. On the meta device, where
+    shapes alone are computed, there is no autocast."""
+    if x.device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def gram(x: Tensor) -> Tensor:
-    """x_i . x_j, ``[..., N, n]`` -> ``[..., N, N]``; autocast would narrow a matrix product."""
-    with torch.autocast(x.device.type, enabled=False):
+    """x_i . x_j, ``[..., N, n]`` -> ``[..., N, N]``"""
+    with not_narrowed(x):
         return x @ x.mT
 
 
@@ -60,7 +70,7 @@ def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float
     same_shape("queue_contrast", query, key)
     query, key, queue = map(normalized, (query, key.detach(), queue.detach()))
     positive = (query * key).sum(-1, keepdim=True)
-    with torch.autocast(query.device.type, enabled=False):
+    with not_narrowed(query):
         logits = torch.cat([positive, query @ queue.mT], -1) / temperature
     return (logits.logsumexp(-1) - logits[:, 0]).mean()
 
@@ -113,7 +123,7 @@ def prototype_contrast(z: Tensor, prototypes: Tensor, phi: Tensor, cluster: Tens
 
     mean_i -log softmax_k(z_i . c_k / phi_k) at k = cluster_i"""
     z, prototypes = normalized(z), normalized(prototypes)
-    with torch.autocast(z.device.type, enabled=False):
+    with not_narrowed(z):
         return F.cross_entropy(z @ prototypes.mT / at_least_float32(phi), cluster)
 
 
@@ -131,7 +141,7 @@ def prototype_scattering(
 
     over the clusters that the batch has: an absent one is neither a positive nor a negative."""
     same_shape("prototype_scattering", z1, z2)
-    with torch.autocast(z1.device.type, enabled=False):
+    with not_narrowed(z1):
         z1, z2 = normalized(z1), normalized(z2.detach())
         member = cluster == torch.arange(n_clusters, device=cluster.device)[:, None]  # [K, B]
         mu1, mu2 = (F.normalize(member.to(z.dtype) @ z, dim=-1) for z in (z1, z2))

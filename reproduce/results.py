@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from reproduce import campaign, runs
+from reproduce import campaign, flops, runs
 from reproduce.config import Config, ConfigError, read_settings, unknown
 from reproduce.metrics import lowest_loss_head
 from reproduce.statistics import compare, family, holm, points
@@ -72,16 +72,18 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
     Columns: every setting that changes what a run computes; "data", the data set's name with the
     limit on its images; "setting", a hash of all settings but the seed; ``<rule>_acc``, ``_nmi``
     and ``_ari`` and "knn_acc" in 0..1, nan where not measured; "seconds", "images_per_second",
+    "pflop", that of all steps, and "pflop_with_start", with that of the runs it started from;
     "device" (its name), "collapsed", "weights_sha256", "path".
     ``local``: the runs that this machine made, in the folder ``local``, instead of the committed.
     """
     folder = root(results_dir) / ("local" if local else "")
     rows = [_row(path) for path in runs.find(folder)] if folder.is_dir() else []
     scores = [f"{rule}_{score}" for rule in RULES for score in runs.SCORES]
-    measured = ["knn_acc", "seconds", "images_per_second", "device", "collapsed", "weights_sha256"]
-    columns = ["data", *FIELDS, *scores, *measured, "setting", "path"]
+    measured = ["knn_acc", "seconds", "images_per_second", "pflop", "pflop_with_start"]
+    said = ["device", "collapsed", "weights_sha256", "setting", "path"]
+    columns = ["data", *FIELDS, *scores, *measured, *said]
     table = pd.DataFrame(rows, columns=columns)
-    table = table.astype({name: float for name in [*scores, *measured[:3]]}).copy()
+    table = table.astype({name: float for name in [*scores, *measured]}).copy()
     first = {"after": table["data"] != "CIFAR-10", "other": table["method"] != "crlc"}
     by = ["after", "data", "other", "method", "entropy", "lambda1", "setting", "seed"]
     table = table.assign(**first).sort_values(by, kind="stable", ignore_index=True)
@@ -102,6 +104,7 @@ def _row(path: Path) -> dict:
         **known,
         **{f"{r}_{k}": s.get(k) for r, s in metrics["scores"].items() for k in runs.SCORES},
         **{k: metrics.get(k) for k in ("knn_acc", "seconds", "images_per_second")},
+        **flops.of_directory(path),
         "data": data + (f", {known['limit']:,} images" if known["limit"] else ""),
         "device": origin["device"],
         "collapsed": bool(metrics.get("collapse", {}).get("collapsed", False)),

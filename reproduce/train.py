@@ -12,7 +12,17 @@ from typing import Iterator
 import torch
 from torch import Tensor, nn
 
-from reproduce import backbones, data, distributed, evaluation, launch, loggers, packed, weights
+from reproduce import (
+    backbones,
+    data,
+    distributed,
+    evaluation,
+    flops,
+    launch,
+    loggers,
+    packed,
+    weights,
+)
 from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError
 from reproduce.methods import METHODS
@@ -121,6 +131,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
     n, channels = train_part.pixels.shape[:2]
     steps = n // config.batch_size  # of an epoch
     size, total = steps * config.batch_size, steps * config.epochs  # images of it; steps of all
+    sizes = channels, n_clusters, n
     warmup, period = config.warmup_epochs * steps, config.cosine_period * steps
 
     backbone = backbones.build(config, channels)
@@ -259,6 +270,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         took = time.perf_counter() - began
         seconds += took
         row |= {"learning_rate": rate, "seconds": took, "images_per_second": size / took}
+        row["pflop"] = flops.of_epochs(config, epoch, *sizes)
         if epoch % config.evaluate_every == 0 or epoch == config.epochs:
             row |= evaluator.evaluate(epoch, head_losses)
         history.append(row)
@@ -275,6 +287,7 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    n_bank = 0 if evaluator.same or not eval_part.labelled else len(evaluator.bank)
     metrics = {
         "status": "finished",
         "epochs": config.epochs,
@@ -288,6 +301,8 @@ def train(config: Config, run: Run, images: data.Images, n_clusters: int) -> Ite
             "skipped": len(images.skipped),
         },
         **metrics,
+        **flops.of_run(config, *sizes),
+        "evaluation_pflop": flops.of_evaluation(config, *sizes, len(eval_part), n_bank),
         "seconds": seconds,
         "images_per_second": config.epochs * size / seconds if seconds else 0.0,
         "peak_memory_mb": memory,
