@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     add = command(campaign, "a block of the studies in notebooks/campaign.yaml", names, many)
     add("block", help="1 to 4 (CIFAR-10 on a GPU), cpu, hour, A to F (on two cores), digits")
 
-    add = command(pflop, "what runs cost in PFLOP, alone and with the runs they started from")
+    add = command(
+        pflop, "count what runs cost, alone and with the runs they started from: pflop.csv"
+    )
     add("results_dir", nargs="?", default="", help="folder of run directories (default: results)")
 
     add = command(report, "the figure notebooks executed, as pages")
@@ -189,14 +191,11 @@ def run_all(configs: list[Config], args, launcher: str = "local", options: dict 
 
 
 def pflop(args) -> None:
-    from reproduce import results
+    from reproduce import flops, results
 
-    table = results.load(args.results_dir)
-    shown = table[["path", "pflop", "pflop_with_start"]].sort_values("path")
-    shown["path"] = [
-        os.path.relpath(path, results.root(args.results_dir)) for path in shown["path"]
-    ]
-    print(shown.to_string(index=False, float_format="{:.4g}".format, na_rep="–"))
+    file = flops.write(results.root(args.results_dir))
+    print(file.read_text(encoding="utf-8"), end="")
+    print(file)
 
 
 def report(args) -> None:

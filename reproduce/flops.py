@@ -10,10 +10,12 @@ Sizes, everywhere: channels of the images, n_clusters (K), n_train images to tra
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,14 +24,29 @@ from torch.utils.flop_counter import FlopCounterMode
 from reproduce import backbones, distributed
 from reproduce.config import Config
 from reproduce.methods import METHODS, Method
-from reproduce.runs import ROOT
+from reproduce.runs import ROOT, find
 from reproduce.weights import moments_of
 
 PETA = 1e15
+COLUMNS = "pflop", "pflop_with_start"
 PROTOTYPES = "pcl", "propos"  # methods that have none before the end of ``prototype_warmup``
-# no number with a fraction changes a shape, nor do these: one count does for many runs
-SAME = {f.name: f.default for f in dataclasses.fields(Config) if f.type == "float"}
-SAME |= dict(seed=0, epochs=1, limit=0, weights="", folder="", results_dir="", data_dir="")
+# settings that change neither a shape nor what is multiplied, beside those with a fraction
+ALIKE = """seed epochs limit folder weights split entropy entropy_smoothed head_init predictor_init
+normalize optimizer schedule warmup_epochs cosine_period decay sampler top_momentum quotas pca
+evaluate_every cluster_space knn_space kmeans_metric kmeans_starts kmeans_iterations trace_images
+precision compile"""
+SAME = {  # so that one count does for many runs
+    f.name: f.default
+    for f in dataclasses.fields(Config)
+    if f.type == "float" or f.name in ALIKE.split() or not f.metadata["identity"]
+}
+
+
+def operations(compute: Callable[[], object]) -> int:
+    """What torch counts while ``compute`` runs."""
+    with FlopCounterMode(display=False) as counter:
+        compute()
+    return counter.get_total_flops()
 
 
 def of_step(config: Config, channels: int, n_clusters: int, warm: bool = False) -> int:
@@ -47,9 +64,8 @@ def _of_step(config: Config, channels: int, n_clusters: int, warm: bool) -> int:
         if config.neighbours and config.freeze and config.augmentation == "none":
             shape = [method.backbone.n_features]  # computed once, before the first step
         views = torch.empty(config.n_views * b, *shape).chunk(config.n_views)
-        with FlopCounterMode(display=False) as counter:
-            method.loss(views, torch.zeros(b, dtype=torch.long))["loss"].backward()
-    return counter.get_total_flops()
+        index = torch.zeros(b, dtype=torch.long)
+        return operations(lambda: method.loss(views, index)["loss"].backward())
 
 
 def build(config: Config, channels: int, n_clusters: int) -> Method:
@@ -86,16 +102,12 @@ def of_evaluation(
 def _of_image(config: Config, channels: int, n_clusters: int) -> list[int]:
     """Operations by which one image becomes the method's outputs, the backbone's features, and the
     target network's projection (0 where there is none)."""
-    n, side, counts = 2, config.eval_size or config.view_side, []
+    n, side = 2, config.eval_size or config.view_side
     with distributed.alone(), torch.device("meta"), torch.no_grad():
         method = build(config, channels, n_clusters).eval()
         images = torch.empty(n, channels, side, side)
-        for network in (method.outputs, method.backbone, getattr(method, "target", None)):
-            with FlopCounterMode(display=False) as counter:
-                if network:
-                    network(images)
-            counts.append(counter.get_total_flops() // n)
-    return counts
+        networks = method.outputs, method.backbone, getattr(method, "target", torch.nn.Identity())
+        return [operations(lambda: network(images)) // n for network in networks]
 
 
 def of_run(config: Config, channels: int, n_clusters: int, n_train: int) -> dict[str, float]:
@@ -112,16 +124,15 @@ def of_run(config: Config, channels: int, n_clusters: int, n_train: int) -> dict
     )
 
 
-def of_directory(run: Path) -> dict[str, float]:
-    """``of_run`` of a finished run: as it wrote it, or counted from its settings where it is older
-    than that. "pflop_with_start" is "pflop" where it started anew. Empty where sizes are missing.
-    """
+def of_directory(run: Path, counted: Mapping[str, float] | None = None) -> dict[str, float]:
+    """``of_run`` of a finished run: as it wrote it, else ``counted``, else from its settings; empty
+    where these lack a size. "pflop_with_start" is "pflop" where it started anew."""
     settings, metrics = (
         json.loads((run / f"{stem}.json").read_text(encoding="utf-8"))
         for stem in ("config", "metrics")
     )
-    found = {k: metrics[k] for k in ("pflop", "pflop_with_start") if k in metrics}
     data = metrics.get("data", {})
+    found = {k: metrics[k] for k in COLUMNS if k in metrics} or dict(counted or {})
     if not found and {"n_train", "n_clusters"} <= data.keys():
         known = {f.name for f in dataclasses.fields(Config)}
         config = Config(**{k: v for k, v in settings.items() if k in known})
@@ -131,3 +142,31 @@ def of_directory(run: Path) -> dict[str, float]:
     if found and not settings.get("weights"):
         found["pflop_with_start"] = found["pflop"]
     return found
+
+
+# ---- a folder of runs that are older than the count, in one file beside them
+
+
+def write(results: Path) -> Path:
+    """Count the runs below a folder anew and write its pflop.csv: "run", and ``COLUMNS``."""
+    file = results / "pflop.csv"
+    with open(file, "w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, ["run", *COLUMNS], lineterminator="\n")
+        writer.writeheader()
+        for run in find(results):
+            if count := of_directory(run):
+                short = {k: f"{v:.6g}" for k, v in count.items()}
+                writer.writerow({"run": run.relative_to(results).as_posix(), **short})
+    return file
+
+
+def read(results: Path) -> dict[Path, dict[str, float]]:
+    """A folder's pflop.csv, by run directory; empty without one."""
+    file = results / "pflop.csv"
+    if not file.is_file():
+        return {}
+    with open(file, newline="", encoding="utf-8") as rows:
+        return {
+            results / row["run"]: {k: float(row[k]) for k in COLUMNS if row[k]}
+            for row in csv.DictReader(rows)
+        }

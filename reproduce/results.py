@@ -77,7 +77,8 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
     ``local``: the runs that this machine made, in the folder ``local``, instead of the committed.
     """
     folder = root(results_dir) / ("local" if local else "")
-    rows = [_row(path) for path in runs.find(folder)] if folder.is_dir() else []
+    counted = flops.read(folder)
+    rows = [_row(path, counted) for path in runs.find(folder)] if folder.is_dir() else []
     scores = [f"{rule}_{score}" for rule in RULES for score in runs.SCORES]
     measured = ["knn_acc", "seconds", "images_per_second", "pflop", "pflop_with_start"]
     said = ["device", "collapsed", "weights_sha256", "setting", "path"]
@@ -90,8 +91,8 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
     return table.drop(columns=[*first])
 
 
-def _row(path: Path) -> dict:
-    """One run's row; a setting that is newer than the run has its default."""
+def _row(path: Path, counted: Mapping[Path, dict]) -> dict:
+    """One run's row; a setting newer than the run has its default. counted: ``flops.read``."""
     config, metrics, origin = (
         json.loads((path / f"{stem}.json").read_text(encoding="utf-8"))
         for stem in ("config", "metrics", "provenance")
@@ -104,7 +105,7 @@ def _row(path: Path) -> dict:
         **known,
         **{f"{r}_{k}": s.get(k) for r, s in metrics["scores"].items() for k in runs.SCORES},
         **{k: metrics.get(k) for k in ("knn_acc", "seconds", "images_per_second")},
-        **flops.of_directory(path),
+        **flops.of_directory(path, counted.get(path)),
         "data": data + (f", {known['limit']:,} images" if known["limit"] else ""),
         "device": origin["device"],
         "collapsed": bool(metrics.get("collapse", {}).get("collapsed", False)),
