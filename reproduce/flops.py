@@ -83,9 +83,11 @@ def of_epochs(config: Config, epochs: int, channels: int, n_clusters: int, n_tra
 def of_evaluation(
     config: Config, channels: int, n_clusters: int, n_train: int, n_eval: int, n_bank: int = 0
 ) -> float:
-    """PFLOP of the passes without gradients: evaluations of n_eval images, and of n_bank others
-    whose labels neighbours vote with; the features in which a method clusters the training images
-    before an epoch, and those by which ``neighbours`` are found."""
+    """PFLOP of the passes over all images, without gradients: evaluations of n_eval images, and of
+    n_bank others whose labels neighbours vote with; the features in which a method clusters the
+    training images before an epoch, and those by which ``neighbours`` are found. Without what looks
+    at some images only: the monitors' views, and the sample by which very many heads are aligned.
+    """
     output, features, target = _of_image(dataclasses.replace(config, **SAME), channels, n_clusters)
     evaluations = max(1, -(-config.epochs // config.evaluate_every))
     total = output * (n_eval + evaluations * (n_eval + n_bank))  # once before any training
