@@ -20,7 +20,8 @@ from reproduce.sweep import expand
 
 SETTINGS = ROOT / "notebooks" / "settings"
 CLAIMS = ROOT / "notebooks" / "claims.yaml"
-DESIGN = {"settings", "with", "factors", "generators", "cells", "seeds", "runs", "before", "order"}
+SHAPE = {"settings", "with", "factors", "generators", "cells"}
+DESIGN = {*SHAPE, "runs", "before", "seeds", "order", "chooses"}
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,12 @@ def drawn(name: str, changes: dict) -> list[Config]:
 
 def check(name: str, configs: list[Config]) -> None:
     """ConfigError where the claims of a design are not committed, or where some of its runs were
-    made by other code than this. Blocks of stars claim nothing of their own."""
+    made by other code than this. Blocks of stars claim nothing of their own, nor does a design that
+    chooses a setting for another."""
     design = blocks()[name]
     if not isinstance(design, dict):
         return
-    if not committed_claims(name):
+    if not design.get("chooses") and not committed_claims(name):
         how = f"write them into {CLAIMS.relative_to(ROOT)} and commit them before the first run"
         raise ConfigError(f"block {name}: its claims are not committed: {how}")
     new = [config for config in configs if config.seed >= design["seeds"]]

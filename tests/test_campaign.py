@@ -11,6 +11,7 @@ import pytest
 from reproduce import campaign, data, runs
 from reproduce.__main__ import main
 from reproduce.config import Config, ConfigError, read_settings
+from reproduce.methods import METHODS
 from reproduce.runs import ROOT, Run
 
 
@@ -212,6 +213,18 @@ def test_the_fraction_of_block_c_tells_all_pairs_of_factors_apart():
     np.testing.assert_array_equal(columns.T @ columns, 64 * np.eye(1 + 8 + 28))
 
 
+def test_nine_methods_by_one_recipe_cost_the_same():
+    """What is the same for all is, and the rate is searched at the same three values."""
+    cells = campaign.cells("rates")
+    assert len(cells) == 27 and {cell.levels["learning_rate"] for cell in cells} == {0.1, 0.3, 1.0}
+    same = "backbone width view_size batch_size crop_scale jitter optimizer schedule decay limit"
+    configs = [Config.from_params(cell.settings) for cell in cells]
+    assert len({tuple(getattr(c, name) for name in same.split()) for c in configs}) == 1
+    assert {c.method for c in configs} == {*METHODS}
+    authors = campaign.block("cpu", {})[0]
+    assert authors.hash() in [h for cell in cells for h in hashes(cell)]
+
+
 def test_a_generated_level_is_the_product_of_the_others():
     for cell in campaign.cells("D"):
         assert math.prod(1 if level else -1 for level in cell.levels.values()) == 1
@@ -247,7 +260,9 @@ def test_a_wrong_design_is_one_sentence(monkeypatch, entry, sentence):
 
 
 def test_a_block_of_stars_has_no_cells_and_factors_cannot_be_changed():
-    with pytest.raises(ConfigError, match="block 'cpu' has no cells: it must be one of B, A, C, D"):
+    with pytest.raises(
+        ConfigError, match="block 'cpu' has no cells: it must be one of B, A, rates, C, D"
+    ):
         campaign.cells("cpu")
     for name in ("lambda1", "seed"):
         with pytest.raises(ConfigError, match=f"^{name} cannot be given to a block"):
