@@ -72,6 +72,19 @@ def test_a_selection_is_a_preset_but_for_what_is_named(tmp_path):
         results.select(table, "lamda1")
 
 
+def test_a_selection_looks_at_every_setting(tmp_path):
+    """Beside a run of the preset lies one that differs in a single setting."""
+    write_run(tmp_path)
+    table = results.load(tmp_path)
+    for name in set(Config().identity()) - {"seed"}:
+        (value,) = table[name].tolist()
+        other = not value if isinstance(value, bool) else value + 1 if value != str(value) else "x"
+        both = pd.concat([table, table.assign(**{name: other})], ignore_index=True)
+        assert results.select(both).index.tolist() == [0], name
+        assert results.select(both, **{name: other}).index.tolist() == [1], name
+        assert results.select(both, name).index.tolist() == [0, 1], name
+
+
 def test_a_run_is_described_by_what_it_changes_from_its_nearest_preset(tmp_path):
     write_run(tmp_path, lambda1=0.3)
     write_run(tmp_path, lambda1=0.3, entropy="sample")
