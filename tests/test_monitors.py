@@ -2,6 +2,7 @@
 random number of the training, the same when a run is continued."""
 
 import csv
+import dataclasses
 import itertools
 import math
 
@@ -155,7 +156,8 @@ def test_views_are_those_of_the_method_in_evaluation_mode(tmp_path):
     assert not torch.allclose(z[0], z[1])
     # without any change a view is the image
     still = dict(rotation=0, zoom=0, shear=0, shift=0, gamma=0, contrast=0, noise=0)
-    method, augment, pixels = made(tmp_path, batch_size=32, **still)
+    method, augment, pixels = made(tmp_path, n_views=4, batch_size=32, **still)
+    method.config = dataclasses.replace(method.config, neighbours=3)  # whose views are of others
     z = monitors.two_views(method, augment, pixels, index, "projection", 3)
     with torch.no_grad():
         clean = method.eval().outputs(augment.clean(pixels[index]))["projection"]
