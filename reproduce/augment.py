@@ -43,8 +43,14 @@ class Augment:
         return self.normalize(x).contiguous(memory_format=torch.channels_last)
 
     def resize(self, x: Tensor, _=None) -> Tensor:
-        """Whole images in the size that the network sees, as torchvision resizes tensors."""
-        side = self.config.eval_size or self.config.view_size
+        """Whole images in the size that the network sees, as torchvision resizes tensors; the
+        squares at their centres where crops are 'fixed'."""
+        c, side = self.config, self.config.eval_size or self.config.view_size
+        if c.crop == "fixed":
+            side, whole = side or x.shape[-1], x.shape[-1]
+            cut = round(whole * c.crop_scale**0.5)
+            first = (whole - cut) // 2
+            x = x[..., first : first + cut, first : first + cut]
         return F.interpolate(x, (side, side), mode="bilinear", antialias=True) if side else x
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -67,7 +73,8 @@ class Augment:
         """Random resized crop, flip, colour jitter, grayscale, blur: SimCLR's, as in CRLC."""
         c, draws = self.config, (len(x), generator, x.device, self.config.n_views)
         u = uniform(5, *draws)
-        box = random_boxes(x.shape[-2:], len(x), c.crop_scale, *draws[1:])
+        shape = dict(most=c.crop_scale, ratio=(1, 1)) if c.crop == "fixed" else {}
+        box = random_boxes(x.shape[-2:], len(x), c.crop_scale, *draws[1:], **shape)
         x = resized_crop(x, box, u[0] < c.flip, c.view_size)
         if x.shape[1] == 3 and c.jitter > 0 and c.jitter_p > 0:
             *blends, turns = uniform(4, *draws)
@@ -108,15 +115,15 @@ def affine(
 
 
 def random_boxes(
-    size, n: int, least: float, generator, device, views=1, ratio=(3 / 4, 4 / 3), tries=10
+    size, n: int, least: float, generator, device, views=1, most=1, ratio=(3 / 4, 4 / 3), tries=10
 ) -> Tensor:
     """n boxes ``[4, n]`` (top, left, height, width) as torchvision's RandomResizedCrop draws them:
-    area uniform in least..1, log-uniform aspect ratio, the first of ten draws that fits, else the
-    largest central box of an allowed ratio."""
+    area uniform in least..most, log-uniform aspect ratio, the first of ten draws that fits, else
+    the largest central box of an allowed ratio."""
     height, width = size
     drawn = uniform(4 * tries, n, generator, device, views)
     area, shape, top, left = drawn.view(4, tries, n)
-    area = height * width * (least + (1 - least) * area)
+    area = height * width * (least + (most - least) * area)
     low, high = map(math.log, ratio)
     shape = torch.exp(low + (high - low) * shape)
     w, h = (area * shape).sqrt().round(), (area / shape).sqrt().round()

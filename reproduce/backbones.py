@@ -21,6 +21,10 @@ def build(config: Config, channels: int) -> nn.Module:
         net = ConvNet(config.backbone, config.stem, seen, config.view_side)
     else:
         net = resnet(config.backbone, config.stem, seen)
+    if config.conv_init != "kaiming":
+        convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+        for conv in convolutions[: 1 if config.conv_init == "torch_first" else None]:
+            conv.reset_parameters()
     return Filtered(Sobel(channels), net) if config.sobel else net
 
 
@@ -116,13 +120,17 @@ def resnet(name: str, stem: str, channels: int) -> nn.Module:
     """torchvision's ResNet without its classifier.
 
     stem 'imagenet': 7x7 stride 2 and max-pool, as defined there. stem 'cifar': 3x3 stride 1, no
-    pool, which keeps a 32 x 32 image at a 4 x 4 final map; the other stem leaves 1 x 1."""
+    pool, which keeps a 32 x 32 image at a 4 x 4 final map; the other stem leaves 1 x 1.
+    'cifar_no_relu': the same without the ReLU after the first batch norm, as lightly's benchmark
+    takes its network apart. 'cifar_pool': with a max-pool of 2x2 after it, as IIC's."""
     import torchvision
 
     net = torchvision.models.get_model(name, weights=None)
-    if stem == "cifar":
+    if stem != "imagenet":
         net.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
-        net.maxpool = nn.Identity()
+        net.maxpool = nn.MaxPool2d(2, 2, 1) if stem == "cifar_pool" else nn.Identity()
+        if stem == "cifar_no_relu":
+            net.relu = nn.Identity()  # each block has its own
     elif channels != 3:
         net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")

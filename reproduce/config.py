@@ -192,10 +192,26 @@ class Config(Settings):
     sigma: float = setting(
         0.001, "deviation of the noise that makes a projection's neighbour", (0, 10), only="propos"
     )
+    misassigned: bool = setting(
+        False,
+        "prototypes of batchnorm_split devices' rows under other images' labels, as released",
+        only="propos",
+    )
     pseudo_clusters: int = setting(
         0, "k of its k-means; 0: ten times n_clusters", (0, 1_000_000), only="deepcluster"
     )
-    pca: int = setting(256, "whitened axes for k-means, at most", (1, 65_536), only="deepcluster")
+    pca: int = setting(
+        256,
+        "whitened axes for k-means, at most; 0: the features as they are",
+        (0, 65_536),
+        only="deepcluster",
+    )
+    wide: int = setting(
+        0,
+        "units of a layer on the backbone, clustered before its ReLU; 0: none",
+        (0, 65_536),
+        only="deepcluster",
+    )
     quotas: bool = setting(False, "equally many images per pseudo-cluster", only="deepcluster")
     # ---- network
     backbone: str = setting(
@@ -205,7 +221,15 @@ class Config(Settings):
     )
     width: int = setting(32, "channels of the first layers of small and compact", (1, 1024))
     stem: str = setting(
-        "cifar", "first layer: 3x3 (compact: 4x4 stride 2), or that for ImageNet", "cifar imagenet"
+        "cifar",
+        "first layer: 3x3 (compact: 4x4 stride 2), in ResNets also without ReLU or with pool, or "
+        "that for ImageNet",
+        "cifar imagenet cifar_no_relu cifar_pool",
+    )
+    conv_init: str = setting(
+        "kaiming",
+        "of convolutions: kaiming (normal, fan-out), or torch's default, for all or the first",
+        "kaiming torch torch_first",
     )
     sobel: bool = setting(False, "the network sees two edge filters of the gray image, no colours")
     weights: str = setting(
@@ -268,7 +292,14 @@ class Config(Settings):
     gamma: float = setting(0.3, "digits: exponent within exp(+- this)", (0, 3))
     contrast: float = setting(0.3, "digits: factor within 1 +- this", (0, 1))
     noise: float = setting(0.1, "digits: standard deviation of the noise on pixels in 0..1", (0, 1))
-    crop_scale: float = setting(0.2, "images: least share of the area in a random crop", (0.001, 1))
+    crop: str = setting(
+        "random",
+        "images: of random area and ratio; fixed: squares, the centre in evaluation",
+        "random fixed",
+    )
+    crop_scale: float = setting(
+        0.2, "images: least share of the area in a random crop, or that of a fixed one", (0.001, 1)
+    )
     flip: float = setting(0.5, "images: probability of a horizontal flip", (0, 1))
     jitter: float = setting(0.4, "images: brightness, contrast, saturation; hue a quarter", (0, 2))
     jitter_p: float = setting(0.8, "images: probability of the colour jitter", (0, 1))
@@ -390,6 +421,9 @@ class Config(Settings):
                 f"sobel {self.sobel}: torchvision's weights are for resnet18, 34 and 50 "
                 f"with stem 'imagenet', without sobel"
             )
+        if self.crop == "fixed" and self.augmentation != "images":
+            what = f"crop is 'fixed', but augmentation is {self.augmentation!r}"
+            yield f"{what}: it is for 'images' only"
         if self.weights == "imagenet" and self.dataset == "digits":
             yield "weights is 'imagenet', but dataset is 'digits', whose images have one channel"
         if self.freeze and not self.weights:
@@ -403,6 +437,11 @@ class Config(Settings):
             yield (
                 f"stem is 'imagenet', but backbone is {self.backbone!r}, which has no such stem: "
                 "choose a resnet, compact, alexnet or stem 'cifar'"
+            )
+        if self.stem.startswith("cifar_") and not self.backbone.startswith("resnet"):
+            yield (
+                f"stem is {self.stem!r}, but backbone is {self.backbone!r}, which has no such "
+                "stem: choose a resnet or stem 'cifar'"
             )
         if side < least or 0 < self.eval_size < least:
             sizes = ["eval_size"] if side >= least else ["view_size", "image_size"]
@@ -446,6 +485,11 @@ class Config(Settings):
             yield (
                 "shuffle_keys is True, but batchnorm_split is 1: a batch that is not split has "
                 "one statistic in any order"
+            )
+        if self.misassigned and self.batchnorm_split == 1:
+            yield (
+                "misassigned is True, but batchnorm_split is 1: the rows of one device are in the "
+                "order of their labels"
             )
         if not self.top_momentum and self.optimizer != "sgd":
             yield f"top_momentum is False, but optimizer is {self.optimizer!r}: only for 'sgd'"

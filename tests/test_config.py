@@ -172,6 +172,24 @@ CONTRADICTIONS = [
         dict(FOLDER, bad_images="skip"),
     ),
     (dict(image_size=32), ["image_size is 32", "'digits'"], dict(FOLDER, image_size=32)),
+    *(
+        (
+            dict(dataset="cifar10", backbone="compact", stem=stem),
+            [f"stem is '{stem}'", "backbone is 'compact'", "a resnet"],
+            dict(CIFAR, stem=stem),
+        )
+        for stem in ("cifar_no_relu", "cifar_pool")
+    ),
+    (
+        dict(CIFAR, crop="fixed"),
+        ["crop is 'fixed'", "augmentation is 'digits'"],
+        dict(CIFAR, crop="fixed", augmentation="images"),
+    ),
+    (
+        dict(method="propos", misassigned=True),
+        ["misassigned is True", "batchnorm_split is 1"],
+        dict(method="propos", misassigned=True, batchnorm_split=4),
+    ),
     (
         dict(dataset="cifar10", stem="imagenet"),
         ["stem is 'imagenet'", "backbone is 'small'"],

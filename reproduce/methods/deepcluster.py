@@ -23,15 +23,23 @@ class DeepCluster(Method):
     def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         self.k = config.pseudo_clusters or 10 * n_clusters
+        self.unit_length = config.pca > 0  # as the features that make its pseudo-labels
+        self.wide = nn.Identity()
+        if config.wide:
+            self.wide = nn.Linear(backbone.n_features, config.wide)
+            nn.init.normal_(self.wide.weight, std=0.01)
+            nn.init.zeros_(self.wide.bias)
         # the features are taken before the network's last ReLU, which therefore stands here
-        self.top = nn.Linear(backbone.n_features, self.k)
+        self.top = nn.Linear(config.wide or backbone.n_features, self.k)
         self.renewed = tuple(self.top.parameters())
         self.register_buffer("pseudo_labels", torch.full((n_images,), -1))
 
     def before_epoch(self, epoch: int, extract) -> dict:
         """Cluster all training images, start the top layer anew."""
         before = self.pseudo_labels
-        features = whitened(extract(self.backbone), self.config.pca, sharded=True)
+        features = extract(self.features)
+        if self.config.pca:
+            features = whitened(features, self.config.pca, sharded=True)
         seed = self.config.seed + epoch
         kmeans = KMeans(self.k, n_init=1, max_iter=20, random_state=seed, sharded=True)
         self.pseudo_labels = gather_rows(kmeans.fit_predict(features))
@@ -67,9 +75,12 @@ class DeepCluster(Method):
         return by_cluster[first[cluster] + within]
 
     def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
-        logits = self.top(F.relu(self.encode(views)))
+        logits = self.top(F.relu(self.wide(self.encode(views))))
         labels = self.pseudo_labels[index].repeat(len(views))
         return {"loss": F.cross_entropy(at_least_float32(logits), labels)}
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        return {"backbone": self.backbone(images)}
+        return {"backbone": self.features(images)}
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.wide(self.backbone(images))

@@ -41,12 +41,23 @@ class ProPos(BYOL):
         scattering = torch.zeros_like(alignment)
         if self.warm:
             (f1, f2), cluster, t = f.chunk(2), self.cluster[index], c.cluster_temperature
-            scattering = (
-                losses.prototype_scattering(f1, z2, cluster, self.n_clusters, t)
-                + losses.prototype_scattering(f2, z1, cluster, self.n_clusters, t)
-            ) / 2
+            own, others = (f1, f2), (z2, z1)
+            if c.misassigned:
+                own, others = (self.device_by_device(*views) for views in (own, others))
+            each = [
+                losses.prototype_scattering(a, b, cluster, self.n_clusters, t)
+                for a, b in zip(own, others)
+            ]
+            scattering = sum(each) / 2
         return {
             "loss": alignment + c.prototype_weight * scattering,
             "alignment": alignment,
             "prototype_scattering": scattering,
         }
+
+    def device_by_device(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, ...]:
+        """The rows of both views ``[B, D]`` as the released v2 gathers them and cuts them in two:
+        of each device first one view, then the other. Its labels are gathered in the images' order,
+        so that of n devices' rows one in n meets its own label."""
+        devices = (view.chunk(self.config.batchnorm_split) for view in (view1, view2))
+        return torch.cat([part for both in zip(*devices) for part in both]).chunk(2)
