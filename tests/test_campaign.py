@@ -39,6 +39,7 @@ def test_block_1_goes_from_the_course_to_the_authors_one_factor_at_a_time():
     # points that are no factor of it
     authors = campaign.star_of({"settings": "cifar10-paper"}, {})[0]
     assert changed(path[-1], authors) == {
+        "precision",
         "backbone",
         "epochs",
         "evaluate_every",

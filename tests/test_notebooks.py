@@ -223,6 +223,7 @@ def test_the_two_cifar_presets_differ_in_the_listed_points():
         "logit_clamp",
         "batchnorm_split",
         "sampler",
+        "evaluate_every",
     }
 
 
