@@ -180,3 +180,11 @@ def test_published_is_one_tidy_table():
     )
     for score in ("acc", "nmi", "ari", "knn", "linear"):
         assert table[score].dropna().between(1, 100).all()
+
+
+def test_figures_on_foundation_features_are_a_table_of_their_own():
+    foundation = pd.read_csv(ROOT / "results" / "foundation.csv")
+    assert foundation["features"].notna().all() and foundation["source"].notna().all()
+    assert set(foundation["verified"]) <= {"yes", "no"} and foundation["acc"].between(1, 100).all()
+    scratch = pd.read_csv(ROOT / "results" / "published.csv")
+    assert not set(foundation["method"]) & set(scratch["method"])

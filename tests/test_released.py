@@ -460,7 +460,7 @@ def test_a_preset_names_one_published_figure(path):
     assert row[kind.lower()] == figure
     settings = read_settings(path)
     assert row["dataset"] == DATA[settings["dataset"]]
-    assert row["split"] in (settings["split"], "")  # DeepCluster's is stated nowhere
+    assert row["split"] in (settings["split"], "")  # CRLC's is stated for CIFAR-10 alone
     assert row["method"].split()[0].lower().rstrip(",") == settings["method"]
 
 
