@@ -150,8 +150,9 @@ class Run:
                 previous.replace(self.partial / "checkpoint.previous.pt")
                 previous.unlink(missing_ok=True)  # still there if both were the same file already
 
-    def load_checkpoint(self) -> dict | None:
-        """The newest whole checkpoint, or None; one that is damaged is passed over, with a note."""
+    def load_checkpoint(self) -> tuple[dict | None, str]:
+        """The newest whole checkpoint, or None, and its file; one that is damaged is passed over,
+        with a note."""
         damaged = []
         for file in ("checkpoint.pt", "checkpoint.previous.pt"):
             path = self.partial / file
@@ -159,16 +160,14 @@ class Run:
                 continue
             content = path.read_bytes()
             if hashlib.sha256(content[32:]).digest() == content[:32]:
+                self.notes += damaged
                 state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
-                steps = len(state.get("within", {}).get("terms", ()))
-                after = f"epoch {state['epoch']}" + (f" and {steps} steps" if steps else "")
-                self.notes += damaged + [f"continued after {after} from {file}"]
-                return state
+                return state, file
             damaged.append(f"{file} is damaged and was passed over")
         if damaged:
             why = "no whole checkpoint is left: start anew with -p resume False"
             raise ConfigError(f"{str(self.partial)!r}: {'; '.join(damaged)}; {why}")
-        return None
+        return None, ""
 
     def discard(self) -> None:
         """Forget an interrupted run's checkpoints."""

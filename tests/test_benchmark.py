@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from reproduce.config import Config, ConfigError, read_settings
+from reproduce.devices import uses_bfloat16
 from reproduce.runs import ROOT
-from reproduce.train import uses_bfloat16
 
 TINY = {
     "dataset": "cifar10",

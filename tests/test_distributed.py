@@ -241,8 +241,8 @@ def test_a_lost_process_ends_the_others_and_leaves_a_checkpoint(tmp_path):
     assert running.returncode and time.monotonic() - began < 60
     assert "error: process 0 of 2 ends because another one is gone" in errors
     partial = Run(Config.from_params({**params, "results_dir": str(tmp_path)}))
-    state = partial.load_checkpoint()
-    assert state["epoch"] >= 1 and "damaged" not in "".join(partial.notes)
+    state, _ = partial.load_checkpoint()
+    assert state["at"]["epoch"] >= 1 and "damaged" not in "".join(partial.notes)
 
 
 def children(pid: int) -> list[str]:

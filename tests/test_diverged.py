@@ -47,7 +47,9 @@ def test_history_and_the_last_good_checkpoint_are_kept(tmp_path, monkeypatch):
     history = (run.partial / "history.csv").read_text().splitlines()
     assert len(history) == 3 and f"{rows[1]['loss']:.6g}" in history[2]
     assert (
-        run.load_checkpoint()["epoch"] == 2 and not run.finished and find(config.results_dir) == []
+        run.load_checkpoint()[0]["at"]["epoch"] == 2
+        and not run.finished
+        and find(config.results_dir) == []
     )
     assert [row["epoch"] for row in fit(config, Run(config))] == [1, 2, 3, 4]
     assert Run(config).json("metrics.json")["status"] == "finished"
@@ -61,8 +63,8 @@ def test_no_checkpoint_within_an_epoch_keeps_what_is_no_number(tmp_path, monkeyp
     monkeypatch.setattr(losses, "batch_entropy", lambda p: p.sum((-2, -1)) * float("nan"))
     with pytest.raises(Diverged, match="at epoch 2, step 0"):
         list(training)
-    state = run.load_checkpoint()
-    assert state["epoch"] == 1 and not state["within"]
+    at = run.load_checkpoint()[0]["at"]
+    assert at["epoch"] == 1 and not len(at["terms"])
 
 
 def test_the_command_ends_with_a_status_of_its_own(tmp_path, capsys):

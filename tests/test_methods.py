@@ -24,8 +24,8 @@ from torch import nn
 from reproduce import Config, backbones, fit, metrics
 from reproduce.methods import METHODS
 from reproduce.methods.base import Momentum
+from reproduce.optimizers import build_optimizer
 from reproduce.runs import Run
-from reproduce.train import build_optimizer
 
 B, K, N, D = 6, 3, 40, 5
 SMALL = dict(

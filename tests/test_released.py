@@ -29,11 +29,11 @@ from torch import nn
 from reproduce import Config, backbones, fit
 from reproduce.config import SIDES, read_settings
 from reproduce.methods import METHODS
+from reproduce.optimizers import build_optimizer
 from reproduce.probes import knn_accuracy
 from reproduce.results import DATA
 from reproduce.runs import ROOT, Run
 from reproduce.schedules import learning_rate
-from reproduce.train import build_optimizer
 from reproduce.trained import Trained
 
 B, K, N, D = 16, 3, 40, 5

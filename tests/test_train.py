@@ -18,15 +18,20 @@ from reproduce import (
     Diverged,
     backbones,
     data,
+    devices,
     evaluation,
     fit,
+    keeping,
+    loggers,
     losses,
     monitors,
     results,
 )
 from reproduce import train as loop
 from reproduce.data import write_cached
+from reproduce.drawing import draw_order
 from reproduce.methods import METHODS
+from reproduce.optimizers import build_optimizer
 from reproduce.probes import knn_accuracy
 from reproduce.runs import Run, find, source_tree
 from reproduce.schedules import learning_rate
@@ -198,6 +203,38 @@ def test_an_interrupted_run_continues_to_the_same_bits(config, tmp_path, stop_af
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {**PLAIN, "method": "pcl", "prototypes": "5 20", "queue_size": 256, "prototype_warmup": 1},
+        {**PLAIN, "method": "propos", "sigma": 0.1, "prototype_warmup": 1},
+        {**PLAIN, "method": "deepcluster", "pseudo_clusters": 20, "sampler": "endless"},
+    ],
+    ids=["crlc", "pcl", "propos", "deepcluster"],
+)
+def test_a_run_interrupted_within_an_epoch_continues_to_the_same_bits(config, tmp_path, change):
+    """After the first step of the second epoch, where prototypes are in the loss already."""
+    config = config.replace(**change, checkpoint_minutes=0)
+    whole, _ = train(config.replace(results_dir=str(tmp_path / "whole")))
+    stopped = Run(config)
+
+    def stop(step, steps):
+        if step == steps // 3 + 2:  # before its checkpoint is written
+            raise KeyboardInterrupt
+
+    stopped.on_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        list(fit(config, stopped))
+    run, rows = train(config)
+    assert run.notes == ["continued after epoch 1 and 1 steps from checkpoint.pt"]
+    known = whole.history()
+    for row, expected in zip(rows, known, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    for key in ("weights_sha256", "scores"):
+        assert run.json("metrics.json")[key] == whole.json("metrics.json")[key]
+
+
 def test_evaluation_can_see_another_size_than_training(config, monkeypatch):
     seen, forward = set(), backbones.Small.forward
 
@@ -224,11 +261,22 @@ def test_a_run_begun_on_another_kind_of_device_is_not_continued_here(config, mon
     stopped = fit(config, Run(config))
     next(stopped)
     stopped.close()
-    begun = {**Run(config).load_checkpoint(), "device": "cuda"}
+    state, file = Run(config).load_checkpoint()
     with monkeypatch.context() as patch, pytest.raises(ConfigError, match="was begun on cuda: "):
-        patch.setattr(Run, "load_checkpoint", lambda self: begun)
+        patch.setattr(Run, "load_checkpoint", lambda self: ({**state, "device": "cuda"}, file))
         list(fit(config, Run(config)))
     assert len(list(fit(config, Run(config)))) == config.epochs
+
+
+def test_a_run_begun_by_an_older_version_is_not_continued(config):
+    """Its checkpoints have no format, and all else in other places."""
+    run = Run(config)
+    with run.lock():
+        run.save_checkpoint({"epoch": 1, "device": "cpu", "within": {}})
+    sentence = "was begun by an older version: start anew with -p resume False$"
+    with pytest.raises(ConfigError, match=sentence):
+        list(fit(config, run))
+    assert run.notes == [] and len(list(fit(config.replace(resume=False)))) == config.epochs
 
 
 def test_a_run_begun_on_other_images_is_not_continued(config, monkeypatch):
@@ -319,7 +367,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, monkeypatch):
     assert find(config.results_dir) == [] and not run.finished
     metrics = json.loads((run.partial / "metrics.json").read_text())
     assert metrics["status"] == "diverged" and metrics["epochs"] == 1
-    assert run.load_checkpoint()["epoch"] == 1  # the last good one is kept
+    assert run.load_checkpoint()[0]["at"]["epoch"] == 1  # the last good one is kept
 
 
 def test_weights_that_the_last_step_made_infinite_stop_the_run(config, monkeypatch):
@@ -361,6 +409,47 @@ def test_data_that_settings_do_not_fit(config, change, message):
     with pytest.raises(ConfigError, match=message) as caught:
         list(fit(config.replace(**change)))
     assert "\n" not in str(caught.value) and find(config.results_dir) == []
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_done(config, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(data, "load", None)  # data that is asked for would raise another error
+    for processes in (1, 2):
+        lacking = dataclasses.replace(config, device=device, processes=processes)
+        with pytest.raises(
+            ConfigError, match=f"device is '{device}', but torch finds no {device.upper()}"
+        ):
+            list(fit(lacking))
+    assert not Path(config.results_dir).exists()
+
+
+def test_what_shall_follow_a_run_is_asked_before_its_data(config, monkeypatch):
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(data, "load", None)
+    with pytest.raises(ConfigError, match="the package tensorboard is not installed"):
+        list(fit(config.replace(tensorboard=True)))
+    assert not Path(config.results_dir).exists()
+
+
+def test_the_device_of_a_setting(config, monkeypatch):
+    def found(name: str, **there: bool) -> str:
+        for kind, here in ((torch.cuda, "cuda"), (torch.backends.mps, "mps")):
+            monkeypatch.setattr(kind, "is_available", lambda here=here: there.get(here, False))
+        return devices.find_device(dataclasses.replace(config, device=name)).type
+
+    assert found("auto") == found("cpu", cuda=True, mps=True) == "cpu"
+    assert found("auto", cuda=True) == found("cuda", cuda=True, mps=True) == "cuda"
+    assert found("mps", mps=True) == "mps"
+    assert found("auto", mps=True) == "cpu"  # asked for by name alone
+
+
+def test_peak_memory_is_in_mebibytes(monkeypatch):
+    monkeypatch.setattr(devices.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 << 20))
+    for platform, expected in (("linux", 3 << 10), ("darwin", 3)):
+        monkeypatch.setattr(devices.sys, "platform", platform)
+        assert devices.peak_memory(torch.device("cpu")) == expected
 
 
 def test_a_results_dir_that_cannot_be_written(config, tmp_path):
@@ -533,7 +622,7 @@ def test_the_rate_of_a_run_is_the_schedules(config):
 def test_an_epochs_row_has_the_means_of_its_steps():
     named = {"loss": torch.zeros(()), "head_losses": torch.zeros(3), "entropy": torch.zeros(())}
     terms, row = torch.tensor([[1.0, 10, 20, 30, 5], [3, 30, 20, 10, 7]]), {}
-    assert loop.record(named, terms, row, 1).tolist() == [20, 20, 20]
+    assert keeping.record(named, terms, row, 1).tolist() == [20, 20, 20]
     assert row == {"loss": 2.0, "entropy": 6.0}
 
 
@@ -549,9 +638,9 @@ def test_checkpoints_within_an_epoch_are_minutes_apart(config, monkeypatch, minu
     """Each step takes a thousandth of a second by this clock; an epoch has four."""
     saved, save, clock = [], Run.save_checkpoint, itertools.count()
     monkeypatch.setattr(
-        Run, "save_checkpoint", lambda r, s: saved.append(s["within"]) or save(r, s)
+        Run, "save_checkpoint", lambda r, s: saved.append(len(s["at"]["terms"])) or save(r, s)
     )
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock) / 1000)
+    monkeypatch.setattr(keeping.time, "perf_counter", lambda: next(clock) / 1000)
     train(config.replace(checkpoint_minutes=minutes))
     assert sum(map(bool, saved)) == within and len(saved) == within + config.epochs
 
@@ -559,7 +648,7 @@ def test_checkpoints_within_an_epoch_are_minutes_apart(config, monkeypatch, minu
 def test_weight_decay_on_weights_only(config):
     method = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
     for decay, expected in (("weights", [5e-4, 0.0]), ("all", [5e-4])):
-        groups = loop.build_optimizer(config.replace(decay=decay), method).param_groups
+        groups = build_optimizer(config.replace(decay=decay), method).param_groups
         assert [g["weight_decay"] for g in groups] == expected
 
 
@@ -570,7 +659,7 @@ def test_a_predictor_has_a_rate_of_its_own(config):
         method="byol", n_heads=10, predictor_rate=3.0, predictor_schedule="constant"
     )
     method = METHODS["byol"](config, backbones.build(config, 1), 10, 300)
-    groups = loop.build_optimizer(config, method).param_groups
+    groups = build_optimizer(config, method).param_groups
     predictor = {id(p) for p in method.predictor.parameters()}
     for g in groups:
         predicts = {id(p) for p in g["params"]} <= predictor
@@ -585,7 +674,7 @@ def test_a_predictor_has_a_rate_of_its_own(config):
     ]
     assert sorted(held) == sorted(map(id, trained)) and len(set(held)) == len(held)
     same = config.replace(predictor_schedule="same")
-    assert not any(g["constant"] for g in loop.build_optimizer(same, method).param_groups)
+    assert not any(g["constant"] for g in build_optimizer(same, method).param_groups)
 
 
 @pytest.mark.parametrize("schedule", ["same", "constant"])
@@ -671,12 +760,12 @@ def test_a_renewed_top_layer_has_no_momentum(config, monkeypatch, optimizer):
 def test_draw_order(config):
     generator = torch.Generator().manual_seed(0)
     config = config.replace(batch_size=4)
-    order, left = loop.draw_order(config, 10, 2, generator, torch.empty(0, dtype=torch.long))
+    order, left = draw_order(config, 10, 2, generator, torch.empty(0, dtype=torch.long))
     assert order.shape == (8,) and len(order.unique()) == 8
     endless, left = config.replace(sampler="endless"), torch.empty(0, dtype=torch.long)
     seen = []
     for _ in range(5):
-        order, left = loop.draw_order(endless, 10, 2, generator, left)
+        order, left = draw_order(endless, 10, 2, generator, left)
         seen.append(order)
     counts = torch.cat(seen).bincount(minlength=10)
     assert counts.tolist() == [4] * 10  # 40 draws of 10 images: none is ever dropped
