@@ -272,6 +272,7 @@ def test_a_run_begun_by_an_older_version_is_not_continued(config):
     """Its checkpoints have no format, and all else in other places."""
     run = Run(config)
     with run.lock():
+        run.begin_part("float32")
         run.save_checkpoint({"epoch": 1, "device": "cpu", "within": {}})
     sentence = "was begun by an older version: start anew with -p resume False$"
     with pytest.raises(ConfigError, match=sentence):
