@@ -16,7 +16,7 @@ from typing import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed.nn.functional import all_gather, all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 MINUTES = 30  # that processes wait for each other
@@ -104,7 +104,8 @@ def gather(x: Tensor, views: int = 1) -> Tensor:
     """All processes' shares ``[V b, ...]``, view by view -> ``[V B, ...]``, view by view."""
     if world() == 1:
         return x
-    return Gather.apply(x).unflatten(0, (world(), views, -1)).transpose(0, 1).flatten(0, 2)
+    shares = torch.stack(all_gather(x)).unflatten(1, (views, -1))  # [processes, V, b, ...]
+    return shares.transpose(0, 1).flatten(0, 2)
 
 
 def gather_rows(x: Tensor) -> Tensor:
@@ -134,20 +135,6 @@ def broadcast(thing):
     box = [thing]
     dist.broadcast_object_list(box)
     return box[0]
-
-
-class Gather(torch.autograd.Function):
-    """Rows of all processes; its gradient is the sum over them, of which each keeps its rows."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return reduce_(gradient.contiguous().clone())[own(len(gradient))]
 
 
 # ---- the model

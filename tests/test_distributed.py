@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as spawning
+from torch.distributed.nn import functional
 
 from reproduce import Config, ConfigError, augment, distributed, fit
 from reproduce.methods import METHODS
@@ -71,10 +72,11 @@ def one_of_two(rank: int, meeting: str, runs: list[tuple[dict, str]]) -> None:
     for params, bug in runs:
         with pytest.MonkeyPatch.context() as patch:
             if bug == "own gradient":
-                own = lambda ctx, g: g[distributed.own(len(g))].clone()  # noqa: E731
-                patch.setattr(distributed.Gather, "backward", staticmethod(own))
+                own = lambda ctx, *grads: (None, grads[rank].clone())  # noqa: E731
+                patch.setattr(functional._AllGather, "backward", staticmethod(own))
             if bug == "ranks for views":
-                patch.setattr(distributed, "gather", lambda x, _=1: distributed.Gather.apply(x))
+                rows = lambda x, _=1: torch.cat(distributed.all_gather(x))  # noqa: E731
+                patch.setattr(distributed, "gather", rows)
             if bug == "own draws":
                 patch.setattr(augment, "world", lambda: 1)
                 patch.setattr(augment, "share", lambda x, *_: x)
