@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from reproduce import distributed
 from reproduce.clustering import KMeans
@@ -152,7 +153,7 @@ class Momentum(Method):
         target's own."""
         share = ema(self.config.ema_schedule, self.config.ema, step, steps)
         online = chain(self.backbone.parameters(), self.projector.parameters())
-        torch._foreach_lerp_(list(self.target.parameters()), list(online), 1 - share)
+        get_ema_multi_avg_fn(share)(list(self.target.parameters()), list(online), None)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """ "projection" is the target network's, "online" that of the network that learns."""
