@@ -23,6 +23,7 @@ from reproduce.distributed import gather_rows, rank, reduce_
 
 BUFFER = {"cpu": 8 << 20, "cuda": 64 << 20}  # bytes of a chunk: what fits a cache is quickest
 BLOCK = {"cpu": 128 << 20, "cuda": 1 << 30}  # bytes of the samples that are read at a time
+SEEDING = 1 << 26  # clusters times samples that k-means++ draws from
 
 
 @contextlib.contextmanager
@@ -35,18 +36,20 @@ def plainly():
 
 @dataclass(eq=False)
 class KMeans:
-    """k-means from ``n_init`` starts; the best result is kept.
+    """k-means from ``n_init`` starts by greedy k-means++ (Arthur and Vassilvitskii, SODA 2007); the
+    restart with the lowest inertia is kept.
 
     tol: a restart has converged when its centroids moved by a squared distance of at most this
-    times the mean variance of the features, or when no sample changed its cluster. metric: "cosine"
-    gives samples and centroids length one, so that |x - c|^2 = 2 (1 - cos). batch_size: samples at
-    a time, at most. init: "k-means++" (greedy) or "random", K different samples. seeding: how many
-    samples k-means++ draws from (a random choice where there are more); by default at most 2^18.
-    device: where to compute, if not where the samples are. sharded: each process fits its own
+    times the mean variance of the features, or when no sample changed its cluster. metric:
+    "euclidean", or "cosine", which gives samples and centroids length one, so that
+    |x - c|^2 = 2 (1 - cos). random_state: the seed of all draws. sharded: each process fits its own
     share of the samples (``distributed.own``); all get the centroids and inertia for all samples.
 
-    After ``fit``, on the device: ``cluster_centers_ [K, D]``, ``labels_ [N]`` of the samples given,
-    ``inertia_`` (sum of squared distances) and ``n_iter_``."""
+    After ``fit``, where the samples are: ``cluster_centers_`` ``[K, D]``, ``labels_`` ``[N]`` of
+    the samples given, ``inertia_`` (sum of squared distances) and ``n_iter_``.
+
+    ValueError where n_clusters, n_init or max_iter is no whole number of at least 1, or metric is
+    neither."""
 
     n_clusters: int
     n_init: int = 10
@@ -54,172 +57,164 @@ class KMeans:
     tol: float = 1e-4
     metric: str = "euclidean"
     random_state: int = 0
-    batch_size: int | None = None
-    init: str = "k-means++"
-    seeding: int | None = None
-    device: str | torch.device | None = None
     sharded: bool = False
 
     def __post_init__(self):
-        at_least_one(n_clusters=self.n_clusters, n_init=self.n_init, max_iter=self.max_iter)
-        sizes = dict(batch_size=self.batch_size, seeding=self.seeding)
-        at_least_one(**{name: size for name, size in sizes.items() if size is not None})
+        for name in ("n_clusters", "n_init", "max_iter"):
+            value = getattr(self, name)
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if not whole or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric must be euclidean or cosine, got {self.metric!r}")
-        if self.init not in ("k-means++", "random"):
-            raise ValueError(f"init must be k-means++ or random, got {self.init!r}")
 
     @plainly()
     def fit(self, x) -> KMeans:
         """x: float ``[N, D]``, a tensor on any device or an array, also ``np.memmap``. Beyond x,
-        memory holds a block, the sample for the seeding and some ``[R, N]``."""
-        settings = self.batch_size, self.device, self.sharded, self.metric == "cosine"
-        x = Blocks(x, *settings, n_clusters=self.n_clusters)
-        self.origin = x.origin
-        centroids, n_iter = lloyd(x, self._start(x), self.max_iter, self.tol)
+        memory holds a block, the sample for the seeding and some ``[R, N]``.
+
+        ValueError if x has another shape, is not finite, or has fewer samples than clusters."""
+        x = Blocks(x, self.metric == "cosine", self.sharded)
+        if self.n_clusters > x.total:
+            allowed = f"between 1 and the number of samples, {x.total}"
+            raise ValueError(f"n_clusters must be {allowed}, got {self.n_clusters}")
+        few = seeding_samples(x, self.n_clusters, self.random_state)
+        start = plus_plus(few, self.n_clusters, self.n_init, self.random_state)
+        centroids, n_iter = lloyd(x, start, self.max_iter, self.tol)
         # sum_i |x_i - c|^2 = sum_i |x_i|^2 - 2 score_i, whose first term is common to all restarts
-        scores = sum(nearest(part, centroids)[1].sum(-1, dtype=torch.float64) for part in x)
+        scores = sum(nearest(block, centroids)[1].sum(-1, dtype=torch.float64) for block in x)
         best = int(x.shared(scores).argmax())
-        self.cluster_centers_, self.n_iter_ = centroids[best] + self.origin, n_iter[best]
-        centroids = (self.cluster_centers_ - self.origin)[None]  # rounded as predict sees them
+        self.cluster_centers_, self.n_iter_ = centroids[best] + x.origin, n_iter[best]
+        # rounded as they are kept, so that whoever reads them finds the same clusters
+        centroids = (self.cluster_centers_ - x.origin)[None]
         labels, inertia = [], 0.0
-        for part in x:
-            labels.append(nearest(part, centroids)[0])
-            inertia += deviations(part, centroids, labels[-1]).sum(dtype=torch.float64)
+        for block in x:
+            labels.append(nearest(block, centroids)[0])
+            inertia += deviations(block, centroids, labels[-1]).sum(dtype=torch.float64)
         self.inertia_, self.labels_ = float(x.shared(inertia)), torch.cat(labels, -1)[0]
         return self
-
-    @plainly()
-    def predict(self, x) -> Tensor:
-        """The cluster of each sample, int64 ``[N]``; each process by itself."""
-        cosine, origin = self.metric == "cosine", self.origin
-        x = Blocks(x, self.batch_size, origin.device, cosine=cosine, origin=origin)
-        centroids = (self.cluster_centers_ - self.origin)[None]
-        return torch.cat([nearest(part, centroids)[0][0] for part in x])
 
     def fit_predict(self, x) -> Tensor:
         """``fit``, then the cluster of each sample, int64 ``[N]``."""
         return self.fit(x).labels_
 
-    def _start(self, x: Blocks) -> Tensor:
-        """The first centroids, ``[R, K, D]``, the same in all processes."""
-        k, n, generator = self.n_clusters, x.total, torch.Generator().manual_seed(self.random_state)
-        if self.init == "random":
-            drawn = [torch.randperm(n, generator=generator)[:k] for _ in range(self.n_init)]
-            return x.pick(torch.cat(drawn)).view(self.n_init, k, -1)[..., :-1]
-        # K passes over S samples: with so many per cluster the cost would grow with K^2 (256, as
-        # faiss trains on: K = 10,000 would cost more than ten iterations on ImageNet). K S is
-        # constant instead, until 16 per cluster are left; and S takes at most 1 GiB in float32
-        size = max(16 * k, min(2**26 // k, 2**18, 2**28 // len(x.origin)))
-        size, drawn = max(k, self.seeding or size), torch.arange(n)
-        if size < n:  # in the order in which a file is read quickest
-            drawn = torch.randperm(n, generator=generator)[:size].sort().values
-        return plus_plus(x.pick(drawn), k, self.n_init, self.random_state, self.batch_size)
-
 
 class Blocks:
-    """Samples ``[N, D]`` as k-means computes with them: on the device, centred (far from the origin
-    |x - c|^2 loses its digits) or of length one, ending in a one.
+    """Samples ``[N, D]`` as k-means computes with them: centred (far from the origin |x - c|^2
+    loses its digits) or, with cosine, of length one; ending in a one.
 
     Iterating gives blocks ``[n, D + 1]``, made when they are read, in the same memory: one is gone
-    when the next comes. x, batch_size, device, sharded: as in ``KMeans``. origin: what is
-    subtracted, by default the mean. at_most: numbers up to N. ValueError if x has another shape or
-    is not finite. ``variance``: the mean over the features. ``shared``: ``reduce_``, if sharded."""
+    when the next comes. x, sharded: as in ``KMeans.fit``. dtype: by default float64 for float64,
+    float32 for everything else. ValueError if x has another shape or is not finite.
+
+    ``total``: the number of samples in all processes. ``origin`` ``[D]``: what is subtracted.
+    ``variance``: the mean over the features."""
 
     def __init__(
-        self,
-        x,
-        batch_size: int | None = None,
-        device: str | torch.device | None = None,
-        sharded: bool = False,
-        cosine: bool = False,
-        origin: Tensor | None = None,
-        dtype: torch.dtype | None = None,
-        **at_most: int,
+        self, x, cosine: bool = False, sharded: bool = False, dtype: torch.dtype | None = None
     ):
         self.x = x = x if isinstance(x, (Tensor, np.ndarray)) else np.array(x)
-        if x.ndim != 2 or 0 in x.shape or origin is not None and len(origin) != x.shape[1]:
-            wanted = "D], N and D at least 1" if origin is None else f"{len(origin)}], as in fit"
-            raise ValueError(f"x must have shape [N, {wanted}, got {[*x.shape]}")
+        if x.ndim != 2 or 0 in x.shape:
+            raise ValueError(f"x must have shape [N, D], N and D at least 1, got {[*x.shape]}")
+        self.cosine, self.sharded = cosine, sharded
         dtype = dtype or (torch.float64 if "float64" in str(x.dtype) else torch.float32)
-        device = torch.device(device or getattr(x, "device", "cpu"))
-        self.sharded, self.cosine, self.kept = sharded, cosine, False
+        device = x.device if isinstance(x, Tensor) else torch.device("cpu")
         fits = BLOCK.get(device.type, 1 << 30) // (dtype.itemsize * (x.shape[1] + 1))
-        self.size = min(len(x), batch_size or max(1, fits))
+        self.size = min(len(x), max(1, fits))
         self.buffer = torch.ones(self.size, x.shape[1] + 1, dtype=dtype, device=device)
-        self.shared = reduce_ if sharded else lambda value, op="sum": value
+        self.buffered = False  # whether all samples are in the buffer as they should be
         count = torch.tensor([len(x)], device=device)
         count = (gather_rows(count) if sharded else count).tolist()
         self.first, self.total = sum(count[: rank()]) if sharded else 0, sum(count)
-        self.origin = self.buffer.new_zeros(x.shape[1]) if origin is None else origin
-        moments, finite = 0.0, torch.ones((), device=device)
-        for part in self:
-            finite *= torch.stack(part.aminmax()).isfinite().all()
-            mean = part[:, :-1].mean(0)
-            parts = chunks(None, len(mean), part)
-            square = sum((few[:, :-1] - mean).square().sum(0) for (few,) in parts) / len(part)
-            moment = torch.stack([mean.double(), square + mean.double().square()])
-            moments = moments + moment * (len(part) / self.total)
-        if not self.shared(finite, "min"):
-            raise ValueError("x must be finite, got NaN or infinity among its values")
-        for name, value in at_most.items():
-            if value > self.total:
-                allowed = f"between 1 and the number of samples, {self.total}"
-                raise ValueError(f"{name} must be {allowed}, got {value}")
-        mean, square = self.shared(moments)
-        self.variance = (square - mean.square()).mean()
-        if origin is None and not cosine:
-            self.origin, self.kept = mean.to(dtype), False
+        self.origin = self.buffer.new_zeros(x.shape[1])
+        mean, self.variance = self._moments()
+        if not cosine:
+            self.origin, self.buffered = mean.to(dtype), False
 
     def __iter__(self):
         for begin in range(0, len(self.x), self.size):
-            yield self.buffer if self.kept else self._read(slice(begin, begin + self.size))
-            self.kept = self.size == len(self.x)
+            yield self.buffer if self.buffered else self.read(slice(begin, begin + self.size))
+            self.buffered = self.size == len(self.x)
+
+    def shared(self, value: Tensor, op: str = "sum") -> Tensor:
+        """The sum, "max" or "min" over the processes, if the samples are sharded."""
+        return reduce_(value, op) if self.sharded else value
 
     def pick(self, index: Tensor) -> Tensor:
         """Samples ``[M, D + 1]``, counted over all processes: the same in each."""
         if not self.sharded:
-            return self._read(index)
-        own = (index >= self.first) & (index < self.first + len(self.x))
+            return self.read(index)
+        here = (index >= self.first) & (index < self.first + len(self.x))
         out = self.buffer.new_zeros(len(index), self.buffer.shape[1])
-        out[own.to(out.device)] = self._read(index[own] - self.first)
+        out[here.to(out.device)] = self.read(index[here] - self.first)
         return self.shared(out)
 
-    def _read(self, index: slice | Tensor) -> Tensor:
-        part = self.x[index]
-        part = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-        part = part.to(self.buffer.device, self.buffer.dtype)
+    def read(self, index: slice | Tensor) -> Tensor:
+        """This process's samples ``[M, D + 1]``: of a slice, in the buffer."""
+        rows = self.x[index]
+        rows = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
+        rows = rows.to(self.buffer.device, self.buffer.dtype)
         if isinstance(index, slice):
-            out = self.buffer[: len(part)]
+            out = self.buffer[: len(rows)]
         else:
-            out = self.buffer.new_ones(len(part), self.buffer.shape[1])
+            out = self.buffer.new_ones(len(rows), self.buffer.shape[1])
         if self.cosine:
-            F.normalize(part, dim=-1, out=out[:, :-1])
+            F.normalize(rows, dim=-1, out=out[:, :-1])
         else:
-            torch.sub(part, self.origin, out=out[:, :-1])
+            torch.sub(rows, self.origin, out=out[:, :-1])
         return out
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """The mean ``[D]`` of all samples and their mean variance, in float64."""
+        moments, finite = 0.0, torch.ones((), device=self.buffer.device)
+        for block in self:
+            finite *= torch.stack(block.aminmax()).isfinite().all()
+            mean = block[:, :-1].mean(0)
+            few = chunks(len(mean), block)
+            square = sum((rows[:, :-1] - mean).square().sum(0) for (rows,) in few) / len(block)
+            moment = torch.stack([mean.double(), square + mean.double().square()])
+            moments = moments + moment * (len(block) / self.total)
+        if not self.shared(finite, "min"):
+            raise ValueError("x must be finite, got NaN or infinity among its values")
+        mean, square = self.shared(moments)
+        return mean, (square - mean.square()).mean()
 
 
 def until_converged(step, state, max_iter: int):
     """Repeat ``state, done = step(*state)``, tensors ``[R, ...]``; what is done leaves the batch.
 
     Returns the last state of each restart and its number of steps."""
-    kept, active = [s.clone() for s in state], list(range(len(state[0])))
+    last, active = [s.clone() for s in state], list(range(len(state[0])))
     n_iter = torch.zeros(len(active), dtype=torch.long)
     for count in range(1, max_iter + 1):
         state, done = step(*state)
         if any(done) or count == max_iter:
-            for whole, part in zip(kept, state):
-                whole[active] = part
+            for of_all, of_active in zip(last, state):
+                of_all[active] = of_active
             n_iter[active] = count
             going = [i for i, d in enumerate(done) if not d]
             active, state = [active[i] for i in going], [s[going] for s in state]
         if not active:
             break
-    return kept, n_iter.tolist()
+    return last, n_iter.tolist()
 
 
-def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size=None) -> Tensor:
+def seeding_samples(x: Blocks, n_clusters: int, seed: int) -> Tensor:
+    """The samples ``[S, D + 1]`` that k-means++ draws from, the same in all processes: all, or a
+    random choice where there are many, in their order."""
+    # K passes over S samples: with so many per cluster the cost would grow with K^2 (256, as
+    # faiss trains on: K = 10,000 would cost more than ten iterations on ImageNet). K S is
+    # constant instead, until 16 per cluster are left; and S takes at most 1 GiB in float32
+    size = max(16 * n_clusters, min(SEEDING // n_clusters, 2**18, 2**28 // len(x.origin)))
+    drawn = torch.arange(x.total)
+    if size < x.total:
+        generator = torch.Generator().manual_seed(seed)
+        # in the order in which a file is read quickest
+        drawn = torch.randperm(x.total, generator=generator)[:size].sort().values
+    return x.pick(drawn)
+
+
+def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int) -> Tensor:
     """Greedy k-means++: ``[N, D + 1]`` -> ``[R, K, D]``.
 
     Each centroid is one of T samples drawn in proportion to their squared distance from the
@@ -237,14 +232,14 @@ def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int, batch_size=Non
         """``[R, T]`` -> chunks of ``[R, T, N]``: squared distances from the closest centroid if
         ``x[index]`` is one."""
         rows = biased(x[index, :-1])
-        for part, s, near in chunks(batch_size, len(rows), x, square, closest):
-            distance = torch.addmm(s, rows, part.T, alpha=-2).view(*index.shape, -1)
+        for few, norm, near in chunks(len(rows), x, square, closest):
+            distance = torch.addmm(norm, rows, few.T, alpha=-2).view(*index.shape, -1)
             yield torch.minimum(distance, near[:, None], out=distance)
 
     for u in uniform.to(x.device):
-        best = sum(part.sum(-1) for part in reach(candidates)).argmin(-1)
+        best = sum(left.sum(-1) for left in reach(candidates)).argmin(-1)
         chosen.append(candidates[restart, best])
-        closest = torch.cat([part[:, 0] for part in reach(chosen[-1][:, None])], -1).clamp_min_(0)
+        closest = torch.cat([left[:, 0] for left in reach(chosen[-1][:, None])], -1).clamp_min_(0)
         cumulative = closest.cumsum(-1, dtype=torch.float64)
         drawn = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
         candidates = drawn.clamp_max_(n - 1)
@@ -257,9 +252,9 @@ def lloyd(x: Blocks, centroids: Tensor, max_iter: int, tol: float) -> tuple[Tens
 
     def step(centroids, before):
         labels, total = torch.empty_like(before), 0.0
-        for part, own in zip(x, labels.split(x.size, -1)):
-            own.copy_(nearest(part, centroids)[0])
-            total = total + totals(part, own, k).double()
+        for block, its in zip(x, labels.split(x.size, -1)):
+            its.copy_(nearest(block, centroids)[0])
+            total = total + totals(block, its, k).double()
         total = x.shared(total).to(centroids.dtype)
         new = means(total, centroids, x.cosine)
         empty, same = (total[..., -1] == 0).any(-1), (labels == before).all(-1)
@@ -279,9 +274,9 @@ def lloyd(x: Blocks, centroids: Tensor, max_iter: int, tol: float) -> tuple[Tens
 def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of ``[R, K, D]``: labels and scores x . c - |c|^2 / 2, both ``[R, N]``."""
     rows = biased(centroids)
-    shape, parts = (*centroids.shape[:2], -1), chunks(None, len(rows), x)
-    found = [largest((rows @ part.T).view(shape)) for (part,) in parts]
-    scores, labels = (torch.cat(each, -1) for each in zip(*found))
+    shape = *centroids.shape[:2], -1
+    best = [largest((rows @ few.T).view(shape)) for (few,) in chunks(len(rows), x)]
+    scores, labels = (torch.cat(each, -1) for each in zip(*best))
     return labels, scores
 
 
@@ -305,9 +300,9 @@ def totals(x: Tensor, labels: Tensor, k: int) -> Tensor:
         begin = F.pad(flat.bincount(minlength=r * k).cumsum(0)[:-1], (1, 0))
         return F.embedding_bag(flat.argsort(stable=True) % n, x, begin, mode="sum").view(r, k, -1)
     out = x.new_zeros(r * k, x.shape[1])
-    for part, chosen in chunks(None, r * k, x, labels):
-        member = x.new_zeros(r, k, len(part)).scatter_(1, chosen[:, None], 1.0)
-        out.addmm_(member.flatten(0, 1), part)
+    for few, its in chunks(r * k, x, labels):
+        member = x.new_zeros(r, k, len(few)).scatter_(1, its[:, None], 1.0)
+        out.addmm_(member.flatten(0, 1), few)
     return out.view(r, k, -1)
 
 
@@ -321,22 +316,25 @@ def means(total: Tensor, old: Tensor, cosine: bool) -> Tensor:
 def reseed(total: Tensor, x: Blocks, centroids: Tensor, labels: Tensor) -> Tensor:
     """``totals``, in place, after empty clusters took the samples farthest from their centroids."""
     empty = total[..., -1] == 0
-    number = empty.sum(-1, keepdim=True)
-    most = int(number.max())
-    parts = zip(x, labels.split(x.size, -1))
-    distance = torch.cat([deviations(part, centroids, own) for part, own in parts], -1)
-    distance, sample = distance.topk(min(most, distance.shape[1]), -1)
-    row = x._read(sample.flatten().cpu()).view(*sample.shape, -1)
-    far = torch.cat([distance[..., None], labels.gather(-1, sample)[..., None], row], -1)
+    n_empty = empty.sum(-1, keepdim=True)
+    most = int(n_empty.max())
+    blocks = zip(x, labels.split(x.size, -1))
+    distance = torch.cat([deviations(block, centroids, its) for block, its in blocks], -1)
+    distance, sample = distance.topk(min(most, distance.shape[1]), -1)  # [R, most]
+    label, row = labels.gather(-1, sample), x.read(sample.flatten().cpu())
+    row = row.view(*sample.shape, -1)  # [R, most, D + 1]
     if x.sharded:  # the farthest of those that are farthest in a process
-        far = gather_rows(far.transpose(0, 1)).transpose(0, 1)  # [R, processes * most, D + 3]
-        far = far.take_along_dim(far[..., :1].topk(most, 1).indices, 1)
+        distance, label, row = (
+            gather_rows(t.transpose(0, 1)).transpose(0, 1) for t in (distance, label, row)
+        )
+        distance, farthest = distance.topk(most, -1)
+        label, row = label.gather(-1, farthest), row.take_along_dim(farthest[..., None], 1)
     cluster = empty.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
-    chosen = (torch.arange(most, device=far.device) < number) & (far[..., 0] > 0)
-    r, i = chosen.nonzero(as_tuple=True)
-    label, row, cluster = far[r, i, 1].long(), far[r, i, 2:], cluster[r, i]
-    total.index_put_((r, label), -row, accumulate=True)
-    total[r, cluster] = row
+    moved = (torch.arange(most, device=distance.device) < n_empty) & (distance > 0)
+    restart = moved.nonzero()[:, 0]
+    label, cluster, row = label[moved], cluster[moved], row[moved]
+    total.index_put_((restart, label), -row, accumulate=True)
+    total[restart, cluster] = row
     return total
 
 
@@ -344,9 +342,13 @@ def deviations(x: Tensor, centroids: Tensor, labels: Tensor) -> Tensor:
     """|x_i - c|^2 from the labelled centroid, ``[R, N]``, by differences: exact where tiny."""
     r, _, d = centroids.shape
     restart = torch.arange(r, device=x.device)[:, None]
-    parts = chunks(None, r * d, x, labels)
-    square = [(part[:, :-1] - centroids[restart, own]).square().sum(-1) for part, own in parts]
-    return torch.cat(square, -1)
+    return torch.cat(
+        [
+            (few[:, :-1] - centroids[restart, its]).square().sum(-1)
+            for few, its in chunks(r * d, x, labels)
+        ],
+        -1,
+    )
 
 
 def biased(c: Tensor) -> Tensor:
@@ -355,29 +357,25 @@ def biased(c: Tensor) -> Tensor:
     return torch.cat([c, -c.square().sum(-1, keepdim=True) / 2], -1).flatten(0, 1)
 
 
-def chunks(batch_size: int | None, rows: int, x: Tensor, *others: Tensor):
+def chunks(rows: int, x: Tensor, *others: Tensor):
     """x ``[N, D + 1]`` and others ``[..., N]`` in chunks of n samples, so that ``[rows, n]`` fits
     the buffer."""
-    size = batch_size or max(1, BUFFER.get(x.device.type, 64 << 20) // (x.element_size() * rows))
+    size = max(1, BUFFER.get(x.device.type, 64 << 20) // (x.element_size() * rows))
     return zip(x.split(size), *(other.split(size, -1) for other in others))
-
-
-def at_least_one(**settings: int) -> None:
-    for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 @plainly()
 def whitened(features, axes: int, sharded: bool = False) -> Tensor:
     """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one:
     ``[N, at most axes]``. Axes without variance are left out; features that are all one become a
-    column of zeros. sharded: the axes are those of the features of all processes."""
+    column of zeros. axes: at least 1. sharded: each process gives its own share of the features,
+    and the axes are those of all. ValueError if features have another shape or are not finite."""
     x = Blocks(features, sharded=sharded, dtype=torch.float64)
-    square = x.shared(sum(part.mT @ part for part in x))[:-1, :-1] / x.total
-    variance, directions = torch.linalg.eigh(square)  # the largest last
+    covariance = x.shared(sum(block.mT @ block for block in x))[:-1, :-1] / x.total
+    variance, directions = torch.linalg.eigh(covariance)  # the largest last
     variance = variance.clamp_min(1e-30)
-    kept = max(1, min(axes, int((variance > 1e-7 * variance[-1]).sum())))
-    directions = directions[:, -kept:] / variance[-kept:].sqrt()
-    parts = [F.normalize(part[:, :-1] @ directions, dim=-1).to(features.dtype) for part in x]
-    return torch.cat(parts)
+    n_axes = max(1, min(axes, int((variance > 1e-7 * variance[-1]).sum())))
+    directions = directions[:, -n_axes:] / variance[-n_axes:].sqrt()
+    return torch.cat(
+        [F.normalize(block[:, :-1] @ directions, dim=-1).to(features.dtype) for block in x]
+    )

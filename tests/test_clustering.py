@@ -35,9 +35,16 @@ def padded(x):
     return F.pad(x, (0, 1), value=1.0)
 
 
-def blocks(x, size=None, cosine=False):
-    """Neither centred nor, as they already have it, brought to length one, unless cosine."""
-    return clustering.Blocks(x, size, cosine=cosine, origin=torch.zeros_like(x[0]))
+@pytest.fixture
+def read_in(monkeypatch):
+    """``read_in(size)``: memory for so many bytes of samples, and of products with them."""
+
+    def bytes_at_a_time(size):
+        if size:
+            monkeypatch.setitem(clustering.BLOCK, "cpu", size)
+            monkeypatch.setitem(clustering.BUFFER, "cpu", size)
+
+    return bytes_at_a_time
 
 
 def same_partition(a, b):
@@ -121,7 +128,7 @@ def test_from_one_start_each_restart_does_what_scikit_learn_does(digits, k, tol)
     x += 0.01 * torch.randn_like(x)  # whole numbers have ties
     x -= x.mean(0)
     starts = x[torch.stack([torch.randperm(len(x))[:k] for _ in range(4)])]
-    centroids, n_iter = clustering.lloyd(blocks(x), starts, max_iter=300, tol=tol)
+    centroids, n_iter = clustering.lloyd(clustering.Blocks(x), starts, max_iter=300, tol=tol)
     for start, ours, count in zip(starts, centroids, n_iter):
         theirs = cluster.KMeans(k, init=start.numpy(), n_init=1, max_iter=300, tol=tol).fit(
             x.numpy()
@@ -134,44 +141,41 @@ def test_from_one_start_each_restart_does_what_scikit_learn_does(digits, k, tol)
 # ---- k-means by loops and by hand
 
 
-@pytest.mark.parametrize("batch_size", [None, 7])
-def test_seeding_is_that_of_a_loop(batch_size):
+@pytest.mark.parametrize("size", [None, 600])  # of 40 samples some at a time
+def test_seeding_is_that_of_a_loop(read_in, size):
+    read_in(size)
     x = torch.randn(40, 3, dtype=torch.float64) * torch.logspace(-1, 1, 40)[:, None]
-    ours = clustering.plus_plus(padded(x), 5, 3, seed=1, batch_size=batch_size)
+    ours = clustering.plus_plus(padded(x), 5, 3, seed=1)
     torch.testing.assert_close(ours, loop_plus_plus(x, 5, 3, seed=1))
 
 
 @pytest.mark.parametrize("k", [3, 40])  # summed by a product, and by sorting
 @pytest.mark.parametrize("cosine", [False, True])
-@pytest.mark.parametrize("batch_size", [None, 7])
-def test_an_iteration_is_that_of_a_loop(k, cosine, batch_size):
+@pytest.mark.parametrize("size", [None, 600])
+def test_an_iteration_is_that_of_a_loop(read_in, k, cosine, size):
+    read_in(size)
     x = torch.randn(200, 6, dtype=torch.float64)
-    if cosine:
-        x = F.normalize(x, dim=-1)
+    x = F.normalize(x, dim=-1) if cosine else x - x.mean(0)
     starts = x[torch.stack([torch.randperm(len(x))[:k] for _ in range(3)])]
-    ours, _ = clustering.lloyd(blocks(x, batch_size, cosine), starts, max_iter=1, tol=0.0)
+    ours, _ = clustering.lloyd(clustering.Blocks(x, cosine), starts, max_iter=1, tol=0.0)
     torch.testing.assert_close(ours, torch.stack([loop_lloyd_step(x, s, cosine) for s in starts]))
 
 
-def test_labels_inertia_and_predict_belong_to_the_centroids(digits):
+def test_labels_and_inertia_belong_to_the_centroids(digits):
     model = KMeans(10, n_init=3, max_iter=5).fit(digits)
     distance = torch.cdist(
         torch.from_numpy(digits).double(), model.cluster_centers_.double()
     ).square()
-    assert (distance.argmin(1) == model.labels_).all() and (
-        model.predict(digits) == model.labels_
-    ).all()
+    assert (distance.argmin(1) == model.labels_).all()
     assert model.inertia_ == pytest.approx(float(distance.min(1).values.sum()), rel=1e-6)
     assert model.n_iter_ == 5
-    near = model.cluster_centers_ + 0.1 * torch.randn(10, 64)
-    assert model.predict(near).tolist() == list(range(10))
 
 
 def test_the_best_restart_is_kept():
     x = torch.randn(100, 2, dtype=torch.float64)
     x = x - x.mean(0)
     starts = clustering.plus_plus(padded(x), 12, 10, seed=1)
-    ends, n_iter = clustering.lloyd(blocks(x), starts, 100, 1e-4)
+    ends, n_iter = clustering.lloyd(clustering.Blocks(x), starts, 100, 1e-4)
     x = padded(x)
     inertias = clustering.deviations(x, ends, clustering.nearest(x, ends)[0]).sum(-1)
     assert inertias.argmin() > 0 and inertias.max() > 1.1 * inertias.min()
@@ -198,7 +202,9 @@ def test_empty_clusters_are_seeded_again_as_in_scikit_learn(n, k):
     x = torch.randn(n, 3, dtype=torch.float64)
     x -= x.mean(0)
     start = x[:1].expand(k, -1).contiguous()
-    ours, _ = clustering.lloyd(blocks(x), torch.stack([start, x[:k]]), max_iter=100, tol=0.0)
+    ours, _ = clustering.lloyd(
+        clustering.Blocks(x), torch.stack([start, x[:k]]), max_iter=100, tol=0.0
+    )
     labels, _ = clustering.nearest(padded(x), ours)
     assert [len(row.unique()) for row in labels] == [k, k]
     theirs = cluster.KMeans(k, init=start.numpy(), n_init=1, max_iter=100, tol=0.0).fit(x.numpy())
@@ -207,13 +213,13 @@ def test_empty_clusters_are_seeded_again_as_in_scikit_learn(n, k):
 
 
 def test_seeding_again_takes_the_farthest_samples_from_their_clusters():
-    x = torch.tensor([[0.0], [1.0], [7.0], [30.0], [34.0], [39.0]])
-    centroids = torch.tensor([[[0.0], [100.0], [30.0], [200.0]]])
+    x = torch.tensor([[-20.0], [-19.0], [-13.0], [13.0], [17.0], [22.0]])  # their mean is 0
+    centroids = torch.tensor([[[-20.0], [100.0], [13.0], [200.0]]])
     labels = torch.tensor([[0, 0, 0, 2, 2, 2]])
     total = clustering.totals(padded(x), labels, 4)
-    assert total[0].tolist() == [[8.0, 3.0], [0.0, 0.0], [103.0, 3.0], [0.0, 0.0]]
-    clustering.reseed(total, blocks(x), centroids, labels)
-    assert total[0].tolist() == [[1.0, 2.0], [39.0, 1.0], [64.0, 2.0], [7.0, 1.0]]
+    assert total[0].tolist() == [[-52.0, 3.0], [0.0, 0.0], [52.0, 3.0], [0.0, 0.0]]
+    clustering.reseed(total, clustering.Blocks(x), centroids, labels)
+    assert total[0].tolist() == [[-39.0, 2.0], [22.0, 1.0], [30.0, 2.0], [-13.0, 1.0]]
 
 
 def test_an_empty_cluster_keeps_a_restart_going():
@@ -221,7 +227,7 @@ def test_an_empty_cluster_keeps_a_restart_going():
     end."""
     x = torch.tensor([[-3.0], [-1.0], [1.0], [3.0]])
     centroids, n_iter = clustering.lloyd(
-        blocks(x), torch.tensor([[[0.0], [100.0]]]), max_iter=50, tol=1e-4
+        clustering.Blocks(x), torch.tensor([[[0.0], [100.0]]]), max_iter=50, tol=1e-4
     )
     assert n_iter[0] > 1
     labels, _ = clustering.nearest(padded(x), centroids)
@@ -261,11 +267,12 @@ def test_one_cluster_and_as_many_as_samples():
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("k", [5, 40])
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_chunks_do_not_matter(metric, k, batch_size):
+@pytest.mark.parametrize("size", [1, 300, 5000])  # bytes; a sample takes 40
+def test_chunks_do_not_matter(read_in, metric, k, size):
     x = torch.randn(131, 4, dtype=torch.float64)
-    whole = KMeans(k, n_init=3, metric=metric, batch_size=131).fit(x)
-    parts = KMeans(k, n_init=3, metric=metric, batch_size=batch_size).fit(x)
+    whole = KMeans(k, n_init=3, metric=metric).fit(x)
+    read_in(size)
+    parts = KMeans(k, n_init=3, metric=metric).fit(x)
     torch.testing.assert_close(parts.cluster_centers_, whole.cluster_centers_)
     assert (parts.labels_ == whole.labels_).all() and parts.inertia_ == pytest.approx(
         whole.inertia_
@@ -290,7 +297,7 @@ def test_cosine_does_not_see_the_length_of_samples():
     torch.testing.assert_close(a.cluster_centers_, b.cluster_centers_)
     torch.testing.assert_close(a.cluster_centers_.norm(dim=1), torch.ones(6, dtype=torch.float64))
     cosine = F.normalize(x, dim=-1) @ a.cluster_centers_.T
-    assert (cosine.argmax(1) == a.predict(x)).all()
+    assert (cosine.argmax(1) == a.labels_).all()
     assert a.inertia_ == pytest.approx(float((2 - 2 * cosine.amax(1)).sum()))
     assert not same_partition(a.labels_, KMeans(6).fit(x * scale).labels_)
 
@@ -310,7 +317,7 @@ def test_deterministic_and_the_global_generator_is_left_alone():
     x = torch.randn(200, 3)
     before = torch.get_rng_state()
     a, b = (KMeans(5, n_init=2, random_state=3).fit(x) for _ in range(2))
-    assert (a.predict(x) == b.predict(x)).all() and (torch.get_rng_state() == before).all()
+    assert (a.labels_ == b.labels_).all() and (torch.get_rng_state() == before).all()
     starts = [clustering.plus_plus(padded(x), 5, 2, seed) for seed in (3, 4)]
     assert not (starts[0] == starts[1]).all() and not (starts[0][0] == starts[0][1]).all()
 
@@ -359,14 +366,15 @@ def test_memory_is_bounded(monkeypatch, k):
     assert watch.largest <= 10 * 2000 * 8
 
 
-def test_restarts_are_computed_at_once():
+def test_restarts_are_computed_at_once(read_in):
     """About as many operations for ten restarts as for one."""
+    read_in(1 << 30)
     x = torch.randn(500, 4)
     counts = []
     for restarts in (1, 10):
         with Watch() as watch:
-            start = clustering.plus_plus(padded(x), 5, restarts, seed=0, batch_size=500)
-            clustering.lloyd(blocks(x), start, max_iter=3, tol=0.0)
+            start = clustering.plus_plus(padded(x), 5, restarts, seed=0)
+            clustering.lloyd(clustering.Blocks(x), start, max_iter=3, tol=0.0)
         counts.append(watch.count)
     assert abs(counts[1] - counts[0]) < 10 < counts[0]
 
@@ -378,7 +386,7 @@ def test_converged_restarts_leave_the_batch(monkeypatch):
         clustering, "nearest", lambda x, c: (sizes.append(len(c)), nearest(x, c))[1]
     )
     starts = clustering.plus_plus(padded(x), 5, 8, seed=0)
-    _, n_iter = clustering.lloyd(blocks(x), starts, max_iter=300, tol=1e-4)
+    _, n_iter = clustering.lloyd(clustering.Blocks(x), starts, max_iter=300, tol=1e-4)
     assert sizes == [sum(n >= i for n in n_iter) for i in range(1, max(n_iter) + 1)] and min(
         n_iter
     ) < max(n_iter)
@@ -396,43 +404,44 @@ def saved(x, path):
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-@pytest.mark.parametrize("size", [None, 64])
-def test_a_mapped_file_gives_what_a_tensor_gives(tmp_path, metric, size):
+@pytest.mark.parametrize("size", [None, 2000])
+def test_a_mapped_file_gives_what_a_tensor_gives(tmp_path, read_in, metric, size):
+    read_in(size)
     x = torch.randn(333, 6) + 2
     mapped = saved(x, tmp_path / "x")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        a, b = (KMeans(7, 3, metric=metric, batch_size=size).fit(y) for y in (x, mapped))
-        assert (a.predict(mapped) == a.labels_).all()
+        a, b = (KMeans(7, 3, metric=metric).fit(y) for y in (x, mapped))
     assert (a.labels_ == b.labels_).all() and a.inertia_ == b.inertia_
     assert (a.cluster_centers_ == b.cluster_centers_).all()
 
 
-@pytest.mark.parametrize("settings", [{}, {"metric": "cosine"}, {"init": "random"}], ids=str)
-@pytest.mark.parametrize("k", [8, 40])
-def test_memory_holds_blocks_not_samples(tmp_path, monkeypatch, settings, k):
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("k", [6, 40])
+def test_memory_holds_blocks_not_samples(tmp_path, monkeypatch, read_in, metric, k):
     """Neither a copy of x nor a mask of it; what is as long as all samples is one number each."""
-    monkeypatch.setitem(clustering.BLOCK, "cpu", 20_000)
-    monkeypatch.setitem(clustering.BUFFER, "cpu", 20_000)
-    mapped = saved(torch.randn(4000, 64), tmp_path / "x")
-    mask, number = 4000 * 64, 4000 * 8
+    read_in(20_000)
+    monkeypatch.setattr(clustering, "SEEDING", 100 * k)
+    mapped = saved(torch.randn(8000, 64), tmp_path / "x")
+    mask, number, drawn = 8000 * 64, 8000 * 8, max(100, 16 * k) * 65 * 4
     tracemalloc.start()  # what numpy holds
     with Watch() as watch:
-        model = KMeans(k, n_init=1, max_iter=3, seeding=100, **settings).fit(mapped)
-        model.predict(mapped)
+        KMeans(k, n_init=1, max_iter=3, metric=metric).fit(mapped)
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert watch.largest <= max(number, 100 * 65 * 4) < mask / 5 and held < mask
+    assert watch.largest <= max(number, drawn) < mask / 3 and held < mask
     with Watch() as watch:
-        clustering.Blocks(mapped, origin=torch.zeros(64))
+        clustering.Blocks(mapped)
     assert watch.largest <= 20_000
 
 
 @pytest.mark.parametrize("double", [False, True])
-def test_mean_and_variance_are_those_of_all_blocks(double):
+def test_mean_and_variance_are_those_of_all_blocks(read_in, double):
+    read_in(280 if double else 140)  # seven samples
     x = 50 + torch.randn(100, 4, dtype=torch.float64) * torch.arange(1, 101)[:, None]
     x = x if double else x.float()
-    blocks = clustering.Blocks(x, 7)
+    blocks = clustering.Blocks(x)
+    assert blocks.size == 7
     torch.testing.assert_close(blocks.origin, x.mean(0))
     torch.testing.assert_close(
         blocks.variance, x.double().var(0, correction=0).mean(), rtol=1e-5, atol=0
@@ -442,29 +451,21 @@ def test_mean_and_variance_are_those_of_all_blocks(double):
     torch.testing.assert_close(blocks.pick(torch.tensor([99, 0, 50])), centred[[99, 0, 50]])
 
 
-def drawn(monkeypatch, x, k, **settings):
-    """What k-means++ draws from, and the model."""
-    found, plus_plus = [], clustering.plus_plus
-    monkeypatch.setattr(
-        clustering, "plus_plus", lambda x, *rest: (found.append(x), plus_plus(x, *rest))[1]
-    )
-    model = KMeans(k, **settings).fit(x)
-    monkeypatch.setattr(clustering, "plus_plus", plus_plus)
-    return found[0][:, :-1] + model.origin, model
-
-
 def test_many_samples_are_seeded_from_some_of_them(monkeypatch):
+    monkeypatch.setattr(clustering, "SEEDING", 8 * 200)
     x, truth = blobs(n=4000, k=8)
-    sample, model = drawn(monkeypatch, x, 8, seeding=200)
-    place = torch.cdist(sample, x).argmin(1)
-    torch.testing.assert_close(sample, x[place])
-    assert len(sample) == 200 and (place.diff() > 0).all()  # each once, in their order
+    blocks = clustering.Blocks(x)
+    drawn = clustering.seeding_samples(blocks, 8, seed=0)
+    place = torch.cdist(drawn[:, :-1] + blocks.origin, x).argmin(1)
+    torch.testing.assert_close(drawn, padded(x - blocks.origin)[place])
+    assert len(drawn) == 200 and (place.diff() > 0).all()  # each once, in their order
     assert place[0] < 400 and place[-1] > 3600 and len(truth[place].unique()) == 8
-    other, _ = drawn(monkeypatch, x, 8, seeding=200, random_state=1)
-    assert not (other == sample).all()
-    assert same_partition(model.labels_, truth)
-    assert model.inertia_ == pytest.approx(KMeans(8).fit(x).inertia_, rel=1e-9)
-    assert len(drawn(monkeypatch, x, 50, seeding=1)[0]) == 50  # no fewer than clusters
+    assert not (clustering.seeding_samples(blocks, 8, seed=1) == drawn).all()
+    assert len(clustering.seeding_samples(blocks, 50, seed=0)) == 16 * 50
+    few = KMeans(8).fit(x)
+    assert same_partition(few.labels_, truth)
+    monkeypatch.undo()
+    assert few.inertia_ == pytest.approx(KMeans(8).fit(x).inertia_, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -475,53 +476,44 @@ def test_how_many_samples_seed(monkeypatch, n, k, d, size):
     """Only how many: k-means itself would take long."""
     sizes = []
     monkeypatch.setattr(
-        clustering, "plus_plus", lambda x, k, r, *_: (sizes.append(len(x)), x[None, :k, :-1])[1]
+        clustering,
+        "plus_plus",
+        lambda x, k, n_init, seed: (sizes.append(len(x)), x[None, :k, :-1])[1],
     )
     KMeans(k, n_init=1, max_iter=1).fit(torch.rand(n, d))
     assert sizes == [size]
 
 
-def test_all_of_few_samples_seed(monkeypatch):
-    """In their order, to the bit, also in blocks."""
-    x = torch.randn(500, 5)
-    for size in (None, 64):
-        blocks = clustering.Blocks(x, size)
-        model = KMeans(6, n_init=2, random_state=3)
-        start = clustering.plus_plus(padded(x - x.mean(0)), 6, 2, 3)
-        if size is None:
-            assert (model._start(blocks) == start).all()
-        torch.testing.assert_close(model._start(blocks), start)
+def test_all_of_few_samples_seed(monkeypatch, read_in):
+    """In their order, to the bit, also in blocks; ``fit`` starts from what they give."""
+    x, started = torch.randn(500, 5), []
+    whole = padded(x - x.mean(0))
+    assert (clustering.seeding_samples(clustering.Blocks(x), 6, seed=3) == whole).all()
+    lloyd = clustering.lloyd
+    monkeypatch.setattr(
+        clustering, "lloyd", lambda x, c, *a: (started.append(c), lloyd(x, c, *a))[1]
+    )
+    KMeans(6, n_init=2, random_state=3).fit(x)
+    assert (started[0] == clustering.plus_plus(whole, 6, 2, 3)).all()
+    read_in(1500)
+    parts = clustering.seeding_samples(clustering.Blocks(x), 6, seed=3)
+    torch.testing.assert_close(parts, whole)
 
 
-def test_a_random_start_is_of_different_samples(digits):
-    x = torch.from_numpy(digits)
-    model = KMeans(300, n_init=3, init="random", random_state=5)
-    start = model._start(blocks(x))
-    for one in start:
-        assert (torch.cdist(one, x).argmin(1).unique().shape) == (300,)
-    assert not (start[0] == start[1]).all() and (start == model._start(blocks(x, 50))).all()
-    everyone = KMeans(len(x), n_init=1, init="random")._start(blocks(x))[0]
-    assert (everyone.sum(0) == x.sum(0)).all() and not (everyone == x).all()
-    ours = KMeans(10, n_init=20, init="random").fit(digits).inertia_
-    theirs = cluster.KMeans(10, n_init=20, init="random", random_state=0).fit(digits).inertia_
-    assert ours == pytest.approx(theirs, rel=2e-3)
-
-
-# what two processes share: few clusters and many, restarts, both metrics, every way to start
+# what two processes share: few clusters and many, restarts, both metrics
 SHARED = {
     "product": dict(n_clusters=6, n_init=3),
     "sorting": dict(n_clusters=40, n_init=2),
     "cosine": dict(n_clusters=6, n_init=3, metric="cosine"),
-    "sample": dict(n_clusters=5, n_init=2, seeding=60),
-    "empty": dict(n_clusters=8, n_init=2, init="random"),
-    "empty, cosine": dict(n_clusters=8, n_init=2, init="random", metric="cosine"),
-    "empty, sorting": dict(n_clusters=40, n_init=1, init="random", batch_size=16),
+    "sample": dict(n_clusters=4, n_init=2),
 }
+# clusters, metric; from starts of which all but one are empty
+EMPTY = {"few": (8, False), "few, cosine": (8, True), "many": (40, False)}
 
 
 def spread():
-    """``[201, 4]``: half of them one and the same, so that a random start has empty clusters; the
-    farthest belong to the second share alone, and the two shares differ in mean and scale."""
+    """``[201, 4]``: half of them one and the same; the farthest belong to the second share alone,
+    and the two shares differ in mean and scale."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(201, 4, generator=g) + torch.tensor([3.0, 1.0, 0.0, -1.0])
     x[::2] = x[0]
@@ -529,21 +521,36 @@ def spread():
     return x
 
 
+def found_in(x, sharded):
+    """By name: centroids and n_iter; of a whole fit also inertia, and labels of the samples
+    given."""
+    found = {}
+    for name, settings in SHARED.items():
+        model = KMeans(**settings, sharded=sharded).fit(x)
+        found[name] = model.cluster_centers_, model.n_iter_, model.inertia_, model.labels_
+    for name, (k, cosine) in EMPTY.items():
+        blocks, generator = clustering.Blocks(x, cosine, sharded), torch.Generator().manual_seed(0)
+        starts = [torch.randperm(blocks.total, generator=generator)[:k] for _ in range(2)]
+        starts = blocks.pick(torch.cat(starts)).view(2, k, -1)[..., :-1]
+        found[name] = clustering.lloyd(blocks, starts, max_iter=100, tol=1e-4)
+    return found
+
+
 def share(rank, path):
-    """One of two processes: what it finds is saved."""
+    """One of two processes: what it finds, in blocks, is saved."""
     from reproduce import distributed
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", f"file://{path}/meet", timedelta(seconds=60), 2, rank
     )
+    clustering.SEEDING, clustering.BLOCK["cpu"] = 4 * 64, 16 * 20
     x = spread()
-    own, found = distributed.own(len(x)), {}
-    for name, settings in SHARED.items():
-        model = KMeans(**settings, sharded=True).fit(x[own])
-        labels = distributed.gather_rows(model.labels_)
-        assert (model.predict(x[own]) == model.labels_).all()
-        found[name] = model.cluster_centers_, model.inertia_, model.n_iter_, labels
+    own = distributed.own(len(x))
+    found = found_in(x[own], sharded=True)
+    for name in SHARED:
+        *rest, labels = found[name]
+        found[name] = *rest, distributed.gather_rows(labels)
     found["whitened"] = distributed.gather_rows(whitened(x[own], 3, sharded=True))
     alone = KMeans(6, n_init=2).fit(x[own])  # not sharded: each its own
     found["alone"] = alone.inertia_
@@ -558,17 +565,23 @@ def share(rank, path):
 def test_two_processes_find_what_one_finds(tmp_path, monkeypatch):
     torch.multiprocessing.spawn(share, (str(tmp_path),), nprocs=2)
     x, found = spread(), [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    again, reseed = [], clustering.reseed
-    monkeypatch.setattr(clustering, "reseed", lambda *a: (again.append(name), reseed(*a))[1])
-    for name, settings in SHARED.items():
-        one, same = KMeans(**settings).fit(x), KMeans(**settings, sharded=True).fit(x)
-        assert (one.cluster_centers_ == same.cluster_centers_).all()
-        for centers, inertia, n_iter, labels in (process[name] for process in found):
-            torch.testing.assert_close(centers, one.cluster_centers_, rtol=1e-5, atol=1e-5)
-            assert inertia == pytest.approx(one.inertia_, rel=1e-5) and n_iter == one.n_iter_
-            assert (labels == one.labels_).all()
-        assert (found[0][name][0] == found[1][name][0]).all()
-    assert {name for name in SHARED if "empty" in name} <= set(again)
+    monkeypatch.setattr(clustering, "SEEDING", 4 * 64)
+    empties, reseed = [], clustering.reseed
+    monkeypatch.setattr(
+        clustering, "reseed", lambda t, *a: (empties.append(t.shape[1:2]), reseed(t, *a))[1]
+    )
+    one = found_in(x, sharded=False)
+    assert {(k,) for k, _ in EMPTY.values()} <= set(empties)
+    for sharded in found:
+        for name, (centroids, n_iter, *rest) in one.items():
+            torch.testing.assert_close(sharded[name][0], centroids, rtol=1e-5, atol=1e-5)
+            assert sharded[name][1] == n_iter, name
+            if name in SHARED:
+                assert sharded[name][2] == pytest.approx(rest[0], rel=1e-5)
+                assert (sharded[name][3] == rest[1]).all()
+    assert all((found[0][name][0] == found[1][name][0]).all() for name in one)
+    same = found_in(x, sharded=True)
+    assert all((same[name][0] == one[name][0]).all() for name in one)
     for process, own in zip(found, (slice(0, 100), slice(100, 201))):
         torch.testing.assert_close(process["whitened"], whitened(x, 3), rtol=1e-4, atol=1e-5)
         assert process["alone"] == pytest.approx(KMeans(6, n_init=2).fit(x[own]).inertia_)
@@ -615,10 +628,10 @@ def test_whitening_leaves_out_what_does_not_vary():
     assert KMeans(4, n_init=1).fit_predict(dead).shape == (50,)
 
 
-def test_whitening_in_blocks(monkeypatch):
+def test_whitening_in_blocks(read_in):
     x = torch.randn(300, 6) * torch.arange(1, 7) + 100
     whole = whitened(x, 4)
-    monkeypatch.setitem(clustering.BLOCK, "cpu", 1000)
+    read_in(1000)
     assert whole.dtype == torch.float32
     with Watch() as watch:
         torch.testing.assert_close(whitened(x, 4), whole, rtol=1e-5, atol=1e-5)
@@ -646,11 +659,6 @@ def test_samples_that_cannot_be_clustered(n_clusters, x, words):
     assert "\n" not in str(error.value)
 
 
-def test_other_features_than_in_fit():
-    with pytest.raises(ValueError, match=r"x must have shape \[N, 2\], as in fit, got \[6, 3\]"):
-        KMeans(2).fit(torch.randn(6, 2)).predict(torch.randn(6, 3))
-
-
 @pytest.mark.parametrize(
     "settings, words",
     [
@@ -659,12 +667,6 @@ def test_other_features_than_in_fit():
         (dict(n_clusters=True), "n_clusters .* got True"),
         (dict(n_clusters=2, n_init=0), "n_init .* got 0"),
         (dict(n_clusters=2, max_iter=0), "max_iter .* got 0"),
-        (dict(n_clusters=2, batch_size=0), "batch_size .* got 0"),
-        (dict(n_clusters=2, seeding=0), "seeding .* got 0"),
-        (
-            dict(n_clusters=2, init="first"),
-            "init must be k-means\\+\\+ or random, got 'first'",
-        ),
         (
             dict(n_clusters=2, metric="manhattan"),
             "metric must be euclidean or cosine, got 'manhattan'",
@@ -708,14 +710,3 @@ def test_cuda_gives_what_the_processor_gives(digits, model):
         assert labels.device.type == device
         quality.append(model.inertia_)
     assert quality[0] == pytest.approx(quality[1], rel=0.01)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("settings", [{}, {"init": "random"}, {"seeding": 300}], ids=str)
-def test_samples_come_to_the_device(digits, settings):
-    """Blocks of an array, computed on the GPU."""
-    model = KMeans(40, n_init=2, batch_size=500, device="cuda", **settings).fit(digits)
-    other = KMeans(40, n_init=2, batch_size=500, **settings).fit(digits)
-    assert model.labels_.device.type == model.cluster_centers_.device.type == "cuda"
-    assert (model.predict(digits) == model.labels_).all()
-    assert model.inertia_ == pytest.approx(other.inertia_, rel=0.02)
