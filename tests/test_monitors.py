@@ -11,8 +11,10 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from reproduce import Config, backbones, data, fit, metrics, monitors, packed, probes
+from reproduce import Config, backbones, data, fit, metrics, packed, probes
 from reproduce.augment import Augment
+from reproduce.evaluation import monitors
+from reproduce.evaluation.rules import Clusterings, Rule
 from reproduce.methods import METHODS
 from reproduce.runs import Run
 
@@ -129,6 +131,23 @@ def test_uniformity_is_that_of_all_pairs():
     assert monitors.uniformity(torch.ones(7, 3)) == pytest.approx(0, abs=1e-5)
 
 
+def test_collapse_is_seen_on_images_of_every_class():
+    """Sorted by class, 512 from the front would be of one: 5,000 images whose first class has one
+    embedding are no collapse."""
+    embedding = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
+    embedding[:600] = 1.0
+    clusters = np.arange(5000) % 10
+    found = monitors.collapse(embedding, clusters, 10)
+    assert found["embedding_std"] > 0.8 and found["nonempty_clusters"] == 10
+    same = monitors.collapse(torch.ones(300, 16), clusters[:300], 10)
+    assert same["embedding_std"] < 1e-5
+    assert monitors.collapse(embedding, np.where(clusters < 4, 0, clusters), 12) == {
+        "embedding_std": found["embedding_std"],
+        "largest_cluster": pytest.approx(0.4),
+        "nonempty_clusters": 7,
+    }
+
+
 # ---- two views
 
 
@@ -169,8 +188,9 @@ def test_all_is_measured_on_the_outputs_and_the_leading_clusters(tmp_path):
     with torch.no_grad():
         out = method.eval().outputs(augment.clean(pixels))
     heads = out["probabilities"].argmax(-1).numpy()
-    rules = {"mean_of_heads": heads, "lead": heads[1]}
-    found = monitors.measure(method, augment, pixels, out, rules, 10, 1)
+    lead, other = Rule("lead", heads[1], leads=True), Rule("other", heads[0])
+    clusterings = Clusterings([lead, other], heads, {})
+    found = monitors.measure(method, augment, pixels, out, clusterings, 10, 1)
     agreement, cut = loop_graph(out["backbone"], heads[1].tolist(), 10, 10)
     assert found["neighbour_agreement"] == pytest.approx(agreement, abs=1e-3)
     assert found["normalized_cut"] == pytest.approx(cut, abs=1e-3)
@@ -183,7 +203,7 @@ def test_all_is_measured_on_the_outputs_and_the_leading_clusters(tmp_path):
     means = np.mean([monitors.uniformity(view) for view in z])
     assert found["uniformity"] == pytest.approx(means, abs=1e-9)
     out["backbone"][3, 0] = torch.inf
-    assert monitors.measure(method, augment, pixels, out, rules, 10, 1) == {}
+    assert monitors.measure(method, augment, pixels, out, clusterings, 10, 1) == {}
 
 
 def test_of_many_images_some_are_looked_at(tmp_path, monkeypatch):

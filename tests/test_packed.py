@@ -17,9 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from reproduce import apply, data, evaluation, fit, packed
+from reproduce import apply, backbones, data, fit, metrics, packed
 from reproduce.__main__ import main
+from reproduce.augment import Augment
 from reproduce.config import Config, ConfigError
+from reproduce.evaluation import evaluator, scores
+from reproduce.methods import METHODS
 from reproduce.probes import knn_accuracy
 from reproduce.runs import Run
 
@@ -418,7 +421,7 @@ def test_new_images_may_be_packed(place):
 
 
 def test_large_pixels_are_not_clustered(place, monkeypatch):
-    monkeypatch.setattr(evaluation, "MOST_PIXELS", 60 * 3 * 64 - 1)
+    monkeypatch.setattr(scores, "MOST_PIXELS", 60 * 3 * 64 - 1)
     metrics = trained(settings(place, "packed", **CRLC)).json("metrics.json")
     assert "kmeans_pixels" not in metrics["scores"] and metrics["left_out"] == ["kmeans_pixels"]
     metrics = trained(settings(place, "images", **CRLC)).json("metrics.json")
@@ -429,7 +432,7 @@ def test_large_pixels_are_not_clustered(place, monkeypatch):
 def test_probabilities_too_large_to_be_kept(place, folder, monkeypatch):
     """Clusters by each head are the same; the average differs by its alignment at most."""
     known = trained(settings(place, folder, **CRLC, trace_images=5)).json("metrics.json")
-    monkeypatch.setattr(evaluation, "MOST_PROBABILITIES", 50 * 3 * 3)  # of 50 of 60 images
+    monkeypatch.setattr(evaluator, "MOST_PROBABILITIES", 50 * 3 * 3)  # of 50 of 60 images
     run = trained(settings(place, folder, **CRLC, trace_images=5, seed=0, resume=False))
     ours = run.json("metrics.json")
     assert ours["aligned_by"] == 50 and ours["heads"] == known["heads"]
@@ -440,25 +443,26 @@ def test_probabilities_too_large_to_be_kept(place, folder, monkeypatch):
 
 def test_the_average_over_all_images_by_a_partial_alignment(place, monkeypatch):
     """Against all probabilities at once, aligned by those of the drawn images."""
-    from reproduce import metrics
-    from reproduce.augment import Augment
-    from reproduce.methods import METHODS
-
-    monkeypatch.setattr(evaluation, "MOST_PROBABILITIES", 50 * 3 * 3)
+    monkeypatch.setattr(evaluator, "MOST_PROBABILITIES", 50 * 3 * 3)
     config, images = settings(place, "packed", **CRLC), load(place)
     torch.manual_seed(3)
-    method = METHODS["crlc"](config, __import__("reproduce").backbones.build(config, 3), 3, 60)
+    method = METHODS["crlc"](config, backbones.build(config, 3), 3, 60)
     augment = Augment(config, *data.moments(images))
-    looks = evaluation.Evaluator(config, method, augment, images, images, 3, torch.device("cpu"))
-    looks.head_losses = [0.3, 0.1, 0.2]
-    out = looks.look()
-    all_of = looks.extract(lambda x: method.outputs(x)["probabilities"], looks.pixels)
-    assert torch.equal(out["probabilities"], all_of[:, looks.sample]) and len(looks.sample) == 50
-    assert torch.equal(out["heads"][..., 0].long(), all_of.argmax(-1))
-    order = metrics.head_order(all_of[[1, 2, 0]][:, looks.sample])
+    parts = images, images
+    made = evaluator.Evaluator(config, method, augment, *parts, 3, torch.device("cpu"))
+    made.head_losses = [0.3, 0.1, 0.2]
+    outputs = made.outputs()
+    heads, sample = outputs.heads, made.sample
+    all_of = made.extract(lambda x: method.outputs(x)["probabilities"], made.pixels)
+    assert torch.equal(heads.probabilities, all_of[:, sample]) and len(sample) == 50
+    assert torch.equal(heads.clusters, all_of.argmax(-1)) and heads.clusters.dtype == torch.int64
+    order = metrics.head_order(all_of[[1, 2, 0]][:, sample])
     aligned = metrics.take_order(all_of[[1, 2, 0]], order).mean(0).argmax(-1)
-    assert torch.equal(out["aligned"][:, 0].long(), aligned)
-    assert set(looks.traced) <= set(looks.sample.tolist())
+    assert torch.equal(heads.aligned, aligned)
+    assert heads.alignment.rank.tolist() == [1, 2, 0] and torch.equal(heads.alignment.order, order)
+    assert set(outputs.features) == {"backbone", "projection"}
+    assert all(len(x) == 60 for x in outputs.features.values())
+    assert set(made.traces.images) <= set(sample.tolist())
 
 
 @pytest.mark.parametrize("itself", [False, True])

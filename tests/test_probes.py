@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from reproduce import Config, ConfigError, backbones, evaluation, fit, probes
+from reproduce import Config, ConfigError, backbones, fit, probes
 from reproduce.__main__ import main
-from reproduce.clustering import KMeans
 from reproduce.data import write_cached
 from reproduce.runs import Run
 from reproduce.trained import Trained, probe
@@ -419,21 +417,3 @@ def test_a_probe_needs_labels(finished, data_dir, monkeypatch):
         ConfigError, match="linear evaluation needs labels, and data set 'digits' has none"
     ):
         probe(run)
-
-
-def test_an_embedding_is_kept_on_the_axes_of_largest_variance():
-    x = torch.randn(300, 80) * torch.linspace(1, 10, 80)
-    kept = evaluation.reduced(x)
-    assert kept.shape == (300, 64)
-    exact = torch.linalg.svdvals(x - x.mean(0)).square()[:64] / 300
-    torch.testing.assert_close(kept.var(0, correction=0), exact, rtol=1e-3, atol=1e-3)
-
-
-def test_protocols_of_kmeans_are_what_they_say():
-    out = {"backbone": torch.randn(60, 4) * torch.rand(60, 1) * 9, "projection": torch.randn(60, 3)}
-    stub = SimpleNamespace(config=Config(), n_clusters=5, score=lambda a: {"found": a.tolist()})
-    found = evaluation.Evaluator.kmeans_protocols(stub, out)
-    assert len(found) == 8
-    for one in found:
-        x = F.normalize(out[one["space"]], dim=-1) if one["normalized"] else out[one["space"]]
-        assert one["found"] == KMeans(5, one["restarts"], random_state=0).fit_predict(x).tolist()

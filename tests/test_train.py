@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from reproduce import (
     backbones,
     data,
     devices,
-    evaluation,
     fit,
     keeping,
     loggers,
@@ -30,6 +28,8 @@ from reproduce import (
 from reproduce import train as loop
 from reproduce.data import write_cached
 from reproduce.drawing import draw_order
+from reproduce.evaluation import Evaluator
+from reproduce.evaluation.scores import Scores
 from reproduce.methods import METHODS
 from reproduce.optimizers import build_optimizer
 from reproduce.probes import knn_accuracy
@@ -126,13 +126,13 @@ def test_the_lowest_loss_head_and_the_oracle_are_what_they_say(config):
 def test_the_authors_rule_is_the_best_head_of_the_best_epoch(config, monkeypatch):
     """By label, over all evaluations, also across an interruption; the last epoch's rules stay."""
     seen = []
-    keep_best = evaluation.Evaluator.keep_best
+    keep_best = Scores.keep_best
 
     def noted(self, epoch, accuracies, heads):
         seen.append((epoch, accuracies))
         keep_best(self, epoch, accuracies, heads)
 
-    monkeypatch.setattr(evaluation.Evaluator, "keep_best", noted)
+    monkeypatch.setattr(Scores, "keep_best", noted)
     config = config.replace(epochs=6, evaluate_every=1, learning_rate=1.0, schedule="constant")
     stopped = fit(config, Run(config))
     list(itertools.islice(stopped, 4))
@@ -249,12 +249,10 @@ def test_evaluation_can_see_another_size_than_training(config, monkeypatch):
 
 
 def test_the_last_evaluation_is_made_once(config, monkeypatch):
-    fits, whole = [], evaluation.Evaluator.kmeans
-    monkeypatch.setattr(
-        evaluation.Evaluator, "kmeans", lambda *given: fits.append(1) or whole(*given)
-    )
+    looks, whole = [], Evaluator.look
+    monkeypatch.setattr(Evaluator, "look", lambda *given: looks.append(1) or whole(*given))
     train(config.replace(method="simclr", epochs=2, n_heads=10))
-    assert len(fits) == 2
+    assert len(looks) == 2
 
 
 def test_a_run_begun_on_another_kind_of_device_is_not_continued_here(config, monkeypatch):
@@ -543,29 +541,6 @@ def test_prototypes_that_never_come_are_said(config):
         run = Run(config.replace(**PLAIN, method="propos", epochs=2, prototype_warmup=warmup))
         list(fit(run.config, run))
         assert run.notes == said
-
-
-def test_the_monitor_of_collapse_sees_images_of_every_class():
-    """Sorted by class, 512 from the front would be of one: 5,000 images whose first class has one
-    embedding are no collapse."""
-    embedding = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
-    embedding[:600] = 1.0
-    evaluator = SimpleNamespace(method=SimpleNamespace(space="backbone"), n_clusters=10)
-    clusters = {"kmeans_embedding": np.arange(5000) % 10}
-    assert (
-        evaluation.Evaluator.collapse(evaluator, {"backbone": embedding}, clusters)["embedding_std"]
-        > 0.8
-    )
-    assert (
-        evaluation.Evaluator.collapse(
-            evaluator, {"backbone": torch.ones(300, 16)}, {"kmeans_embedding": np.arange(300) % 10}
-        )["embedding_std"]
-        < 1e-5
-    )
-    assert (
-        evaluation.evenly(7, 512).tolist() == list(range(7))
-        and len(evaluation.evenly(5000, 512)) == 512
-    )
 
 
 def test_zero_epochs_evaluate_the_untrained_network(config):

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce import distributed, losses, packed, probes
+from reproduce import distributed, losses, metrics, packed, probes
 from reproduce.augment import Augment
 from reproduce.data import evenly
+from reproduce.evaluation.rules import Clusterings
 from reproduce.methods import Method
 
 MOST, NEIGHBOURS = 5000, 10  # images that are looked at, and how many of them are near to one
@@ -19,12 +20,18 @@ FEW, MOST_VIEWED = 256, 2000  # images of which views are drawn, a fifth of all 
 
 
 def measure(
-    method: Method, augment: Augment, pixels, out: dict, rules: dict, n_clusters: int, epoch: int
+    method: Method,
+    augment: Augment,
+    pixels: Tensor | packed.Pixels,
+    features: dict[str, Tensor],
+    clusterings: Clusterings,
+    n_clusters: int,
+    epoch: int,
 ) -> dict[str, float]:
     """All monitors of one evaluation; every process gets the same.
 
-    pixels: of the evaluation images, uint8 ``[N, C, H, W]``, packed or not; out:
-    ``method.outputs`` of all of them; rules: their clusters by each rule, of which the last leads.
+    pixels: of the evaluation images, uint8 ``[N, C, H, W]``; features: of all of them, by space
+    ``[N, D]``; clusterings: of which the leading rule's, and the heads' own, are looked at.
 
     "rankme", "neighbour_agreement" and "normalized_cut" are of the backbone's features.
     "view_alignment" and "uniformity" are of the projection where one is trained, else of the
@@ -32,21 +39,21 @@ def measure(
     views are the same, so uniformity is that of the images, and there is no alignment. Nothing is
     there if features are not finite."""
     config, n = method.config, len(pixels)
-    some, heads = evenly(n, MOST), rules.get("mean_of_heads", ())
-    features = out["backbone"][some.to(out["backbone"].device)]
-    clusters = torch.from_numpy(rules[list(rules)[-1]])[some]
-    if not features.isfinite().all():
+    some, heads = evenly(n, MOST), clusterings.heads
+    backbone = features["backbone"][some.to(features["backbone"].device)]
+    clusters = torch.from_numpy(clusterings.leading.clusters)[some]
+    if not backbone.isfinite().all():
         return {}
-    near = probes.neighbours(features, NEIGHBOURS).cpu()
-    found = {"rankme": rankme(features)}
-    if len(heads) > 1:
+    near = probes.neighbours(backbone, NEIGHBOURS).cpu()
+    found = {"rankme": rankme(backbone)}
+    if heads is not None and len(heads) > 1:
         found["head_agreement"] = head_agreement(torch.from_numpy(heads)[:, some])
     found["neighbour_agreement"] = neighbour_agreement(near, clusters)
     found["normalized_cut"] = normalized_cut(near, clusters, n_clusters)
-    space = "projection" if "projection" in out and config.lambda2 else "backbone"
+    space = "projection" if "projection" in features and config.lambda2 else "backbone"
     viewed = evenly(n, min(MOST_VIEWED, max(FEW, n // 5)))
     if config.augmentation == "none":
-        views = out[space][viewed.to(out[space].device)].unsqueeze(0)
+        views = features[space][viewed.to(features[space].device)].unsqueeze(0)
     else:
         views = two_views(method, augment, pixels, viewed, space, epoch)
         found["view_alignment"] = float(losses.alignment(*views))
@@ -54,9 +61,21 @@ def measure(
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
+def collapse(embedding: Tensor, clusters: np.ndarray, n_clusters: int) -> dict[str, float]:
+    """``metrics.collapse_monitor`` of the clusters of all images, int ``[N]``, and the embedding
+    ``[N, D]`` of a few hundred, which are enough to see that all fall into one point."""
+    some = evenly(len(embedding), 512).to(embedding.device)
+    return metrics.collapse_monitor(embedding[some], torch.from_numpy(clusters), n_clusters)
+
+
 @torch.no_grad()
 def two_views(
-    method: Method, augment: Augment, pixels, index: Tensor, space: str, epoch: int
+    method: Method,
+    augment: Augment,
+    pixels: Tensor | packed.Pixels,
+    index: Tensor,
+    space: str,
+    epoch: int,
 ) -> Tensor:
     """An output ``[2, N, D]`` of the method for two views of the images ``index`` ``[N]``, in
     evaluation mode. The views depend on seed and epoch alone: they are drawn from a generator of

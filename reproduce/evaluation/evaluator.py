@@ -1,0 +1,235 @@
+"""The evaluator that the loop uses: extract, cluster by each rule, keep traces, score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reproduce import metrics
+from reproduce.augment import Augment
+from reproduce.config import Config
+from reproduce.data import Images, evenly
+from reproduce.evaluation import monitors
+from reproduce.evaluation.extractor import Extractor
+from reproduce.evaluation.rules import (
+    Alignment,
+    Clusterings,
+    Heads,
+    Outputs,
+    Rule,
+    by_heads,
+    by_kmeans,
+)
+from reproduce.evaluation.scores import Scores
+from reproduce.evaluation.traces import Traces
+from reproduce.methods import Method
+
+MOST_PROBABILITIES = 1 << 28  # values, above which only some images keep their probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One evaluation of a method."""
+
+    outputs: Outputs
+    clusterings: Clusterings
+    collapse: dict[str, float]  # ``metrics.collapse_monitor``
+    monitors: dict[str, float]  # ``monitors.measure``
+    knn_acc: float | None  # of nearest neighbours; None without labels
+
+
+@dataclass(eq=False)
+class Evaluator:
+    """Evaluates a method while it learns and when it is done.
+
+    train: the images of training; images: the N images that are evaluated, the same object where
+    they are the same. Without labels there are no ``scores``, and all else is as with them."""
+
+    config: Config
+    method: Method
+    augment: Augment
+    train: Images
+    images: Images
+    n_clusters: int
+    device: torch.device
+
+    def __post_init__(self):
+        config, train, images, k = self.config, self.train, self.images, self.n_clusters
+        self.extract = Extractor(config, self.method, self.augment)
+        self.train_pixels = self.pixels = train.pixels.to(self.device)
+        if images is not train:
+            self.pixels = images.pixels.to(self.device)
+        n_heads = {"crlc": config.n_heads, "cc": 1}.get(config.method, 0)
+        most = MOST_PROBABILITIES // (n_heads * k) if n_heads else len(images)
+        self.sample = evenly(len(images), most)  # [S], the images whose probabilities are kept
+        self.traces = Traces(self.sample, config.trace_images)
+        self.scores = Scores(config, train, images, k) if images.labelled else None
+        self.head_losses: list[float] | None = None  # [H], of the last evaluation
+        self.last: Look | None = None  # the look after the last epoch
+
+    @property
+    def n_voters(self) -> int:
+        """How many images are extracted for their neighbours' vote alone, beside all N."""
+        voters = self.scores and self.scores.voters
+        return len(voters) if voters else 0
+
+    # ---- while it learns
+
+    def evaluate(self, epoch: int, head_losses: Tensor | None) -> dict[str, float]:
+        """Evaluate after so many epochs; returns columns for history, none before any training
+        (epoch 0). head_losses: ``[H]``, by which heads are chosen; None where there are none."""
+        self.head_losses = None if head_losses is None else [float(x) for x in head_losses]
+        outputs = self.outputs()
+        if outputs.heads is not None:
+            self.traces.keep(epoch, outputs.heads.probabilities)
+        if epoch == 0:
+            return {}
+        look = self.look(outputs, epoch)
+        self.last = look if epoch == self.config.epochs else None
+        row = {}
+        if self.scores is not None:
+            row = self.scores.row(epoch, look.clusterings) | {"knn_acc": look.knn_acc}
+        return row | look.collapse | look.monitors
+
+    def pseudo_labels(self) -> dict[str, float]:
+        """How good a method's pseudo-labels are, as columns of history; nothing without labels."""
+        return {} if self.scores is None else self.scores.pseudo_nmi(self.method)
+
+    def outputs(self) -> Outputs:
+        """The method's outputs for all images. Where the heads' probabilities of all would be too
+        large to be kept, evenly drawn images are looked at first, by which the heads are aligned,
+        and of all other images only the clusters are kept."""
+        method, losses = self.method, self.head_losses
+        if len(self.sample) == len(self.images):
+            features = self.extract(method.outputs, self.pixels)
+            probabilities = features.pop("probabilities", None)
+            if probabilities is None:
+                return Outputs(features)
+            alignment = Alignment.of(probabilities, losses)
+            aligned = alignment.average(probabilities).argmax(-1)
+            heads = Heads(probabilities, probabilities.argmax(-1), aligned, alignment)
+            return Outputs(features, heads)
+
+        drawn = self.images.pixels.index_select(0, self.sample).to(self.device)
+        probabilities = self.extract(lambda x: method.outputs(x)["probabilities"], drawn)
+        alignment = Alignment.of(probabilities, losses)
+
+        def network(images: Tensor) -> dict[str, Tensor]:
+            out = method.outputs(images)
+            p = out.pop("probabilities").float()
+            average = alignment.average(p)
+            return out | {"heads": p.argmax(-1, True), "aligned": average.argmax(-1, True)}
+
+        features = self.extract(network, self.pixels)
+        clusters, aligned = (features.pop(name)[..., 0] for name in ("heads", "aligned"))
+        return Outputs(features, Heads(probabilities, clusters, aligned, alignment))
+
+    def look(self, outputs: Outputs, epoch: int) -> Look:
+        """Cluster, and measure what history tells at each evaluation."""
+        if outputs.heads is not None:
+            clusterings = by_heads(outputs.heads, self.head_losses)
+        else:
+            clusterings = self.kmeans(outputs, leads=True)
+        k, features = self.n_clusters, outputs.features
+        seen = self.method, self.augment, self.pixels, features, clusterings, k, epoch
+        return Look(
+            outputs,
+            clusterings,
+            monitors.collapse(features[self.method.space], clusterings.leading.clusters, k),
+            monitors.measure(*seen),
+            None if self.scores is None else self.knn_acc(outputs),
+        )
+
+    def kmeans(self, outputs: Outputs, leads: bool) -> Clusterings:
+        """k-means by the run's protocol."""
+        kmeans = self.method.kmeans(self.n_clusters, self.config.seed)
+        return by_kmeans(kmeans, self.embedding(outputs), leads)
+
+    def embedding(self, outputs: Outputs) -> Tensor:
+        """The features ``[N, D]`` that are clustered, as the method prepares them."""
+        return self.method.prepare(outputs.features[self.method.space])
+
+    def knn_acc(self, outputs: Outputs) -> float:
+        """``scores.knn_acc`` in the run's space."""
+        space, voters = self.config.knn_space, self.scores.voters
+        if voters is not None:
+            pixels = self.train_pixels if voters is self.train else voters.pixels.to(self.device)
+            voters = self.extract(lambda x: self.method.outputs(x)[space], pixels)
+        return self.scores.knn_acc(outputs.features[space], voters)
+
+    # ---- when it is done
+
+    def finish(self) -> tuple[dict, dict[str, dict[str, np.ndarray]], dict]:
+        """After the last epoch: what metrics.json gets; {file stem: its arrays}; and, for images
+        in files, the columns of assignments.csv."""
+        look = self.last or self.look(self.outputs(), self.config.epochs)
+        rules = look.clusterings.rules
+        if look.outputs.heads is not None:
+            rules = rules + self.kmeans(look.outputs, leads=False).rules
+        clusters, files = {rule.name: rule.clusters for rule in rules}, self.images.files
+        assignments = {"file": files, **clusters} if files else {}
+        return self.results(look, rules), self.arrays(look, clusters), assignments
+
+    def results(self, look: Look, rules: list[Rule]) -> dict:
+        """What metrics.json gets; without labels no scores are in it."""
+        scores, heads = self.scores, look.clusterings.heads
+        why = metrics.collapse_reason(look.collapse, self.n_clusters)
+        found = {"scores": {}, "collapse": {**look.collapse, "collapsed": bool(why), "why": why}}
+        found["monitors"] = look.monitors
+        if heads is not None and len(self.sample) < len(self.images):
+            found["aligned_by"] = len(self.sample)  # images
+        by_head = [{} for _ in self.head_losses or ()]
+        if scores is not None:
+            by_head = [] if heads is None else scores.by_head(heads)
+            found["scores"] = scores.by_rule(rules, by_head)
+            found["knn_acc"] = look.knn_acc
+            found["kmeans_protocols"] = scores.kmeans_protocols(look.outputs.features)
+            if pixels := scores.kmeans_pixels(self.pixels):
+                found["scores"]["kmeans_pixels"] = pixels
+            else:
+                found["left_out"] = ["kmeans_pixels"]
+        if self.head_losses is not None:
+            found["heads"] = [{"loss": x, **s} for x, s in zip(self.head_losses, by_head)]
+        return found
+
+    def arrays(self, look: Look, clusters: dict[str, np.ndarray]) -> dict[str, dict]:
+        """The arrays of embeddings.npz, apply.npz and, with heads, traces.npz; clusters: ``[N]`` by
+        rule. Labels, -1 without, are passed on to whoever draws the embedding."""
+        n, features = len(self.images), self.embedding(look.outputs)
+        labels = np.full(n, -1) if self.scores is None else self.scores.labels
+        embeddings = {"embedding": reduced(features).half().cpu().numpy()}
+        for name, numbers in {"labels": labels, **clusters}.items():
+            embeddings[name] = numbers.astype(np.int32)
+        moments = {"mean": self.augment.mean.flatten(), "std": self.augment.std.flatten()}
+        apply = {k: v.cpu().numpy() for k, v in (moments | look.clusterings.for_new).items()}
+        found = {"embeddings": embeddings, "apply": apply}
+        if self.traces.epochs:
+            found["traces"] = self.traces.arrays() | {"labels": labels[self.traces.images]}
+        return found
+
+    # ---- in checkpoints
+
+    def state_dict(self) -> dict:
+        return {
+            "head_losses": self.head_losses,
+            "traces": self.traces.state_dict(),
+            "scores": None if self.scores is None else self.scores.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.head_losses = state["head_losses"]
+        self.traces.load_state_dict(state["traces"])
+        if self.scores is not None:
+            self.scores.load_state_dict(state["scores"])
+
+
+def reduced(embedding: Tensor, dim: int = 64) -> Tensor:
+    """The embedding ``[N, D]`` on its first ``dim`` principal axes where it is wider: small files,
+    nearly the same neighbours."""
+    if embedding.shape[1] <= dim:
+        return embedding
+    centred = embedding - embedding.mean(0)
+    return centred @ torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :dim]
