@@ -22,13 +22,12 @@ from reproduce import (
     keeping,
     loggers,
     losses,
-    monitors,
     results,
 )
 from reproduce import train as loop
 from reproduce.data import write_cached
 from reproduce.drawing import draw_order
-from reproduce.evaluation import Evaluator
+from reproduce.evaluation import Evaluator, monitors
 from reproduce.evaluation.scores import Scores
 from reproduce.methods import METHODS
 from reproduce.optimizers import build_optimizer
