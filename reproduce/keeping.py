@@ -136,8 +136,7 @@ class Keeper:
             self.run.notes.append(f"compiling took about {compiling:.0f} s of the first epoch")
         weights = {name: value.cpu() for name, value in self.method.state_dict().items()}
         scores, arrays, assignments = evaluator.finish()
-        n_bank = 0 if evaluator.same or not evaluator.images.labelled else len(evaluator.bank)
-        n_looked_at = len(evaluator.images), n_bank
+        n_looked_at = len(evaluator.images), evaluator.n_bank
         shown = config.epochs * (len(images) // config.batch_size) * config.batch_size  # images
         metrics = {
             "status": "finished",

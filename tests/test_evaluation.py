@@ -272,14 +272,14 @@ def test_who_votes_among_the_neighbours():
     """The images themselves, or on a test part those of training that have a label."""
     scores, images = scored()
     x = torch.randn(30, 4)
-    assert scores.voters is None
+    assert scores.bank is None
     same = knn_accuracy(x, images.labels, x, images.labels, itself=True)
     assert scores.knn_acc(x, None) == same
     split = torch.cat([torch.zeros(15), torch.full((5,), 2), torch.ones(10)]).byte()
     images = dataclasses.replace(images, split=split)
     config = Config.from_params({"method": "simclr", "split": "test"})
     scores = Scores(config, *images.parts("test"), 3)
-    assert len(scores.voters) == 15 and torch.equal(scores.voters.labels, images.labels[:15])
+    assert len(scores.bank) == 15 and torch.equal(scores.bank.labels, images.labels[:15])
     voted = knn_accuracy(x[:15], images.labels[:15], x[20:], images.labels[20:])
     assert scores.knn_acc(x[20:], x[:15]) == voted
 
@@ -398,6 +398,9 @@ def test_finish_after_a_kill_is_finish(tmp_path):
     (results, arrays, table), (others, other_arrays, _) = made.finish(), again.finish()
     assert results == others and table == {}  # digits are in no files
     assert results["scores"]["aligned_average"]["acc"] == row["aligned_average_acc"]
+    traces, labels = arrays["traces"], made.images.labels.numpy()
+    assert (traces["labels"] == labels[traces["images"]]).all()
+    assert (arrays["embeddings"]["labels"] == labels).all()
     for stem, content in arrays.items():
         for name, array in content.items():
             np.testing.assert_array_equal(array, other_arrays[stem][name])
@@ -415,14 +418,19 @@ def test_neighbours_are_looked_up_in_the_space_that_is_set(tmp_path, space):
     assert made.look(made.outputs(), 1).knn_acc == pytest.approx(accuracies[space], abs=0.01)
 
 
-@pytest.mark.parametrize("split, n_voters", [("all", 0), ("test", 90)])
-def test_who_is_extracted_to_vote(tmp_path, split, n_voters):
+@pytest.mark.parametrize("split, n_bank", [("all", 0), ("test", 90)])
+def test_who_is_extracted_to_vote(tmp_path, monkeypatch, split, n_bank):
     made = evaluator(tmp_path, split=split)
-    assert made.n_voters == n_voters
-    seen, extract = [], made.extract
-    made.extract = lambda network, pixels: seen.append(len(pixels)) or extract(network, pixels)
+    assert made.n_bank == n_bank
+    seen, extract = [], Extractor.__call__
+
+    def noted(self, network, pixels):
+        seen.append(len(pixels))
+        return extract(self, network, pixels)
+
+    monkeypatch.setattr(Extractor, "__call__", noted)
     made.look(made.outputs(), 1)
-    assert sum(seen) == len(made.images) + n_voters
+    assert sum(seen) == len(made.images) + n_bank
 
 
 def test_an_embedding_is_kept_on_the_axes_of_largest_variance():

@@ -13,16 +13,8 @@ from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.data import Images, evenly
 from reproduce.evaluation import monitors
-from reproduce.evaluation.extractor import Extractor
-from reproduce.evaluation.rules import (
-    Alignment,
-    Clusterings,
-    Heads,
-    Outputs,
-    Rule,
-    by_heads,
-    by_kmeans,
-)
+from reproduce.evaluation.extractor import Extractor, Outputs
+from reproduce.evaluation.rules import Clusterings, Rule, by_heads, by_kmeans
 from reproduce.evaluation.scores import Scores
 from reproduce.evaluation.traces import Traces
 from reproduce.methods import Method
@@ -71,10 +63,11 @@ class Evaluator:
         self.last: Look | None = None  # the look after the last epoch
 
     @property
-    def n_voters(self) -> int:
-        """How many images are extracted for their neighbours' vote alone, beside all N."""
-        voters = self.scores and self.scores.voters
-        return len(voters) if voters else 0
+    def n_bank(self) -> int:
+        """How many images, beside all N, are extracted for nothing but to vote as neighbours."""
+        if self.scores is None or self.scores.bank is None:
+            return 0
+        return len(self.scores.bank)
 
     # ---- while it learns
 
@@ -99,33 +92,11 @@ class Evaluator:
         return {} if self.scores is None else self.scores.pseudo_nmi(self.method)
 
     def outputs(self) -> Outputs:
-        """The method's outputs for all images. Where the heads' probabilities of all would be too
-        large to be kept, evenly drawn images are looked at first, by which the heads are aligned,
-        and of all other images only the clusters are kept."""
-        method, losses = self.method, self.head_losses
-        if len(self.sample) == len(self.images):
-            features = self.extract(method.outputs, self.pixels)
-            probabilities = features.pop("probabilities", None)
-            if probabilities is None:
-                return Outputs(features)
-            alignment = Alignment.of(probabilities, losses)
-            aligned = alignment.average(probabilities).argmax(-1)
-            heads = Heads(probabilities, probabilities.argmax(-1), aligned, alignment)
-            return Outputs(features, heads)
-
-        drawn = self.images.pixels.index_select(0, self.sample).to(self.device)
-        probabilities = self.extract(lambda x: method.outputs(x)["probabilities"], drawn)
-        alignment = Alignment.of(probabilities, losses)
-
-        def network(images: Tensor) -> dict[str, Tensor]:
-            out = method.outputs(images)
-            p = out.pop("probabilities").float()
-            average = alignment.average(p)
-            return out | {"heads": p.argmax(-1, True), "aligned": average.argmax(-1, True)}
-
-        features = self.extract(network, self.pixels)
-        clusters, aligned = (features.pop(name)[..., 0] for name in ("heads", "aligned"))
-        return Outputs(features, Heads(probabilities, clusters, aligned, alignment))
+        """The method's outputs for all images."""
+        drawn = None
+        if len(self.sample) < len(self.images):
+            drawn = self.images.pixels.index_select(0, self.sample).to(self.device)
+        return self.extract.outputs(self.pixels, drawn, self.head_losses)
 
     def look(self, outputs: Outputs, epoch: int) -> Look:
         """Cluster, and measure what history tells at each evaluation."""
@@ -133,15 +104,13 @@ class Evaluator:
             clusterings = by_heads(outputs.heads, self.head_losses)
         else:
             clusterings = self.kmeans(outputs, leads=True)
-        k, features = self.n_clusters, outputs.features
-        seen = self.method, self.augment, self.pixels, features, clusterings, k, epoch
-        return Look(
-            outputs,
-            clusterings,
-            monitors.collapse(features[self.method.space], clusterings.leading.clusters, k),
-            monitors.measure(*seen),
-            None if self.scores is None else self.knn_acc(outputs),
+        method, features, k = self.method, outputs.features, self.n_clusters
+        collapse = monitors.collapse(features[method.space], clusterings.leading.clusters, k)
+        measured = monitors.measure(
+            method, self.augment, self.pixels, features, clusterings, k, epoch
         )
+        knn_acc = None if self.scores is None else self.knn_acc(outputs)
+        return Look(outputs, clusterings, collapse, measured, knn_acc)
 
     def kmeans(self, outputs: Outputs, leads: bool) -> Clusterings:
         """k-means by the run's protocol."""
@@ -154,11 +123,11 @@ class Evaluator:
 
     def knn_acc(self, outputs: Outputs) -> float:
         """``scores.knn_acc`` in the run's space."""
-        space, voters = self.config.knn_space, self.scores.voters
-        if voters is not None:
-            pixels = self.train_pixels if voters is self.train else voters.pixels.to(self.device)
-            voters = self.extract(lambda x: self.method.outputs(x)[space], pixels)
-        return self.scores.knn_acc(outputs.features[space], voters)
+        space, bank, features = self.config.knn_space, self.scores.bank, None
+        if bank is not None:
+            pixels = self.train_pixels if bank is self.train else bank.pixels.to(self.device)
+            features = self.extract(lambda x: self.method.outputs(x)[space], pixels)
+        return self.scores.knn_acc(outputs.features[space], features)
 
     # ---- when it is done
 

@@ -1,6 +1,8 @@
 """A network's outputs for all images."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +11,18 @@ from torch import Tensor
 from reproduce import distributed, packed
 from reproduce.augment import Augment
 from reproduce.config import Config
+from reproduce.evaluation.rules import Alignment, Heads
 from reproduce.methods import Method
 
 BATCH_VALUES = 1 << 24  # of pixels in a batch, which are 64 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a method makes of N images."""
+
+    features: dict[str, Tensor]  # float32 [N, D], by space: "backbone", "projection", "online"
+    heads: Heads | None = None  # None for a method without
 
 
 @dataclass(eq=False)
@@ -51,6 +62,39 @@ class Extractor:
         if isinstance(outputs[0], dict):
             return {name: joined([out[name] for out in outputs], whole) for name in outputs[0]}
         return joined(outputs, whole)
+
+    def outputs(
+        self,
+        pixels: Tensor | packed.Pixels,
+        drawn: Tensor | packed.Pixels | None,
+        head_losses: Sequence[float] | None,
+    ) -> Outputs:
+        """The method's outputs for the images ``pixels``.
+
+        drawn: pixels of some of them where the heads' probabilities of all would be too large to be
+        kept: these are looked at first, the heads are aligned by their probabilities, and of all
+        images only the clusters are kept. head_losses: ``[H]``, by which the heads are ranked."""
+        if drawn is None:
+            features = self(self.method.outputs, pixels)
+            probabilities = features.pop("probabilities", None)
+            if probabilities is None:
+                return Outputs(features)
+            alignment = Alignment.of(probabilities, head_losses)
+            clusters = probabilities.argmax(-1)
+            aligned = alignment.average(probabilities).argmax(-1)
+            return Outputs(features, Heads(probabilities, clusters, aligned, alignment))
+
+        def clusters_alone(images: Tensor) -> dict[str, Tensor]:
+            out = self.method.outputs(images)
+            p = out.pop("probabilities").float()
+            aligned = alignment.average(p).argmax(-1, True)
+            return out | {"clusters": p.argmax(-1, True), "aligned": aligned}
+
+        probabilities = self(lambda images: self.method.outputs(images)["probabilities"], drawn)
+        alignment = Alignment.of(probabilities, head_losses)
+        features = self(clusters_alone, pixels)
+        clusters, aligned = (features.pop(name)[..., 0] for name in ("clusters", "aligned"))
+        return Outputs(features, Heads(probabilities, clusters, aligned, alignment))
 
 
 def joined(batches: list[Tensor], whole: bool) -> Tensor:

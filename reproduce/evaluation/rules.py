@@ -47,14 +47,6 @@ class Heads:
 
 
 @dataclass(frozen=True, eq=False)
-class Outputs:
-    """What a method makes of all images."""
-
-    features: dict[str, Tensor]  # float32 [N, D], by space: "backbone", "projection", "online"
-    heads: Heads | None = None  # None for a method without
-
-
-@dataclass(frozen=True, eq=False)
 class Rule:
     """One clustering of all images, by the rule of that name."""
 

@@ -27,8 +27,8 @@ class Scores:
         self.labels = images.labels.numpy()  # int64 [N]
         self.n_classes = len(images.classes)
         self.train_labels = train.labels  # -1 for an image without
-        # the neighbours' votes are of training images with a label; None: of the N images
-        self.voters = train.scored() if config.split == "test" else None
+        # who votes as neighbours: training images with a label; None: the N images themselves
+        self.bank = train.scored() if config.split == "test" else None
         self.best: dict | None = None  # scores of the best head of any epoch, by label
 
     def of(self, clusters: np.ndarray) -> dict[str, float]:
@@ -59,13 +59,13 @@ class Scores:
         if self.best is None or accuracies[head] > self.best["acc"]:
             self.best = {**self.of(heads[head]), "head": head, "epoch": epoch}
 
-    def knn_acc(self, features: Tensor, voters: Tensor | None) -> float:
-        """Accuracy of a vote among the nearest neighbours of features ``[N, D]``. voters: the
-        features ``[M, D]`` of ``self.voters``; None: the images vote, none for itself."""
+    def knn_acc(self, features: Tensor, bank: Tensor | None) -> float:
+        """Accuracy of a vote among the nearest neighbours of features ``[N, D]``. bank: the
+        features ``[M, D]`` of ``self.bank``; None: the images vote, none for itself."""
         labels = torch.from_numpy(self.labels)
-        if voters is None:
+        if bank is None:
             return probes.knn_accuracy(features, labels, features, labels, itself=True)
-        return probes.knn_accuracy(voters, self.voters.labels, features, labels)
+        return probes.knn_accuracy(bank, self.bank.labels, features, labels)
 
     def pseudo_nmi(self, method: Method) -> dict[str, float]:
         """How much the pseudo-labels of a method that makes such agree with the labels, as a column
