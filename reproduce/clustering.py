@@ -29,9 +29,12 @@ SEEDING = 1 << 26  # clusters times samples that k-means++ draws from
 @contextlib.contextmanager
 def plainly():
     """Without gradients, and in full precision also where autocast would lower it."""
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        with torch.autocast("cuda", enabled=False):
-            yield
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def contingency(labels, assignments) -> np.ndarray:
     """Counts ``[clusters, classes]`` of how often an assignment meets a label. Both int ``[N]``,
-    from 0 on."""
+    from 0 on; ValueError where they are not, or of different length."""
     labels, assignments = (np.asarray(a).ravel() for a in (labels, assignments))
     both = "labels and assignments must be"
     if labels.shape != assignments.shape or not labels.size:
@@ -27,13 +27,15 @@ def contingency(labels, assignments) -> np.ndarray:
 
 
 def accuracy(labels, assignments) -> float:
-    """Accuracy under the best one-to-one matching of clusters with classes."""
+    """Accuracy, in 0..1, under the best one-to-one matching of clusters with classes (Hungarian
+    method). Arguments and errors as in ``contingency``."""
     table = contingency(labels, assignments)
     return float(table[linear_sum_assignment(table, maximize=True)].sum() / table.sum())
 
 
 def matching(labels, assignments) -> np.ndarray:
-    """The class that the best one-to-one matching gives each cluster, -1 for none (Hungarian)."""
+    """The class that the matching of ``accuracy`` gives each cluster ``[clusters]``, -1 for none.
+    Arguments and errors as in ``contingency``."""
     table = contingency(labels, assignments)
     clusters, classes = linear_sum_assignment(table, maximize=True)
     matched = np.full(len(table), -1)
@@ -43,7 +45,8 @@ def matching(labels, assignments) -> np.ndarray:
 
 def clustering_scores(labels, assignments) -> dict[str, float]:
     """{"acc", "nmi", "ari"}: accuracy under the best one-to-one matching, normalised mutual
-    information (arithmetic mean), adjusted Rand index."""
+    information (arithmetic mean), both in 0..1, and adjusted Rand index, at most 1 and about 0 by
+    chance. Arguments and errors as in ``contingency``."""
     from sklearn.metrics import adjusted_rand_score
 
     acc = accuracy(labels, assignments)
@@ -53,28 +56,31 @@ def clustering_scores(labels, assignments) -> dict[str, float]:
 
 
 def nmi(a, b) -> float:
-    """Normalised mutual information (arithmetic mean) of two clusterings, or of a clustering and
-    labels. Both int ``[N]``."""
+    """Normalised mutual information (arithmetic mean), in 0..1, of two clusterings, or of a
+    clustering and labels. Both int ``[N]``."""
     from sklearn.metrics import normalized_mutual_info_score
 
     return float(normalized_mutual_info_score(np.asarray(a).ravel(), np.asarray(b).ravel()))
 
 
 def many_to_one_accuracy(labels, assignments) -> float:
-    """Purity: each cluster takes its commonest class; for more clusters than classes."""
+    """Purity, in 0..1: each cluster takes its commonest class; for more clusters than classes.
+    Arguments and errors as in ``contingency``."""
     table = contingency(labels, assignments)
     return float(table.max(1).sum() / table.sum())
 
 
 def align_heads(probabilities: Tensor) -> Tensor:
-    """``[H, N, K]`` -> the same, each head's clusters permuted to agree best with head 0's."""
+    """``[H, N, K]`` -> the same, each head's clusters permuted to agree best with head 0's.
+    ValueError for another shape."""
     return take_order(probabilities, head_order(probabilities))
 
 
 def head_order(probabilities: Tensor) -> Tensor:
     """``[H, N, K]`` -> ``[H, K]``: for each cluster of head 0 each head's that agrees best with it.
 
-    Hungarian matching on the co-occurrence ``p_0^T p_h`` of the probabilities, without labels."""
+    Hungarian matching on the co-occurrence ``p_0^T p_h`` of the probabilities, without labels.
+    ValueError for another shape."""
     if probabilities.dim() != 3:
         shape = tuple(probabilities.shape)
         raise ValueError(f"align_heads takes probabilities [H, N, K], got shape {shape}")
@@ -90,7 +96,8 @@ def take_order(probabilities: Tensor, order: Tensor) -> Tensor:
 
 
 def lowest_loss_head(head_losses) -> int:
-    """The head with the lowest loss: a choice without labels. head_losses: ``[H]``, finite."""
+    """The head with the lowest loss, the first of equals: a choice without labels. head_losses:
+    ``[H]``; ValueError if they are not finite, or none."""
     head_losses = np.asarray(head_losses, dtype=float)
     if head_losses.ndim != 1 or not head_losses.size or not np.isfinite(head_losses).all():
         wanted = "the finite losses of one head or more"
@@ -102,8 +109,8 @@ def collapse_monitor(embedding: Tensor, assignments: Tensor, n_clusters: int) ->
     """Signs of collapse. embedding ``[N, D]``, assignments int ``[N]``.
 
     embedding_std: mean over D of the deviation of the L2-normalised embedding, times sqrt(D): about
-    1 when spread over the sphere, 0 when all are one (SimSiam, fig. 2). Then the share of the
-    largest cluster and the number of clusters in use."""
+    1 when spread over the sphere, 0 when all are one (SimSiam, fig. 2). "largest_cluster": the
+    share of the images in it. "nonempty_clusters": the number of clusters in use."""
     z = torch.nn.functional.normalize(embedding.float(), dim=-1)
     mass = torch.bincount(assignments, minlength=n_clusters)
     return {
