@@ -23,11 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from reproduce import backbones
 from reproduce.augment import Augment
 from reproduce.clustering import KMeans
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
 from reproduce.devices import find_device, uses_bfloat16
+from reproduce.files import atomic
 from reproduce.methods import METHODS
 from reproduce.optimizers import build_optimizer
-from reproduce.runs import ROOT, atomic, provenance
+from reproduce.runs import ROOT, provenance
+from reproduce.settings import ConfigError
 
 KMEANS = ((60_000, 10, 10), (20_000, 1000, 1))  # samples, clusters, restarts
 SIDE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the matrix product

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 from reproduce import Diverged, fit
-from reproduce.config import FOLDERS, Config, ConfigError, read_settings, read_yaml, short_repr
+from reproduce.config import FOLDERS, Config
 from reproduce.distributed import Lost
 from reproduce.runs import ROOT, Run
+from reproduce.settings import ConfigError, read_settings, read_yaml, short_repr
 
 
 def main(words: list[str] | None = None) -> int:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from reproduce import data, metrics
 from reproduce.augment import Augment
-from reproduce.config import FOLDERS, Config, ConfigError, is_packed, read_settings
+from reproduce.config import FOLDERS, Config
+from reproduce.files import TEXT, atomic, is_packed
 from reproduce.folder import fill, list_images, relative, unreadable
 from reproduce.packed import write_header
-from reproduce.runs import TEXT, atomic
+from reproduce.settings import ConfigError, read_settings
 from reproduce.trained import load_weights, new_method, wrong_run
 
 NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {*FOLDERS}
@@ -104,7 +105,7 @@ def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
     if path.suffix == ".npz":
         images = data.read_cached(path.stem, path)
     elif is_packed(path):
-        images = data.load(Config(dataset="folder", folder=source))
+        images = data.load(Config.from_params({"dataset": "folder", "folder": source}))
     elif not path.exists() and source in NAMED:
         images = data.load(Config(dataset=source))
     else:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce import runs
-from reproduce.config import Config, ConfigError, read_settings, read_yaml
+from reproduce.config import Config
 from reproduce.runs import ROOT, Run
+from reproduce.settings import ConfigError, read_settings, read_yaml
 from reproduce.sweep import expand
 
 SETTINGS = ROOT / "notebooks" / "settings"

@@ -21,11 +21,13 @@ from torch import Tensor
 from reproduce import data, metrics, probes
 from reproduce.apply import Clusterer
 from reproduce.clustering import KMeans
-from reproduce.config import Config, ConfigError, Settings, read_settings, setting
+from reproduce.config import Config
 from reproduce.data import evenly
+from reproduce.files import read_json
 from reproduce.folder import FORMATS, list_folder
 from reproduce.runs import ROOT
-from reproduce.trained import newest_run, read_json
+from reproduce.settings import ConfigError, Settings, read_settings, setting
+from reproduce.trained import newest_run
 
 SEEN = {"folder": 100_000, "folder-gpu": 3_000_000}  # images that all epochs show, by preset
 EPOCHS = {"folder": (5, 200), "folder-gpu": (20, 500)}  # fewest and most

@@ -1,24 +1,22 @@
-"""One frozen dataclass holds every setting of a run, under the papers' names.
-
-A setting is checked once, before anything is loaded, and a wrong one is answered by one sentence
-that names the parameter, the value and what is allowed. papermill itself only logs an unknown
-parameter and runs with the default, which is how a sweep over ``lamda1`` finishes without one
-difference; here it is an error.
-"""
+"""One frozen dataclass holds every setting of a run, under the papers' names."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import hashlib
 import json
-import math
 import os
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Self
+from typing import Any
+
+from reproduce.files import is_packed, read_index
+from reproduce.settings import (
+    Settings,
+    machine,
+    setting,
+    short_repr,
+)
 
 LEAST_SIDE = {  # pixels that a backbone needs, by its name and by (name, stem)
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "alexnet"), 16),
@@ -42,77 +40,6 @@ EMA = "moco byol pcl propos"  # methods with a target network
 PREDICTING = "byol simsiam propos"  # methods with a predictor
 PROJECTING = "simclr moco byol simsiam pcl propos"  # methods with a projector, no heads
 PAIRED = "moco byol simsiam pcl propos"  # methods that compare each view with the other's target
-
-
-class ConfigError(ValueError):
-    """A setting, or a file that a setting names, cannot be used."""
-
-    def _render_traceback_(self):
-        """In a notebook the sentence stands alone: its reader has no use for the frames below."""
-        return [f"{type(self).__name__}: {self}"]
-
-
-def setting(default, why, allowed=(None, None), only=None, identity=True):
-    """A field of ``Config``.
-
-    allowed: the choices of a text, as words, or the ends of a number's range. only: the methods
-    that read it (None: all). identity: whether it changes what a run computes.
-    """
-    choices, (low, high) = None, allowed if isinstance(allowed, tuple) else (None, None)
-    if isinstance(allowed, str):
-        choices = tuple(allowed.split())
-    metadata = dict(why=why, choices=choices, low=low, high=high, identity=identity)
-    return dataclasses.field(
-        default=default, metadata={**metadata, "only": only.split() if only else None}
-    )
-
-
-machine = functools.partial(setting, identity=False)  # where and how, not what is computed
-
-
-class Settings:
-    """The base of a dataclass of settings, each checked when one is made of parameters."""
-
-    @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> Self:
-        """The settings with these parameters; ConfigError on the first wrong one.
-
-        >>> Config.from_params({"lambda1": 0.3}).lambda1
-        0.3
-        """
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        values = {}
-        for name, value in params.items():
-            if name not in fields:
-                raise ConfigError(unknown(name, fields))
-            values[name] = validate(fields[name], value)
-        settings = cls(**values)
-        for broken in settings.contradictions():
-            raise ConfigError(broken)
-        return settings
-
-    @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
-        """The settings in a notebook's variables (pass ``globals()`` before assigning others).
-
-        All that papermill could have injected is checked, so that a mistyped ``-p`` is found. Of
-        what later cells left, when this one is run again, only the settings are read.
-        """
-        ipython = {"In", "Out", "exit", "quit"}
-        plain = (bool, int, float, str, list, dict, tuple, set, type(None))
-        fields = {f.name for f in dataclasses.fields(cls)}
-        *before, now = namespace.get("In") or [""]  # the cells that were run
-
-        def meant(name: str) -> bool:
-            mistyped = name not in ipython and (not name.startswith("_") or name[1:] in fields)
-            return name in fields or (mistyped and now not in before)
-
-        values = {k: v for k, v in namespace.items() if isinstance(v, plain) and meant(k)}
-        return cls.from_params(values)
-
-    def contradictions(self) -> Iterable[str]:
-        """A sentence for each pair of settings that cannot go together."""
-        return ()
 
 
 @dataclass(frozen=True)
@@ -371,13 +298,13 @@ class Config(Settings):
     )
     data_dir: str = machine("", "where data sets are kept; empty: data of the repository")
 
-    def __post_init__(self):
+    @classmethod
+    def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
         """A packed data set says its images' side itself; then it stands in the settings, too."""
-        folder = Path(os.path.expanduser(self.folder))
-        if self.folder and not self.image_size and is_packed(folder):
-            from reproduce.packed import read_index
-
-            object.__setattr__(self, "image_size", read_index(folder)["side"])
+        folder = Path(os.path.expanduser(values.get("folder", "")))
+        if values.get("folder") and not values.get("image_size") and is_packed(folder):
+            return {**values, "image_size": read_index(folder)["side"]}
+        return values
 
     def contradictions(self):
         """Yield a sentence for each pair of settings that cannot go together."""
@@ -569,97 +496,3 @@ class Config(Settings):
     def replace(self, **changes) -> "Config":
         """A checked copy with some settings changed."""
         return Config.from_params({**dataclasses.asdict(self), **changes})
-
-
-def unknown(name: str, known) -> str:
-    near = difflib.get_close_matches(short_repr(name).strip("'"), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(known))}"
-    return f"unknown parameter {short_repr(name)}: {hint}"
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether ``python -m reproduce pack`` made a folder."""
-    made = folder / "index.json", folder / "rows.npz"
-    return os.path.exists(made[0]) and (os.path.exists(made[1]) or bool([*folder.glob("*.npy")]))
-
-
-def short_repr(value: Any) -> str:
-    """A value in one line of bearable length; of a list in a list in a list, only so much."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 500  # cut below
-    try:
-        text = " ".join(short.repr(value).split())
-    except ValueError:  # an integer of thousands of digits
-        text = "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:38]}...{text[-39:]}"  # a path keeps its file
-
-
-def validate(field: dataclasses.Field, value: Any) -> Any:
-    """The value in the field's own type, or ConfigError."""
-    kind, choices = field.type, field.metadata["choices"]
-
-    def wrong(wanted: str, hint: str = "") -> ConfigError:
-        got = f"got {short_repr(value)} ({type(value).__name__})"
-        return ConfigError(f"{field.name} must be {wanted} {got}{hint}")
-
-    if kind == "bool":
-        if not isinstance(value, bool):
-            raise wrong("True or False (with a capital letter on papermill's command line),")
-        return value
-    if kind == "str":
-        if not isinstance(value, str):
-            raise wrong("a text,")
-        if choices and value not in choices:
-            raise wrong(f"one of {', '.join(choices)};")
-        if "\x00" in value:
-            raise wrong("a text without null bytes,")
-        try:
-            os.fsencode(value)
-        except UnicodeEncodeError:
-            raise wrong("a text that UTF-8 can hold,") from None
-        return value
-    low, high = field.metadata["low"], field.metadata["high"]
-    noun, bits = ("a whole number", 64) if kind == "int" else ("a number", 32)
-    wanted = f"{noun} of at least {low}" if high is None else f"{noun} between {low} and {high}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        exponent = isinstance(value, str) and "e" in value.lower()
-        raise wrong(f"{wanted},", " (in YAML write 5.0e-4, not 5e-4)" if exponent else "")
-    if isinstance(value, float) and not (
-        math.isfinite(value) and (kind == "float" or value.is_integer())
-    ):
-        raise wrong(f"{wanted},")
-    if value < low or (high is not None and value > high):
-        raise wrong(f"{wanted},")
-    if abs(value) > (2**63 - 1 if kind == "int" else 3e38):
-        raise wrong(f"{wanted} that fits into {bits} bits,")
-    return int(value) if kind == "int" else float(value) + 0.0  # -0.0 would have another hash
-
-
-def read_yaml(text: str, where: str) -> Any:
-    """What a YAML text says; ConfigError that begins with ``where`` if it is none."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except Exception as error:  # also ValueError (no such date), KeyError (!!bool x), recursion
-        mark = getattr(error, "problem_mark", None)
-        why = getattr(error, "problem", None) or str(error) or type(error).__name__
-        line = f" in line {mark.line + 1}" if mark and mark.line else ""
-        raise ConfigError(f"{where} is not YAML: {' '.join(why.split())[:200]}{line}") from None
-
-
-def read_settings(path: str | Path) -> dict:
-    """The parameters in a YAML file of settings (a preset)."""
-    where = f"settings file {short_repr(str(path))}"
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{where} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # bytes that are no UTF-8, or a path with a null byte
-        raise ConfigError(f"{where} is not YAML: {error}") from None
-    settings = read_yaml(text, where)
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{where} must hold lines 'name: value', got a {type(settings).__name__}")
-    return settings

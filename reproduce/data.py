@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import http.client
 import json
@@ -19,14 +18,17 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import numpy as np
 import torch
 from torch import Tensor
 
 from reproduce import packed
-from reproduce.config import FOLDERS, Config, ConfigError, is_packed
+from reproduce.config import FOLDERS, Config
+from reproduce.files import atomic, is_packed
 from reproduce.folder import fingerprint, imagenet_classes, list_dataset, read_folder, wrong
-from reproduce.runs import ROOT, atomic
+from reproduce.runs import ROOT
+from reproduce.settings import ConfigError
 
 # what a cached file holds
 ARRAYS = {"images": "u1", "labels": "<i8", "split": "u1"}
@@ -210,8 +212,7 @@ def file_lock(path: Path):
     """Of several processes that want to make a file one does, and the others wait for it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name(f".{path.stem}.lock"), "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with filelock.FileLock(path.with_name(f".{path.stem}.lock")):
             yield
     except OSError as error:
         why = f"cannot be written: {error.strerror}"

@@ -5,7 +5,8 @@ import sys
 
 import torch
 
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
+from reproduce.settings import ConfigError
 
 
 def find_device(config: Config) -> torch.device:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from reproduce.apply import Clusterer
-from reproduce.config import ConfigError
-from reproduce.runs import atomic
+from reproduce.files import atomic
+from reproduce.settings import ConfigError
 
 
 def export(run: str, out: str) -> dict:

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
+from reproduce.settings import ConfigError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
 SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()

@@ -10,21 +10,16 @@ import torch
 from torch import Tensor
 
 from reproduce import distributed, flops
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
 from reproduce.devices import peak_memory, uses_bfloat16
 from reproduce.evaluation import Evaluator
 from reproduce.methods import Method
 from reproduce.runs import Run, weights_digest
+from reproduce.settings import ConfigError, Diverged
 from reproduce.state import Position, Randomness
 
 FORMAT = 2  # of checkpoints; one of another format is not continued
 PARTS = "at", "randomness", "method", "optimizer", "evaluator"  # of a checkpoint
-
-
-class Diverged(RuntimeError):
-    """A loss term, or a weight, is no longer finite."""
-
-    _render_traceback_ = ConfigError._render_traceback_
 
 
 @dataclass(eq=False)

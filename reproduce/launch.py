@@ -19,8 +19,9 @@ import torch
 import yaml
 
 from reproduce import distributed
-from reproduce.config import Config, ConfigError, short_repr
+from reproduce.config import Config
 from reproduce.runs import PACKAGE, Run
+from reproduce.settings import ConfigError, Diverged, short_repr
 
 CLUSTER = "slurm"  # submitit's name of it; "local" makes its jobs here, as the tests do
 LATE = "left for the next call"
@@ -63,8 +64,6 @@ def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:
 def torchrun(config: Config, run: Run) -> Iterator[dict]:
     """Train one run in ``config.processes`` processes of this machine; yield its rows. Raises what
     the first process that failed said."""
-    from reproduce.train import Diverged
-
     command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
     command += ["--module", "reproduce", "train", "--rows"]
     for name, value in config.changed().items():

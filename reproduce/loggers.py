@@ -8,8 +8,9 @@ from typing import Iterable, Iterator
 
 import numpy as np
 
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
 from reproduce.runs import Run
+from reproduce.settings import ConfigError
 
 
 def check(config: Config) -> None:

@@ -12,9 +12,10 @@ from IPython import get_ipython
 from IPython.display import Markdown
 from tqdm import tqdm
 
-from reproduce.config import Config, Settings, setting
+from reproduce.config import Config
 from reproduce.estimate import Estimate
 from reproduce.runs import Run, provenance
+from reproduce.settings import Settings, setting
 
 RULES = "first_head mean_of_heads lowest_loss_head aligned_average"  # that need no labels
 

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from reproduce.config import ConfigError
+from reproduce.files import atomic, index_hash, read_index
 from reproduce.folder import SUFFIXES, entries, list_dataset, read_all, refuse_bad, relative, wrong
-from reproduce.runs import atomic
+from reproduce.settings import ConfigError
 
 SHARD = 8192  # images in a file
 CHUNK = 256  # images in memory at a time
@@ -147,7 +147,7 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
         index = {"images": len(kept), "side": side, "classes": classes, "skipped": list(bad)}
         index |= {"rows": rows_hash(rows), "shard": SHARD, "shards": shards}
         with atomic(packed / "index.json") as temporary:
-            temporary.write_text(json.dumps({**index, "sha256": identity(index)}))
+            temporary.write_text(json.dumps({**index, "sha256": index_hash(index)}))
         for note in packed.glob("pixels-*.json"):
             note.unlink()
     except OSError as error:
@@ -200,12 +200,6 @@ def rows_hash(rows: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def identity(index: dict) -> str:
-    parts = [index[name] for name in ("side", "classes", "skipped", "rows")]
-    parts += [shard["sha256"] for shard in index["shards"]]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
 def level_counts(pixels: Tensor | Pixels) -> Tensor:
     """uint8 ``[N, C, H, W]`` -> how often each level occurs in each channel, int64 ``[C, 256]``.
     On disk it is known of a whole shard, and counted where only a part of it is here."""
@@ -230,20 +224,6 @@ def level_moments(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---- reading
-
-
-def read_index(folder: Path) -> dict:
-    """The index of a packed data set; ConfigError if it is damaged."""
-    try:
-        index = json.loads((folder / "index.json").read_text())
-        if index["sha256"] == identity(index):
-            return index
-    except OSError as error:
-        how = "python -m reproduce pack makes it"
-        raise wrong(folder, f"has no index.json ({error.strerror}): {how}") from None
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise wrong(folder, f"has a damaged index.json: {AGAIN}")
 
 
 def load(folder: Path, check: bool = False) -> dict:

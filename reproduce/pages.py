@@ -20,8 +20,9 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from reproduce import results
-from reproduce.config import ConfigError
-from reproduce.runs import ROOT, atomic
+from reproduce.files import atomic
+from reproduce.runs import ROOT
+from reproduce.settings import ConfigError
 
 FIRST = ("report", "entropy", "details", "methods", "embeddings")  # in this order, then the others
 OWN = ("entropy", "methods", "embeddings")  # whose text also fits the runs of one machine

@@ -14,8 +14,9 @@ import pandas as pd
 import seaborn as sns
 from scipy import stats
 
+from reproduce.files import atomic
 from reproduce.metrics import matching
-from reproduce.runs import ROOT, atomic
+from reproduce.runs import ROOT
 from reproduce.statistics import points
 
 COLORS = sns.color_palette("colorblind")

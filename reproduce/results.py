@@ -22,8 +22,9 @@ import pandas as pd
 import yaml
 
 from reproduce import campaign, flops, runs
-from reproduce.config import Config, ConfigError, read_settings, unknown
+from reproduce.config import Config
 from reproduce.metrics import lowest_loss_head
+from reproduce.settings import ConfigError, read_settings, unknown
 from reproduce.statistics import compare, family, holm, points
 
 __all__ = ["compare", "family", "holm", "load", "select"]

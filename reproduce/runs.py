@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import datetime
 import errno
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -26,30 +25,18 @@ import sys
 from pathlib import Path
 from typing import Callable, Iterable
 
+import filelock
 import numpy as np
 import torch
 
-from reproduce.config import Config, ConfigError
-from reproduce.weights import labels_used
+from reproduce.config import Config
+from reproduce.files import TEXT, atomic, read_json
+from reproduce.settings import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 SCORES = ("acc", "nmi", "ari")
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be any bytes
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
-
-
-@contextlib.contextmanager
-def atomic(path: Path):
-    """A temporary path beside ``path`` that takes its name once it is whole and on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Run:
@@ -86,24 +73,21 @@ class Run:
     @contextlib.contextmanager
     def lock(self):
         """Own the directory while training; a second process is refused, a killed one lets go."""
+        owner_file = self.partial / "lock"
+        lock = filelock.FileLock(owner_file)
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
-            lock = open(self.partial / "lock", "a+")
+            owned = lock.acquire(blocking=False)
+        except filelock.Timeout:
+            owner = owner_file.read_text() or "another process"
+            raise self.unusable(self.path, f"is being written by {owner}") from None
         except OSError as error:
             raise self.unusable(self.partial, f"cannot be written: {error.strerror}") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                owner = lock.read().strip() or "another process"
-                raise self.unusable(self.path, f"is being written by {owner}") from None
+        with owned:
             try:
                 for remnant in self.partial.glob(".*.tmp"):  # of a process killed while writing
                     remnant.unlink()
-                lock.truncate(0)
-                lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-                lock.flush()
+                owner_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
                 yield
             except OSError as error:
                 if error.errno not in DISK_ERRORS:
@@ -269,6 +253,21 @@ def provenance(config: Config) -> dict:
         "settings_hash": config.hash(),
         "labels": labels_used(config),
     }
+
+
+def labels_used(config: Config) -> str:
+    """Which labels stand behind a run's features, in words."""
+    if not config.weights:
+        return "evaluation only"
+    if config.weights == "imagenet":
+        return (
+            "ImageNet's 1,000 classes, in the weights it started from; its own for evaluation only"
+        )
+    provenance = Path(os.path.expanduser(config.weights)) / "provenance.json"
+    if provenance.exists():
+        before = str(read_json(provenance, "weights").get("labels"))
+        return before if before.startswith(("ImageNet", "unknown")) else "evaluation only"
+    return "unknown in the weights it started from; its own for evaluation only"
 
 
 def machine_and_code() -> dict:

@@ -15,8 +15,9 @@ import yaml
 from tqdm import tqdm
 
 from reproduce import launch
-from reproduce.config import Config, ConfigError, read_yaml, short_repr
+from reproduce.config import Config
 from reproduce.runs import ROOT, Run
+from reproduce.settings import ConfigError, read_yaml, short_repr
 
 BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
 

@@ -10,17 +10,16 @@ import torch
 
 from reproduce import backbones, data, distributed, launch, loggers, weights
 from reproduce.augment import Augment
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
 from reproduce.devices import find_device, uses_bfloat16
 from reproduce.drawing import Draws
 from reproduce.evaluation import Evaluator
-from reproduce.keeping import Diverged, Keeper
+from reproduce.keeping import Keeper
 from reproduce.methods import METHODS, Method
 from reproduce.optimizers import build_optimizer, forget_momentum, set_rate
 from reproduce.runs import Run
+from reproduce.settings import ConfigError
 from reproduce.state import Position, Randomness
-
-__all__ = ["Diverged", "fit"]
 
 
 def fit(config: Config, run: Run | None = None) -> Iterator[dict]:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from reproduce import backbones, data, packed, probes
 from reproduce.augment import Augment
-from reproduce.config import Config, ConfigError, Settings, setting
+from reproduce.config import Config
+from reproduce.files import atomic, read_json
 from reproduce.methods import METHODS, Method
-from reproduce.runs import ROOT, atomic, weights_digest
+from reproduce.runs import ROOT, weights_digest
+from reproduce.settings import ConfigError, Settings, setting
 from reproduce.weights import moments_of
 
 
@@ -148,16 +150,6 @@ def new_method(config: Config, metrics: dict, weights: dict, channels: int) -> M
         what = f"method {config.method!r} with the settings in config.json beside it"
         raise ConfigError(f"run_dir: its weights do not fit {what}") from None
     return method
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise wrong_run(path, f"cannot be read: {type(error).__name__}") from None
-    if not isinstance(content, dict):
-        raise wrong_run(path, f"must hold names and values, got a {type(content).__name__}")
-    return content
 
 
 def probe(trained: Trained, epochs: int = 100) -> dict:

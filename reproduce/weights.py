@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reproduce.config import Config, ConfigError, short_repr
+from reproduce.config import Config
+from reproduce.files import read_json
+from reproduce.settings import ConfigError, short_repr
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # moments that torchvision trains with
 
@@ -25,9 +27,7 @@ def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] 
         state = read_state(next((file for file in files if file.is_file()), files[0]))
         moments = moments_of(path)
         if (path / "config.json").exists():
-            from reproduce.trained import read_json
-
-            before = read_json(path / "config.json").get("normalize", True)
+            before = read_json(path / "config.json", "weights").get("normalize", True)
             if before != config.normalize:
                 what = f"the images of the run in weights had {before}: add -p normalize {before}"
                 raise ConfigError(f"normalize is {config.normalize}, but {what}")
@@ -87,20 +87,3 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if any(name.startswith(prefix) for name in state):
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return state
-
-
-def labels_used(config: Config) -> str:
-    """Which labels stand behind a run's features, in words."""
-    if not config.weights:
-        return "evaluation only"
-    if config.weights == "imagenet":
-        return (
-            "ImageNet's 1,000 classes, in the weights it started from; its own for evaluation only"
-        )
-    provenance = Path(os.path.expanduser(config.weights)) / "provenance.json"
-    if provenance.exists():
-        from reproduce.trained import read_json
-
-        before = str(read_json(provenance).get("labels"))
-        return before if before.startswith(("ImageNet", "unknown")) else "evaluation only"
-    return "unknown in the weights it started from; its own for evaluation only"

@@ -13,10 +13,11 @@ from PIL import Image
 
 from reproduce.__main__ import main
 from reproduce.apply import Clusterer, apply
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
 from reproduce.data import moments
 from reproduce.metrics import head_order
 from reproduce.runs import Run
+from reproduce.settings import ConfigError
 from reproduce.train import fit
 
 SMALL = {"head_hidden": 8, "projection_dim": 8}

@@ -10,9 +10,10 @@ import benchmark
 import pytest
 import torch
 
-from reproduce.config import Config, ConfigError, read_settings
+from reproduce.config import Config
 from reproduce.devices import uses_bfloat16
 from reproduce.runs import ROOT
+from reproduce.settings import ConfigError, read_settings
 
 TINY = {
     "dataset": "cifar10",

@@ -10,9 +10,10 @@ import pytest
 
 from reproduce import campaign, data, runs
 from reproduce.__main__ import main
-from reproduce.config import Config, ConfigError, read_settings
+from reproduce.config import Config
 from reproduce.methods import METHODS
 from reproduce.runs import ROOT, Run
+from reproduce.settings import ConfigError, read_settings
 
 
 def changed(a, b):

@@ -10,8 +10,9 @@ from test_apply import METHODS, paint
 
 from reproduce import clusters, data
 from reproduce.__main__ import main
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
 from reproduce.runs import Run
+from reproduce.settings import ConfigError
 from reproduce.train import fit
 
 

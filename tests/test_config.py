@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from reproduce.config import Config, ConfigError, read_settings
+from reproduce.config import Config
 from reproduce.methods import METHODS
 from reproduce.methods.base import Momentum
+from reproduce.settings import ConfigError, read_settings
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 FOLDER = dict(dataset="folder", folder="my_images")

@@ -20,8 +20,9 @@ from PIL import Image
 
 from reproduce import data, packed
 from reproduce import folder as folder_module
-from reproduce.config import FOLDERS, Config, ConfigError
+from reproduce.config import FOLDERS, Config
 from reproduce.folder import IMAGENETS
+from reproduce.settings import ConfigError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 DIGITS = "9aa7af9093aeff0556edc52dddac4f1ad41557a06e0057141937ff88a240d7e5"

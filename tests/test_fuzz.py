@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from reproduce import __main__ as command
 from reproduce import sweep
-from reproduce.config import Config, ConfigError, read_settings
+from reproduce.config import Config
 from reproduce.runs import Run
+from reproduce.settings import ConfigError, read_settings
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 EXAMPLES = settings(max_examples=500, deadline=None, derandomize=True, database=None)

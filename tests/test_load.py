@@ -9,9 +9,10 @@ import pytest
 from fake_runs import kmeans_protocols, write_method, write_run
 
 from reproduce import campaign, results
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
 from reproduce.notebook import ReportParameters
 from reproduce.runs import ROOT
+from reproduce.settings import ConfigError
 
 
 def test_every_setting_is_a_column_in_its_own_type_with_the_default_where_a_run_is_older(tmp_path):

@@ -14,9 +14,10 @@ from nbclient import NotebookClient
 from test_project import ABSOLUTE
 
 from reproduce import pages, plots, results
-from reproduce.config import FOLDERS, Config, read_settings
+from reproduce.config import FOLDERS, Config
 from reproduce.methods import METHODS
 from reproduce.runs import ROOT, find
+from reproduce.settings import read_settings
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PRESETS = sorted((ROOT / "notebooks" / "settings").glob("*.yaml"))

@@ -20,11 +20,12 @@ from PIL import Image
 from reproduce import apply, backbones, data, fit, metrics, packed
 from reproduce.__main__ import main
 from reproduce.augment import Augment
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
 from reproduce.evaluation import evaluator, scores
 from reproduce.methods import METHODS
 from reproduce.probes import knn_accuracy
 from reproduce.runs import Run
+from reproduce.settings import ConfigError
 
 
 def noise(i, size=(20, 14), kind="png"):

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from reproduce import pages, plots, results
-from reproduce.config import ConfigError
 from reproduce.runs import ROOT
+from reproduce.settings import ConfigError
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from torchvision.transforms import functional as tv
 
 from reproduce import augment, backbones
 from reproduce.augment import Augment
-from reproduce.config import FOLDERS, Config, read_settings
+from reproduce.config import FOLDERS, Config
 from reproduce.methods import METHODS
 from reproduce.probes import knn_accuracy
 from reproduce.schedules import learning_rate
+from reproduce.settings import read_settings
 from reproduce.train import uses_bfloat16
 
 each_preset = pytest.mark.parametrize("path", AIMING, ids=lambda path: path.stem)

