@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 from reproduce import Diverged, fit
-from reproduce.config import FOLDERS, Config
+from reproduce.config import Config
 from reproduce.distributed import Lost
+from reproduce.every_run import FOLDERS
 from reproduce.runs import ROOT, Run
 from reproduce.settings import ConfigError, read_settings, read_yaml, short_repr
 
@@ -103,6 +104,9 @@ def parser() -> argparse.ArgumentParser:
     add = command(export, "a finished run as one file, for use without this package")
     add("run", help="its directory")
     add("out", help="model.pt2, model.onnx (pip install -e '.[onnx]') or backbone.pt")
+
+    add = command(parameters, "every setting, as the parameters cell of train.ipynb has it")
+    add("--write", action="store_true", help="put the cell into notebooks/train.ipynb")
     return every
 
 
@@ -277,6 +281,15 @@ def export(args) -> None:
     does = f"uint8 [N, {shape}] -> probabilities, features"
     print(f"{said['method']}, {'backbone' if args.out.endswith('.pt') else does}")
     print(args.out)
+
+
+def parameters(args) -> None:
+    from reproduce import parameters as cells
+
+    if args.write:
+        cells.write()
+    else:
+        print(cells.cell())
 
 
 if __name__ == "__main__":

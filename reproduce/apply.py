@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from reproduce import data, metrics
 from reproduce.augment import Augment
-from reproduce.config import FOLDERS, Config
+from reproduce.config import Config
+from reproduce.every_run import FOLDERS
 from reproduce.files import TEXT, atomic, is_packed
 from reproduce.folder import fill, list_images, relative, unreadable
 from reproduce.packed import write_header

@@ -21,7 +21,7 @@ from torch import Tensor
 from reproduce import data, metrics, probes
 from reproduce.apply import Clusterer
 from reproduce.clustering import KMeans
-from reproduce.config import Config
+from reproduce.config import readers
 from reproduce.data import evenly
 from reproduce.files import read_json
 from reproduce.folder import FORMATS, list_folder
@@ -62,7 +62,7 @@ def choose(folder: str, given: dict, gpu: bool | None = None) -> tuple[dict, str
     if given.get("weights") == "imagenet":  # photographs; the heads alone need few epochs
         settings |= {"backbone": "resnet18", "stem": "imagenet", "augmentation": "images"}
         settings |= {"image_size": 96, "view_size": 64}
-        if given.get("method", "crlc") in Config.__dataclass_fields__["freeze"].metadata["only"]:
+        if given.get("method", "crlc") in readers("freeze"):
             settings |= {"freeze": True, "epochs": int(np.clip(round(20_000 / n), few, many))}
     settings |= given
     if "warmup_epochs" not in given and isinstance(settings["epochs"], int):

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from reproduce import packed
-from reproduce.config import FOLDERS, Config
+from reproduce.config import Config
+from reproduce.every_run import FOLDERS
 from reproduce.files import atomic, is_packed
 from reproduce.folder import fingerprint, imagenet_classes, list_dataset, read_folder, wrong
 from reproduce.runs import ROOT

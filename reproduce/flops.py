@@ -22,14 +22,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from reproduce import backbones, distributed
-from reproduce.config import Config
+from reproduce.config import Config, readers
 from reproduce.methods import METHODS, Method
 from reproduce.runs import ROOT, find
+from reproduce.settings import types_of
 from reproduce.weights import moments_of
 
 PETA = 1e15
 COLUMNS = "pflop", "pflop_with_start"
-PROTOTYPES = "pcl", "propos"  # methods that have none before the end of ``prototype_warmup``
 # settings that change neither a shape nor what is multiplied, beside those with a fraction
 ALIKE = """seed epochs limit folder weights split entropy entropy_smoothed head_init predictor_init
 normalize optimizer schedule warmup_epochs cosine_period decay sampler top_momentum quotas pca
@@ -38,7 +38,7 @@ precision compile"""
 SAME = {  # so that one count does for many runs
     f.name: f.default
     for f in dataclasses.fields(Config)
-    if f.type == "float" or f.name in ALIKE.split() or not f.metadata["identity"]
+    if types_of(Config)[f.name] is float or f.name in ALIKE.split() or not f.metadata["identity"]
 }
 
 
@@ -74,7 +74,11 @@ def build(config: Config, channels: int, n_clusters: int) -> Method:
 
 def of_epochs(config: Config, epochs: int, channels: int, n_clusters: int, n_train: int) -> float:
     """PFLOP of the steps of the first so many epochs."""
-    cold = min(epochs, config.prototype_warmup) if config.method in PROTOTYPES else epochs
+    cold = (
+        min(epochs, config.prototype_warmup)
+        if config.method in readers("prototype_warmup")
+        else epochs
+    )
     counts = {False: cold, True: epochs - cold}
     each = [n * of_step(config, channels, n_clusters, warm) for warm, n in counts.items() if n]
     return n_train // config.batch_size * sum(each) / PETA
@@ -91,9 +95,9 @@ def of_evaluation(
     output, features, target = _of_image(dataclasses.replace(config, **SAME), channels, n_clusters)
     evaluations = max(1, -(-config.epochs // config.evaluate_every))
     total = output * (n_eval + evaluations * (n_eval + n_bank))  # once before any training
-    if config.method == "deepcluster":
+    if config.method in readers("pseudo_clusters"):
         total += features * n_train * config.epochs
-    if config.method in PROTOTYPES:
+    if config.method in readers("prototype_warmup"):
         total += target * n_train * max(0, config.epochs - config.prototype_warmup)
     if config.neighbours:
         total += features * n_train

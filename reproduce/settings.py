@@ -14,7 +14,7 @@ import functools
 import math
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
@@ -35,26 +35,27 @@ class Diverged(RuntimeError):
     _render_traceback_ = ConfigError._render_traceback_
 
 
-def setting(default, why, allowed=(None, None), only=None, identity=True):
+def setting(default, why, allowed=(None, None), identity=True):
     """A field of a dataclass of settings: true or false, a number or a text, as it is annotated.
 
-    allowed: the choices of a text, as words, or the ends of a number's range. only: the methods
-    that read it (None: all). identity: whether it changes what a run computes.
+    why: what it means, in one line. allowed: the choices of a text, as words, or the ends of a
+    number's range. identity: whether it changes what a run computes.
     """
     choices, (low, high) = None, allowed if isinstance(allowed, tuple) else (None, None)
     if isinstance(allowed, str):
         choices = tuple(allowed.split())
     metadata = dict(why=why, choices=choices, low=low, high=high, identity=identity)
-    return dataclasses.field(
-        default=default, metadata={**metadata, "only": only.split() if only else None}
-    )
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 machine = functools.partial(setting, identity=False)  # where and how, not what is computed
 
 
 class Settings:
-    """The base of a dataclass of settings, each checked when one is made of parameters."""
+    """The base of a dataclass of settings, each checked when one is made of parameters.
+
+    A subclass may define ``refusals``, which yields a sentence for each pair of settings that
+    cannot go together; it sees to its own fields alone, and never calls that of its base."""
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> Self:
@@ -98,9 +99,39 @@ class Settings:
         """The checked values and what follows from them alone, as the size of packed images."""
         return values
 
-    def contradictions(self) -> Iterable[str]:
+    def contradictions(self) -> Iterator[str]:
         """A sentence for each pair of settings that cannot go together."""
-        return ()
+        return self.sentences("refusals")
+
+    def sentences(self, kind: str, *given) -> Iterator[str]:
+        """What each part of the settings says by its own method of that name, the general parts
+        before the special ones."""
+        for part in reversed(self.parts()):
+            if kind in vars(part):
+                yield from vars(part)[kind](self, *given)
+
+    def parts(self) -> tuple[type, ...]:
+        """The classes that the settings come from, the special before the general."""
+        return type(self).__mro__
+
+
+def together(base: type[Settings], *others: type[Settings]) -> type[Settings]:
+    """The settings of all in one dataclass, flat. What two of them share comes from a class that
+    both inherit; TypeError where two define a setting of the same name."""
+    fields = {f.name: f for f in dataclasses.fields(base)}
+    for other in others:
+        if not issubclass(other, base):
+            raise TypeError(f"{other.__qualname__} must inherit {base.__name__}")
+        for f in dataclasses.fields(other):
+            if fields.setdefault(f.name, f) is not f:
+                how = "define it once, in a class that both inherit"
+                raise TypeError(f"{other.__qualname__} defines {f.name!r} a second time: {how}")
+    added = [
+        (f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata))
+        for f in fields.values()
+        if f.name not in base.__dataclass_fields__
+    ]
+    return dataclasses.make_dataclass("Together", added, bases=(base,), frozen=True)
 
 
 @functools.cache

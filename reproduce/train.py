@@ -65,9 +65,7 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
     device = find_device(config)
     images = data.load(config)
     n_clusters = check(config, images)
-    if config.method in ("pcl", "propos") and config.epochs <= config.prototype_warmup:
-        never = f"prototype_warmup is {config.prototype_warmup} and epochs {config.epochs}"
-        run.notes.append(f"{never}: no prototype ever enters the loss")
+    run.notes += config.sentences("notes")
     with contextlib.nullcontext() if distributed.rank() else run.lock():
         if not config.resume and not distributed.rank():
             run.discard()
@@ -83,12 +81,11 @@ def check(config: Config, images: data.Images) -> int:
     """The number of clusters; ConfigError where settings and data do not go together."""
     n_train, n_eval = map(len, images.parts(config.split, config.limit))
     least, n_clusters = min(n_train, n_eval), config.n_clusters or len(images.classes)
-    pseudo_clusters = config.pseudo_clusters or 10 * n_clusters
-    named, too_many = f"data set {images.name!r}", f"more than the {n_train} images to train on"
-    say = "say how many clusters"
+    named, say = f"data set {images.name!r}", "say how many clusters"
     if config.split == "test" and not n_eval:
         raise ConfigError(f"split is 'test', but {named} has no test part: use split 'all'")
     if config.batch_size > n_train:
+        too_many = f"more than the {n_train} images to train on"
         raise ConfigError(f"batch_size is {config.batch_size}, {too_many}")
     if not n_clusters:
         raise ConfigError(f"n_clusters is 0, but {named} has no classes to count: {say}")
@@ -96,14 +93,8 @@ def check(config: Config, images: data.Images) -> int:
         raise ConfigError(f"n_clusters is {n_clusters}, more than the {least} images to cluster")
     if n_clusters < 2:
         raise ConfigError(f"n_clusters is {n_clusters}: {named} has one class; {say}")
-    if config.neighbours >= n_train:
-        raise ConfigError(
-            f"neighbours is {config.neighbours}, more than the {n_train - 1} other images"
-        )
-    if config.method == "deepcluster" and pseudo_clusters > n_train:
-        raise ConfigError(f"pseudo_clusters is {pseudo_clusters}, {too_many}")
-    if config.method == "pcl" and max(config.granularities) > n_train:
-        raise ConfigError(f"prototypes is {config.prototypes!r}: {too_many}")
+    for sentence in config.sentences("misfits", n_train, n_clusters):
+        raise ConfigError(sentence)
     return n_clusters
 
 

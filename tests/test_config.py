@@ -2,29 +2,26 @@
 it."""
 
 import dataclasses
-import inspect
 import json
 import math
-import re
 import types
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from reproduce.config import Config
+from reproduce.config import Config, readers
 from reproduce.methods import METHODS
-from reproduce.methods.base import Momentum
-from reproduce.settings import ConfigError, read_settings
+from reproduce.methods.pcl import granularities
+from reproduce.settings import ConfigError, Settings, read_settings, setting, together, types_of
 
-FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+FIELDS, KINDS = {f.name: f for f in dataclasses.fields(Config)}, types_of(Config)
 FOLDER = dict(dataset="folder", folder="my_images")
 
 
 def of_type(kind):
-    return [name for name, f in FIELDS.items() if f.type == kind]
+    return [name for name in FIELDS if KINDS[name] is kind]
 
 
 def refused(params, *words):
@@ -64,29 +61,29 @@ def test_a_name_like_no_other_is_answered_with_all(wrong):
 # ---- types
 
 
-@pytest.mark.parametrize("name", of_type("bool"))
+@pytest.mark.parametrize("name", of_type(bool))
 @pytest.mark.parametrize("value", ["false", "True", 0, 1, 1.0, None, []])
 def test_a_switch_takes_true_and_false_only(name, value):
     refused({name: value}, f"{name} must be True or False", repr(value), type(value).__name__)
 
 
-@pytest.mark.parametrize("name", of_type("str"))
+@pytest.mark.parametrize("name", of_type(str))
 @pytest.mark.parametrize("value", [1, 0.5, True, None, ["crlc"], b"crlc"])
 def test_a_text_takes_texts_only(name, value):
     refused({name: value}, f"{name} must be a text", repr(value), type(value).__name__)
 
 
-@pytest.mark.parametrize("name", of_type("int") + of_type("float"))
+@pytest.mark.parametrize("name", of_type(int) + of_type(float))
 @pytest.mark.parametrize(
     "value", ["1", "5e-4", "", True, False, None, [1], {"a": 1}, 1j, math.nan, math.inf, -math.inf]
 )
 def test_a_number_takes_numbers_only(name, value):
-    noun = "whole number" if FIELDS[name].type == "int" else "number"
+    noun = "whole number" if KINDS[name] is int else "number"
     message = refused({name: value}, f"{name} must be a {noun}", repr(value), type(value).__name__)
     assert ("write 5.0e-4, not 5e-4" in message) == (value == "5e-4")  # YAML 1.1 reads it as a text
 
 
-@pytest.mark.parametrize("name", of_type("int"))
+@pytest.mark.parametrize("name", of_type(int))
 def test_a_whole_number_takes_no_part(name):
     low = FIELDS[name].metadata["low"]
     refused({name: low + 2.5}, f"{name} must be a whole number", f"{low + 2.5}")
@@ -100,12 +97,12 @@ def test_numbers_become_the_fields_type():
     )
 
 
-@pytest.mark.parametrize("name", of_type("int") + of_type("float"))
+@pytest.mark.parametrize("name", of_type(int) + of_type(float))
 def test_huge_numbers_are_refused_or_kept(name):
     """10^400 is no float, and -10^400 below every range."""
     m, huge = FIELDS[name].metadata, 10**400
     refused({name: -huge}, name)
-    if m["high"] is not None or FIELDS[name].type == "float":
+    if m["high"] is not None or KINDS[name] is float:
         refused({name: huge}, name)
     refused({name: -1e300}, name)
 
@@ -126,17 +123,19 @@ def test_choices(name):
     refused({name: choices[0].upper() + " "}, f"{name} must be one of")
 
 
-@pytest.mark.parametrize("name", of_type("int") + of_type("float"))
+@pytest.mark.parametrize("name", of_type(int) + of_type(float))
 def test_ranges(name):
     """Both ends are allowed, what lies beyond is not, and the sentence says so."""
     f = FIELDS[name]
     low, high = f.metadata["low"], f.metadata["high"]
-    below = low - 1 if f.type == "int" else math.nextafter(low, -math.inf)
-    refused({name: below}, f"{name} must be", f"{low:g}" if f.type == "float" else str(low))
+    below = low - 1 if KINDS[f.name] is int else math.nextafter(low, -math.inf)
+    refused({name: below}, f"{name} must be", f"{low:g}" if KINDS[f.name] is float else str(low))
     ends = [low]
     if high is not None:
-        above = high + 1 if f.type == "int" else math.nextafter(high, math.inf)
-        refused({name: above}, f"{name} must be", f"{high:g}" if f.type == "float" else str(high))
+        above = high + 1 if KINDS[f.name] is int else math.nextafter(high, math.inf)
+        refused(
+            {name: above}, f"{name} must be", f"{high:g}" if KINDS[f.name] is float else str(high)
+        )
         ends.append(high)
     for end in ends:
         try:
@@ -151,8 +150,8 @@ def test_ranges(name):
 def test_every_setting_says_why():
     assert all(f.metadata["why"] and "\n" not in f.metadata["why"] for f in FIELDS.values())
     assert all(
-        f.type in ("bool", "int", "float", "str") and type(f.default).__name__ == f.type
-        for f in FIELDS.values()
+        KINDS[name] in (bool, int, float, str) and type(f.default) is KINDS[name]
+        for name, f in FIELDS.items()
     )
 
 
@@ -384,8 +383,7 @@ def test_contradictions(params, words, neighbour):
     assert not list(Config.from_params(neighbour).contradictions())
 
 
-SOURCE = Path(inspect.getfile(Config)).parent
-OF_SOME = [name for name, f in FIELDS.items() if f.metadata["only"]]
+OF_SOME = [name for name in FIELDS if 0 < len(readers(name)) < len(METHODS)]
 
 
 @pytest.mark.parametrize("name", OF_SOME)
@@ -393,7 +391,7 @@ def test_a_setting_that_the_method_does_not_know(name):
     """It is refused, with the methods that know it; at its default it says nothing, and all know
     the others."""
     f, value = FIELDS[name], another(FIELDS[name])
-    methods, knowing = FIELDS["method"].metadata["choices"], f.metadata["only"]
+    methods, knowing = FIELDS["method"].metadata["choices"], readers(name)
     assert set(knowing) < set(methods)
     for method in methods:
         if method in knowing:
@@ -414,30 +412,96 @@ def test_a_setting_that_the_method_does_not_know(name):
             Config.from_params({"method": method, name: f.default})
 
 
-@pytest.mark.parametrize("method, cls", METHODS.items())
-def test_a_method_reads_the_settings_that_it_knows(method, cls):
-    """Each is read in the file of its class, of one that it builds on, in base.py or by the loop;
-    and no file but base.py, which serves all, reads another that belongs to some methods."""
-    files = {inspect.getmodule(c) for c in cls.__mro__ if c.__module__.startswith("reproduce.")}
-    base, loop = inspect.getmodule(Momentum), ("train", "augment")
-    own = read_in(inspect.getsource(file) for file in files - {base})
-    shared = read_in([inspect.getsource(base)])
-    looped = read_in((SOURCE / f"{name}.py").read_text() for name in loop)
-    knows = {name for name in OF_SOME if method in FIELDS[name].metadata["only"]}
-    assert own <= knows <= own | shared | looped
-    assert {"ema", "ema_schedule", "shuffle_keys"} <= shared
-    assert ({"ema", "ema_schedule", "shuffle_keys"} <= knows) == issubclass(cls, Momentum)
-    assert (
-        ("predictor_init" in knows)
-        == ("predictor_rate" in knows)
-        == (method in ("byol", "simsiam", "propos"))
-    )
+@pytest.mark.parametrize(
+    "name, methods",
+    [
+        ("lambda1", "crlc"),
+        ("temperature", "crlc simclr moco pcl cc"),
+        ("head_hidden", "crlc simclr moco byol simsiam pcl cc propos"),
+        ("projector_norm", "simclr moco byol simsiam pcl propos"),
+        ("ema", "moco byol pcl propos"),
+        ("predictor_rate", "byol simsiam propos"),
+        ("directions", "moco byol simsiam pcl propos"),
+        ("n_views", "crlc deepcluster"),
+        ("neighbours", "crlc cc"),
+        ("freeze", "crlc pcl cc propos"),
+        ("queue_size", "moco pcl"),
+        ("seed", " ".join(METHODS)),
+        ("method", ""),
+    ],
+)
+def test_who_reads_a_setting_follows_from_the_classes(name, methods):
+    assert readers(name) == methods.split()
 
 
-def read_in(sources):
-    """The settings of some methods that these sources read."""
-    found = set(re.findall(r"(?:config|\bc)\.(\w+)", "".join(sources)))
-    return (found | ({"prototypes"} if "granularities" in found else set())) & set(OF_SOME)
+@dataclasses.dataclass(frozen=True)
+class Base(Settings):
+    a: int = setting(1, "a", (0, None))
+
+    def refusals(self):
+        if self.a > 5:
+            yield "a is large"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group(Base):
+    b: float = setting(1.0, "b", (0, None))
+
+    def refusals(self):
+        if self.b > self.a:
+            yield "b is larger than a"
+
+
+@dataclasses.dataclass(frozen=True)
+class First(Group):
+    c: bool = setting(False, "c")
+
+
+@dataclasses.dataclass(frozen=True)
+class Second(Group):
+    d: str = setting("x", "d", "x y")
+
+
+def test_settings_together_are_flat_and_what_is_shared_is_one():
+    flat = together(Base, First, Second)
+    assert [f.name for f in dataclasses.fields(flat)] == ["a", "b", "c", "d"]
+    assert types_of(flat) == {"a": int, "b": float, "c": bool, "d": str}
+    assert flat.from_params({"b": 1, "d": "y"}) == flat(b=1.0, d="y") and flat(a=2).a == 2
+    with pytest.raises(ConfigError, match="d must be one of x, y"):
+        flat.from_params({"d": "z"})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        flat().a = 2
+
+
+def test_two_settings_of_one_name_are_refused():
+    """Even where all about them is the same: one of them would be passed over in silence."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Third(Base):
+        c: bool = setting(False, "c")
+
+    @dataclasses.dataclass(frozen=True)
+    class Other(Settings):
+        e: bool = setting(False, "e")
+
+    with pytest.raises(TypeError, match="Third defines 'c' a second time"):
+        together(Base, First, Third)
+    with pytest.raises(TypeError, match="Other must inherit Base"):
+        together(Base, First, Other)
+
+
+def test_each_part_refuses_its_own():
+    """None calls the refusals of its base, and all are heard, the general ones first."""
+    assert [*First(a=6, b=7.0).contradictions()] == ["a is large", "b is larger than a"]
+    with pytest.raises(ConfigError, match="^b is larger than a$"):
+        Second.from_params({"b": 2})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_another_method_would_refuse(method):
+    """Its queue does not fit the batch; a method without a queue does not mind."""
+    config = dataclasses.replace(Config(), method=method, batch_size=66)
+    assert bool([*config.contradictions()]) == (method in ("moco", "pcl"))
 
 
 def test_an_unknown_method():
@@ -454,7 +518,7 @@ def test_an_unknown_method():
     [("20 40 80", [20, 40, 80]), ("  7\t9 ", [7, 9]), ("2", [2]), ("1 2", []), ("", []), ("a", [])],
 )
 def test_granularities(text, numbers):
-    assert dataclasses.replace(Config(), prototypes=text).granularities == numbers
+    assert granularities(text) == numbers
 
 
 @pytest.mark.parametrize(
@@ -563,12 +627,12 @@ def test_read_settings_without_a_file(tmp_path):
 
 def another(f):
     """A value that a field could have and does not have by default."""
-    if f.type == "bool":
+    if KINDS[f.name] is bool:
         return not f.default
-    if f.type == "str":
+    if KINDS[f.name] is str:
         return next((c for c in f.metadata["choices"] or () if c != f.default), "another")
     low, high = f.metadata["low"], f.metadata["high"]
-    value = f.default + 1 if f.type == "int" else f.default * 0.9 + 0.0123
+    value = f.default + 1 if KINDS[f.name] is int else f.default * 0.9 + 0.0123
     assert value >= low and (high is None or value <= high) and value != f.default
     return value
 
@@ -637,11 +701,11 @@ anything = st.recursive(
 )
 fitting = {
     name: st.booleans()
-    if f.type == "bool"
+    if KINDS[f.name] is bool
     else st.sampled_from(f.metadata["choices"] or ("", "a"))
-    if f.type == "str"
+    if KINDS[f.name] is str
     else st.integers(f.metadata["low"], f.metadata["high"])
-    if f.type == "int"
+    if KINDS[f.name] is int
     else st.floats(f.metadata["low"], f.metadata["high"], allow_infinity=False)
     for name, f in FIELDS.items()
 }
@@ -664,10 +728,7 @@ def test_anything_is_a_config_or_one_line(params):
         assert any(str(name) in message or repr(name) in message for name in params)
         return
     for name, value in params.items():
-        assert (
-            getattr(config, name) == value
-            and type(getattr(config, name)).__name__ == FIELDS[name].type
-        )
+        assert getattr(config, name) == value and type(getattr(config, name)) is KINDS[name]
     assert Config.from_params(dataclasses.asdict(config)) == config
     assert (
         Config.from_params(json.loads(json.dumps(dataclasses.asdict(config)))).hash()

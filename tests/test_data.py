@@ -20,7 +20,8 @@ from PIL import Image
 
 from reproduce import data, packed
 from reproduce import folder as folder_module
-from reproduce.config import FOLDERS, Config
+from reproduce.config import Config
+from reproduce.every_run import FOLDERS
 from reproduce.folder import IMAGENETS
 from reproduce.settings import ConfigError
 

@@ -15,9 +15,9 @@ from reproduce import __main__ as command
 from reproduce import sweep
 from reproduce.config import Config
 from reproduce.runs import Run
-from reproduce.settings import ConfigError, read_settings
+from reproduce.settings import ConfigError, read_settings, types_of
 
-FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+FIELDS, KINDS = {f.name: f for f in dataclasses.fields(Config)}, types_of(Config)
 EXAMPLES = settings(max_examples=500, deadline=None, derandomize=True, database=None)
 
 TRAPS = [  # what papermill, YAML and a hurried hand make of a value
@@ -116,13 +116,13 @@ def fitting(f):
     """Values that a field takes when nothing stands against them."""
     low, high = f.metadata["low"], f.metadata["high"]
     return {
-        "bool": st.booleans,
-        "str": lambda: st.sampled_from(f.metadata["choices"] or ("", "a", "ü/ b")),
-        "int": lambda: st.integers(low, high),
-        "float": lambda: (
+        bool: st.booleans,
+        str: lambda: st.sampled_from(f.metadata["choices"] or ("", "a", "ü/ b")),
+        int: lambda: st.integers(low, high),
+        float: lambda: (
             st.floats(low, high, allow_infinity=False) | st.sampled_from([low, f.default])
         ),
-    }[f.type]()
+    }[KINDS[f.name]]()
 
 
 @st.composite
@@ -194,7 +194,9 @@ def stands(config):
     assert Config.from_params(json.loads(json.dumps(stored))).hash() == config.hash()
     changed = {name: value for name, value in stored.items() if value != FIELDS[name].default}
     assert Config.from_params(yaml.safe_load(yaml.safe_dump(changed))).hash() == config.hash()
-    cell = "\n".join(f"{name}: {FIELDS[name].type} = {value!r}" for name, value in changed.items())
+    cell = "\n".join(
+        f"{name}: {KINDS[name].__name__} = {value!r}" for name, value in changed.items()
+    )
     exec(cell, namespace := {})
     assert Config.from_notebook(namespace) == config
     assert isinstance(Run(config).finished, bool)
@@ -208,10 +210,7 @@ def test_any_parameters(params):
     if config := outcome(lambda: Config.from_params(params), *params):
         stands(config)
         for name, value in params.items():
-            assert (
-                getattr(config, name) == value
-                and type(getattr(config, name)).__name__ == FIELDS[name].type
-            )
+            assert getattr(config, name) == value and type(getattr(config, name)) is KINDS[name]
     injected = {
         k: v
         for k, v in params.items()

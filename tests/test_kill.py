@@ -7,7 +7,6 @@ processor time, or right before or after a random call to the disk.
 """
 
 import csv
-import dataclasses
 import functools
 import io
 import json
@@ -24,6 +23,7 @@ import pytest
 
 from reproduce import Config, ConfigError, fit, notebook
 from reproduce.__main__ import main
+from reproduce.config import readers
 from reproduce.methods import METHODS
 from reproduce.runs import ROOT, Run, find, provenance
 
@@ -151,12 +151,8 @@ OWN = dict(
 
 
 def command(folder: Path, method: str) -> list[str]:
-    only = {f.name: f.metadata["only"] for f in dataclasses.fields(Config)}
-    known = {
-        name: value
-        for name, value in {**TINY, **OWN}.items()
-        if not only[name] or method in only[name]
-    }
+    given = {**TINY, **OWN}.items()
+    known = {name: value for name, value in given if name == "method" or method in readers(name)}
     settings = {
         **known,
         "method": method,

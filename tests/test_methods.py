@@ -2,9 +2,9 @@
 keeps from one step or epoch to the next, what no gradient may reach, and that it learns."""
 
 import copy
-import dataclasses
 import functools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -22,10 +22,11 @@ from test_losses import (
 from torch import nn
 
 from reproduce import Config, backbones, fit, metrics
+from reproduce.config import readers
 from reproduce.methods import METHODS
 from reproduce.methods.base import Momentum
 from reproduce.optimizers import build_optimizer
-from reproduce.runs import Run
+from reproduce.runs import ROOT, Run
 
 B, K, N, D = 6, 3, 40, 5
 SMALL = dict(
@@ -44,14 +45,13 @@ SMALL = dict(
     sigma=0.0,
 )
 MOMENTUM = [name for name, method in METHODS.items() if issubclass(method, Momentum)]
-ONLY = {f.name: f.metadata["only"] for f in dataclasses.fields(Config)}
 INDEX = torch.tensor([3, 0, 7, 12, 25, 39])
 
 
 def made(name, seed=0, **settings):
     """A method of few units in float64 and training mode, and two views of six images."""
     torch.manual_seed(seed)
-    known = {k: v for k, v in SMALL.items() if ONLY[k] is None or name in ONLY[k]}
+    known = {k: v for k, v in SMALL.items() if name in readers(k)}
     config = Config.from_params({"method": name, **known, **settings})
     return METHODS[name](config, backbones.build(config, 1), K, N).double().train(), torch.rand(
         2, B, 1, 8, 8, dtype=torch.float64
@@ -113,6 +113,31 @@ def test_every_weight_learns_and_the_loss_is_finite(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_method_reads_what_it_says_and_nothing_else(name):
+    """Its own Settings hold no other, and each of them is read by it or by the loop."""
+    own, read = METHODS[name].Settings, set()
+
+    class Recorded(own):
+        def __getattribute__(self, setting):
+            read.add(setting)
+            return super().__getattribute__(setting)
+
+    config = Recorded.from_params({k: v for k, v in SMALL.items() if name in readers(k)})
+    read.clear()
+    method = METHODS[name](config, backbones.build(config, 1), K, N).train()
+    method.before_epoch(1, lambda network: network(torch.rand(N, 1, 8, 8)).detach())
+    method.order(N, torch.Generator())
+    method.loss([*torch.rand(2, B, 1, 8, 8)], INDEX)["loss"].backward()
+    method.after_step(0, 2)
+    method.outputs(torch.rand(B, 1, 8, 8))
+    files = [*(ROOT / "reproduce").rglob("*.py")]
+    outside = "".join(file.read_text() for file in files if file.parent.name != "methods")
+    looped = set(re.findall(r"config\.(\w+)", outside))
+    some = {k for k in own.__dataclass_fields__ if len(readers(k)) < len(METHODS)}
+    assert some <= read | looped
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_neither_the_order_of_images_nor_that_of_views_matters(name):
     """But which image it is does, where there are prototypes or pseudo-labels."""
     method, views = ready(name)
@@ -149,6 +174,8 @@ def test_outputs_are_what_evaluation_asks_for(name):
     method, views = ready(name)
     out = method.eval().outputs(views[0])
     assert out["backbone"].shape == (B, method.backbone.n_features) and method.space in out
+    assert {*out} - {"probabilities"} == {*method.spaces}
+    assert len(out.get("probabilities", ())) == method.n_heads
     if name != "deepcluster":
         assert out["projection"].shape == (B, D)
     if name in ("crlc", "cc"):

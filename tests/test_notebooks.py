@@ -1,6 +1,5 @@
 """The notebooks are the product: they are executed, and they are kept clean."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -13,8 +12,9 @@ import pytest
 from nbclient import NotebookClient
 from test_project import ABSOLUTE
 
-from reproduce import pages, plots, results
-from reproduce.config import FOLDERS, Config
+from reproduce import pages, parameters, plots, results
+from reproduce.config import Config, readers
+from reproduce.every_run import FOLDERS
 from reproduce.methods import METHODS
 from reproduce.runs import ROOT, find
 from reproduce.settings import read_settings
@@ -55,17 +55,6 @@ def test_a_notebook_is_kept_clean(path):
             assert len(lines) <= 12, cell.source
             assert all(len(line) <= 100 for line in lines), cell.source
         assert not re.search(r"^\s*[!%]|^class |" + ABSOLUTE, cell.source, re.M), cell.source
-
-
-GROUPS = {  # the first setting of each, and the heading above it
-    "dataset": "data",
-    "method": "method and loss",
-    "backbone": "network",
-    "augmentation": "augmentation",
-    "epochs": "optimisation",
-    "evaluate_every": "evaluation",
-    "seed": "the run",
-}
 
 
 @pytest.mark.parametrize("path", pages.notebooks(), ids=lambda p: p.stem)
@@ -117,25 +106,13 @@ def test_every_interval_in_the_prose_is_in_a_table():
     assert not missing
 
 
-def parameter_cell() -> str:
-    """The parameters cell of train.ipynb, as papermill reads it: ``name: type = value  # why``."""
-    lines = []
-    for f in dataclasses.fields(Config):
-        if f.name in GROUPS:
-            lines += [""] * bool(lines) + [f"# {GROUPS[f.name]}"]
-        choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-        default = json.dumps(f.default) if isinstance(f.default, str) else repr(f.default)
-        lines.append(f"{f.name}: {f.type} = {default}  # {f.metadata['why']}{choices}")
-    return "\n".join(lines)
-
-
 def test_the_parameters_cell_is_the_dataclass():
     cell = next(
         c
         for c in code_cells(ROOT / "notebooks" / "train.ipynb")
         if "parameters" in c.metadata.get("tags", [])
     )
-    assert cell.source == parameter_cell()
+    assert cell.source == parameters.cell()
     namespace = {}
     exec(cell.source, namespace)
     assert Config.from_notebook(namespace) == Config()
@@ -186,9 +163,9 @@ def test_a_preset_says_where_each_setting_is_from(path):
     for line in path.read_text().splitlines():
         assert line.startswith("#") or re.search(r" # \S", line), line
     own = {
-        f.name
-        for f in dataclasses.fields(Config)
-        if f.metadata["only"] and method in f.metadata["only"]
+        name
+        for name in Config.__dataclass_fields__
+        if method in readers(name) and len(readers(name)) < len(METHODS)
     }
     assert own - {"freeze", "neighbours"} <= set(read_settings(path)), (
         "a setting that only some methods know is not left to the default for digits"

@@ -18,7 +18,8 @@ from torchvision.transforms import functional as tv
 
 from reproduce import augment, backbones
 from reproduce.augment import Augment
-from reproduce.config import FOLDERS, Config
+from reproduce.config import Config
+from reproduce.every_run import FOLDERS
 from reproduce.methods import METHODS
 from reproduce.probes import knn_accuracy
 from reproduce.schedules import learning_rate

@@ -27,7 +27,7 @@ from test_losses import (
 from torch import nn
 
 from reproduce import Config, backbones, fit
-from reproduce.config import SIDES
+from reproduce.every_run import SIDES
 from reproduce.methods import METHODS
 from reproduce.optimizers import build_optimizer
 from reproduce.probes import knn_accuracy

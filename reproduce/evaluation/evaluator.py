@@ -54,8 +54,8 @@ class Evaluator:
         self.train_pixels = self.pixels = train.pixels.to(self.device)
         if images is not train:
             self.pixels = images.pixels.to(self.device)
-        n_heads = {"crlc": config.n_heads, "cc": 1}.get(config.method, 0)
-        most = MOST_PROBABILITIES // (n_heads * k) if n_heads else len(images)
+        heads = self.method.n_heads * k
+        most = MOST_PROBABILITIES // heads if heads else len(images)
         self.sample = evenly(len(images), most)  # [S], the images whose probabilities are kept
         self.traces = Traces(self.sample, config.trace_images)
         self.scores = Scores(config, train, images, k) if images.labelled else None

@@ -13,30 +13,33 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from reproduce import distributed
 from reproduce.clustering import KMeans
-from reproduce.config import Config
+from reproduce.every_run import EveryRun
+from reproduce.methods import groups
 from reproduce.schedules import ema
 
 
 class Method(nn.Module):
     """From views to named loss terms; a method never sees a label.
 
-    A new method subclasses this, defines ``loss`` and gets one line in
-    ``reproduce/methods/__init__.py``."""
+    A new method subclasses this, says in ``Settings`` what it reads, defines ``loss`` and gets one
+    line in ``reproduce/methods/__init__.py``."""
 
+    Settings = EveryRun  # the dataclass of what it reads: every run's, shared groups, its own
+    n_heads = 0  # clustering heads
+    spaces: tuple[str, ...] = ("backbone", "projection")  # features among its ``outputs``
     space = "backbone"  # which of the ``outputs`` is clustered, where ``cluster_space`` is 'own'
     unit_length = True  # features for k-means are given the length one
     directions = "mean"  # of a symmetric loss, where the setting of that name is 'own'
     warm = False  # whether prototypes have entered the loss
     renewed: tuple[nn.Parameter, ...] = ()  # what ``before_epoch`` starts anew, without momentum
 
-    def __init__(self, config: Config, backbone: nn.Module):
+    def __init__(self, config: EveryRun, backbone: nn.Module):
         super().__init__()
         self.config = config
-        self.backbone = backbone.requires_grad_(not config.freeze)
+        self.freeze = getattr(config, "freeze", False)  # a setting of some methods
+        self.backbone = backbone.requires_grad_(not self.freeze)
         if config.cluster_space != "own":
             self.space = config.cluster_space
-        if config.directions != "own":
-            self.directions = config.directions
 
     def train(self, mode: bool = True) -> Method:
         """As usual, but a frozen backbone keeps its running statistics."""
@@ -46,7 +49,7 @@ class Method(nn.Module):
         return self
 
     def frozen(self) -> list[nn.Module]:
-        return [self.backbone] if self.config.freeze else []
+        return [self.backbone] if self.freeze else []
 
     def project(self, images: Tensor) -> Tensor:
         """Through the backbone and the projector: ``[N, C, H, W]`` -> ``[N, D]``."""
@@ -91,8 +94,8 @@ class Method(nn.Module):
 
     def both(self, direction1: Tensor, direction2: Tensor) -> Tensor:
         """The two directions of a symmetric loss in one: their sum or their mean."""
-        total = direction1 + direction2
-        return total if self.directions == "sum" else total / 2
+        given, total = self.config.directions, direction1 + direction2
+        return total if (self.directions if given == "own" else given) == "sum" else total / 2
 
     def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         """Views ``[B, C, H, W]`` of the images ``index`` ``[B]`` -> {"loss": scalar, its named
@@ -134,13 +137,15 @@ class Momentum(Method):
     """A method with a target network: a slow copy of backbone and projector, which no gradient
     reaches."""
 
-    def __init__(self, config: Config, backbone: nn.Module, projector: nn.Module):
+    spaces = "backbone", "projection", "online"
+
+    def __init__(self, config: groups.Target, backbone: nn.Module, projector: nn.Module):
         super().__init__(config, backbone)
         self.projector = projector
         self.target = copy.deepcopy(nn.Sequential(backbone, projector)).requires_grad_(False)
 
     def frozen(self) -> list[nn.Module]:
-        return [self.backbone, self.target[0]] if self.config.freeze else []
+        return [self.backbone, self.target[0]] if self.freeze else []
 
     @torch.no_grad()
     def keys(self, views: Sequence[Tensor]) -> Tensor:
@@ -177,7 +182,9 @@ def mlp(
     return nn.Sequential(*parts)
 
 
-def projector(config: Config, n_in: int, norm: bool = True, last_norm="none") -> nn.Sequential:
+def projector(
+    config: groups.Projector, n_in: int, norm: bool = True, last_norm="none"
+) -> nn.Sequential:
     """The projector of a configuration; last_norm: its end where ``projector_norm`` is 'own'."""
     if config.projector_norm != "own":
         last_norm = config.projector_norm
@@ -185,7 +192,7 @@ def projector(config: Config, n_in: int, norm: bool = True, last_norm="none") ->
     return mlp(n_in, hidden, dim, norm, last_norm, config.projector_layers)
 
 
-def predictor(config: Config) -> nn.Sequential:
+def predictor(config: groups.Prediction) -> nn.Sequential:
     """From projections to predicted projections."""
     net = mlp(config.projection_dim, config.predictor_hidden, config.projection_dim)
     if config.predictor_init == "normal":

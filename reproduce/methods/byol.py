@@ -3,18 +3,29 @@
 The online network predicts what a slow copy of it, the target, makes of the other view. No
 negatives."""
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.config import Config
 from reproduce.distributed import share
+from reproduce.methods import groups
 from reproduce.methods.base import Momentum, predictor, projector
+from reproduce.settings import setting
 
 
 class BYOL(Momentum):
+    @dataclass(frozen=True)
+    class Settings(groups.Target, groups.Prediction):
+        """BYOL's alignment."""
+
+        alignment_weight: float = setting(
+            1.0, "weight of 2 - 2 cos(prediction, target); 0.5 makes it 1 - cos", (0, 1000)
+        )
+
     directions = "sum"  # as in the paper: the mean would halve the gradient
 
-    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone, projector(config, backbone.n_features))
         self.predictor = predictor(config)
 

@@ -5,18 +5,30 @@ probabilities over the batch. The entropy of the mean prediction keeps the clust
 into one."""
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.config import Config
+from reproduce.methods import groups
 from reproduce.methods.base import Method, mlp
 
 
 class CC(Method):
+    @dataclass(frozen=True)
+    class Settings(
+        groups.Projection,
+        groups.Contrast,
+        groups.ClusterContrast,
+        groups.Freeze,
+        groups.Neighbours,
+    ):
+        """No settings of its own."""
+
+    n_heads = 1
     unit_length = False
 
-    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         width, hidden = backbone.n_features, config.head_hidden
         self.projector = mlp(width, hidden, config.projection_dim, norm=False)

@@ -5,19 +5,68 @@ the authors' released code, all heads at once:
 
     lambda2 FC + mean_heads(PC - lambda1 H + clamp)"""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.config import Config
+from reproduce.methods import groups
 from reproduce.methods.base import Method, heads_mlp
+from reproduce.settings import setting
 
 
 class CRLC(Method):
+    @dataclass(frozen=True)
+    class Settings(
+        groups.Projection, groups.Contrast, groups.Freeze, groups.Neighbours, groups.Views
+    ):
+        """CRLC's loss and heads."""
+
+        lambda1: float = setting(
+            1.0, "weight of the entropy, which is maximised (its mean over the views)", (0, None)
+        )
+        entropy: str = setting(
+            "batch",
+            "entropy of the mean prediction over a batch, or of each sample's, as in CENG501",
+            "batch sample",
+        )
+        entropy_smoothed: bool = setting(False, "take the entropy of smoothed probabilities")
+        lambda2: float = setting(10.0, "weight of the feature contrast", (0, None))
+        critic: str = setting(
+            "log_dot", "critic of the probability contrast", "log_dot dot neg_l2 neg_js"
+        )
+        smoothing: float = setting(
+            0.01, "gamma: the probability contrast sees (1 - gamma) p + gamma / K", (0, 1)
+        )
+        logit_clamp: float = setting(
+            25.0, "logits beyond +- this are pulled back; 0: none are", (0, None)
+        )
+        logit_clamp_weight: float = setting(
+            0.01, "weight of the pull on logits beyond logit_clamp", (0, None)
+        )
+        n_heads: int = setting(10, "H, clustering heads on one backbone", (1, 1000))
+        head_bias: bool = setting(True, "linear layers of the heads have a bias")
+        head_init: str = setting(
+            "kaiming",
+            "start of the heads: kaiming with gain sqrt(2), or torch's default",
+            "kaiming torch",
+        )
+
+        def refusals(self):
+            if self.n_views == 1:
+                yield "n_views is 1, but method is 'crlc', which compares views: at least 2"
+            if self.smoothing == 0 and self.critic == "log_dot" and self.logit_clamp == 0:
+                yield (
+                    "smoothing and logit_clamp are both 0: the logarithm of the log_dot critic "
+                    "would reach -inf; set one of them"
+                )
+
     unit_length = False
 
-    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
+        self.n_heads = config.n_heads
         sizes = backbone.n_features, config.head_hidden
         kind = config.head_bias, config.head_init
         self.projector = heads_mlp(1, *sizes, config.projection_dim, *kind)

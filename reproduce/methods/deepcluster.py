@@ -7,20 +7,56 @@ clusterings have nothing to do with each other, so the classifier's top layer st
 Every view of an image is classified: with ``n_views`` 2 a step of B images is one of 2B in the
 paper."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce.clustering import KMeans, whitened
-from reproduce.config import Config
 from reproduce.distributed import gather_rows
 from reproduce.losses import at_least_float32
+from reproduce.methods import groups
 from reproduce.methods.base import Method
 from reproduce.metrics import nmi
+from reproduce.settings import setting
 
 
 class DeepCluster(Method):
-    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+    @dataclass(frozen=True)
+    class Settings(groups.Views):
+        """DeepCluster's pseudo-labels and the layer that learns them."""
+
+        pseudo_clusters: int = setting(
+            0, "number of pseudo-labels, k of k-means; 0: ten times n_clusters", (0, 1_000_000)
+        )
+        pca: int = setting(
+            256,
+            "most whitened principal axes of the features for k-means; 0: the features as they are",
+            (0, 65_536),
+        )
+        wide: int = setting(
+            0,
+            "units of a layer after the backbone, clustered before its ReLU; 0: no such layer",
+            (0, 65_536),
+        )
+        quotas: bool = setting(False, "draw equally many images of each pseudo-label")
+        top_momentum: bool = setting(
+            True, "the top layer, which is new in each epoch, has momentum too"
+        )
+
+        def refusals(self):
+            if not self.top_momentum and self.optimizer != "sgd":
+                yield f"top_momentum is False, but optimizer is {self.optimizer!r}: only for 'sgd'"
+
+        def misfits(self, n_images: int, n_clusters: int):
+            k = self.pseudo_clusters or 10 * n_clusters
+            if k > n_images:
+                yield f"pseudo_clusters is {k}, more than the {n_images} images to train on"
+
+    spaces = ("backbone",)
+
+    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         self.k = config.pseudo_clusters or 10 * n_clusters
         self.unit_length = config.pca > 0  # as the features that make its pseudo-labels

@@ -4,17 +4,36 @@ symmetric loss.
 The negatives are keys of earlier batches, kept in a queue. Keys come from a slow copy of the
 network, so that those of different steps can be compared."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.config import Config
+from reproduce.methods import groups
 from reproduce.methods.base import Momentum, projector
+from reproduce.settings import setting
 
 
 class MoCo(Momentum):
-    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+    @dataclass(frozen=True)
+    class Settings(groups.Target, groups.Contrast):
+        """MoCo's queue."""
+
+        queue_size: int = setting(
+            1024, "keys of earlier batches that serve as negatives", (1, 10_000_000)
+        )
+
+        def refusals(self):
+            if self.queue_size % (2 * self.batch_size):
+                yield (
+                    f"queue_size is {self.queue_size}, which is not a multiple of "
+                    f"{2 * self.batch_size}: each step adds both views of batch_size "
+                    f"{self.batch_size}"
+                )
+
+    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone, projector(config, backbone.n_features, norm=False))
         start = torch.randn(config.queue_size, config.projection_dim)
         self.register_buffer("queue", F.normalize(start, dim=-1))  # newest first

@@ -4,22 +4,43 @@ MoCo, and each image against the centroids of several k-means clusterings of all
 before each epoch. A centroid's temperature is the width of its cluster: tight clusters are not
 pulled tighter."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.config import Config
 from reproduce.distributed import gather_rows
+from reproduce.methods import groups
 from reproduce.methods.moco import MoCo
+from reproduce.settings import setting
 
 
 class PCL(MoCo):
+    @dataclass(frozen=True)
+    class Settings(MoCo.Settings, groups.Prototypes, groups.Freeze):
+        """PCL's clusterings."""
+
+        prototypes: str = setting("20 40 80", "numbers of prototypes, one for each clustering")
+
+        def refusals(self):
+            if not granularities(self.prototypes):
+                yield (
+                    f"prototypes is {self.prototypes!r}: it must be whole numbers of at least 2 "
+                    "with spaces between, as '250 500 1000'"
+                )
+
+        def misfits(self, n_images: int, n_clusters: int):
+            if max(granularities(self.prototypes)) > n_images:
+                more = f"more than the {n_images} images to train on"
+                yield f"prototypes is {self.prototypes!r}: {more}"
+
     space = "projection"  # where it makes its prototypes
 
-    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone, n_clusters, n_images)
-        self.sizes = config.granularities
+        self.sizes = granularities(config.prototypes)
         n = sum(self.sizes)  # one granularity after the other
         self.register_buffer("prototypes", torch.zeros(n, config.projection_dim))
         self.register_buffer("phi", torch.ones(n))
@@ -58,3 +79,10 @@ class PCL(MoCo):
         each = (values.split(self.sizes) for values in (self.prototypes, self.phi))
         parts = zip(*each, self.cluster[:, index])
         return torch.stack([losses.prototype_contrast(q, *part) for part in parts]).mean()
+
+
+def granularities(prototypes: str) -> list[int]:
+    """The numbers in the setting; none if it is not made of whole numbers of at least 2."""
+    words = prototypes.split()
+    numbers = [int(w) for w in words if w.isdecimal() and w.isascii() and len(w) < 10]
+    return numbers if len(numbers) == len(words) and min(numbers, default=0) >= 2 else []

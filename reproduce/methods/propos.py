@@ -5,20 +5,43 @@ BYOL with two changes, both after a warm-up: what predicts is a Gaussian neighbo
 (positive sampling), and the prototypes of the clusters, found by k-means before each epoch, are
 pushed apart (prototype scattering)."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.config import Config
 from reproduce.distributed import gather_rows
+from reproduce.methods import groups
 from reproduce.methods.byol import BYOL
+from reproduce.settings import setting
 
 
 class ProPos(BYOL):
+    @dataclass(frozen=True)
+    class Settings(BYOL.Settings, groups.Prototypes, groups.ClusterContrast, groups.Freeze):
+        """ProPos' positive sampling."""
+
+        sigma: float = setting(
+            0.001, "deviation of the noise that makes a neighbour of a projection", (0, 10)
+        )
+        misassigned: bool = setting(
+            False,
+            "prototypes of the rows of batchnorm_split devices under the labels of other images, "
+            "as in the released code",
+        )
+
+        def refusals(self):
+            if self.misassigned and self.batchnorm_split == 1:
+                yield (
+                    "misassigned is True, but batchnorm_split is 1: the rows of one device are in "
+                    "the order of their labels"
+                )
+
     space = "projection"  # where it makes its prototypes
 
-    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone, n_clusters, n_images)
         self.n_clusters = n_clusters
         self.register_buffer("cluster", torch.zeros(n_images, dtype=torch.long))

@@ -4,15 +4,21 @@
 Two views of an image are drawn together and apart from all other images of the batch, in the space
 of a projector that is left out afterwards. Clusters come from k-means."""
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.config import Config
+from reproduce.methods import groups
 from reproduce.methods.base import Method, projector
 
 
 class SimCLR(Method):
-    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+    @dataclass(frozen=True)
+    class Settings(groups.Contrast, groups.Projector):
+        """No settings of its own."""
+
+    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         self.projector = projector(config, backbone.n_features)
 

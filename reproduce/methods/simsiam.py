@@ -3,16 +3,22 @@
 BYOL without the slow copy: each view predicts the other's projection, through which no gradient
 flows. The projector has two layers, as the authors' for CIFAR, and ends in a batch norm."""
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.config import Config
 from reproduce.distributed import share
+from reproduce.methods import groups
 from reproduce.methods.base import Method, predictor, projector
 
 
 class SimSiam(Method):
-    def __init__(self, config: Config, backbone: nn.Module, n_clusters: int, n_images: int):
+    @dataclass(frozen=True)
+    class Settings(groups.Prediction):
+        """No settings of its own."""
+
+    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         self.projector = projector(config, backbone.n_features, last_norm="plain")
         self.predictor = predictor(config)
