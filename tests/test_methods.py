@@ -642,7 +642,23 @@ def test_pseudo_labels_are_new_each_epoch_and_compared_with_the_last():
             assert row["reassigned_nmi"] < 0.5 and metrics.nmi(
                 others, method.pseudo_labels
             ) == pytest.approx(1)
-    assert seen == [method.backbone] * 4 and method.renewed == (method.top.weight, method.top.bias)
+    assert seen == [method.features] * 4 and method.renewed == (method.top.weight, method.top.bias)
+
+
+def test_deepcluster_on_the_features_of_a_wide_layer_as_they_are():
+    """Not whitened and not of length one: here only the length tells one cluster from the other."""
+    method, _ = made("deepcluster", pca=0, wide=6, pseudo_clusters=2)
+    method.eval()
+    images = torch.rand(3, 1, 8, 8, dtype=torch.float64)
+    out = method.features(images)
+    weight, bias = method.wide.weight, method.wide.bias
+    assert torch.equal(out, method.backbone(images) @ weight.T + bias) and out.shape == (3, 6)
+    assert torch.equal(method.outputs(images)["backbone"], out) and method.top.in_features == 6
+    assert torch.equal(method.prepare(out), out)
+    long = torch.arange(40) % 2
+    x = torch.cat([(1 + 9 * long)[:, None], torch.randn(40, 5) / 10], 1).float()
+    method.before_epoch(1, lambda network: x)
+    assert metrics.nmi(long, method.pseudo_labels) == pytest.approx(1)
 
 
 def test_images_are_drawn_uniformly_over_clusters_and_within_them():
