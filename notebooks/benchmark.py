@@ -20,15 +20,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from reproduce import backbones
 from reproduce.augment import Augment
-from reproduce.clustering import KMeans
 from reproduce.config import Config
-from reproduce.devices import find_device, uses_bfloat16
-from reproduce.files import atomic
+from reproduce.files import ROOT, atomic
+from reproduce.kmeans import KMeans
+from reproduce.loop.devices import find_device, uses_bfloat16
+from reproduce.loop.optimizers import build_optimizer
 from reproduce.methods import METHODS
-from reproduce.optimizers import build_optimizer
-from reproduce.runs import ROOT, provenance
+from reproduce.networks import backbones
+from reproduce.runs.provenance import provenance
 from reproduce.settings import ConfigError
 
 KMEANS = ((60_000, 10, 10), (20_000, 1000, 1))  # samples, clusters, restarts
@@ -190,7 +190,7 @@ def peer(config: Config, seconds: float = 2.0) -> dict:
 
 
 def kmeans(repeats: int = 2) -> dict:
-    """Seconds of ``clustering.KMeans`` beside scikit-learn's, in turns, the least of some repeats;
+    """Seconds of ``kmeans.KMeans`` beside scikit-learn's, in turns, the least of some repeats;
     "ratio" is ours / theirs."""
     from sklearn.cluster import KMeans as Theirs
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from reproduce import Diverged, fit
 from reproduce.config import Config
-from reproduce.distributed import Lost
-from reproduce.every_run import FOLDERS
-from reproduce.runs import ROOT, Run
+from reproduce.files import ROOT
+from reproduce.methods.every_run import FOLDERS
+from reproduce.processes import Lost
+from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError, read_settings, read_yaml, short_repr
 
 
@@ -119,7 +120,7 @@ def given(args) -> dict:
 
 
 def train(args) -> None:
-    from reproduce.results import scores_table
+    from reproduce.report.results import scores_table
 
     run = Run(Config.from_params(given(args)))
     if args.rows:
@@ -133,7 +134,7 @@ def train(args) -> None:
 
 def watched_fit(run: Run) -> None:
     """Train a run and show how far it is; of several processes the first shows it."""
-    from reproduce.notebook import progress
+    from reproduce.report.notebook import progress
 
     rows, first = fit(run.config, run), int(os.environ.get("RANK", 0)) == 0
     for _ in progress(rows, run.config.epochs, run) if first else rows:
@@ -162,7 +163,7 @@ def print_rows(run: Run) -> None:
 
 
 def sweep(args) -> int:
-    from reproduce import sweep as driver
+    from reproduce.sweeps import sweep as driver
 
     ones = [driver.parse_one(word) for word in args.one]
     configs = driver.expand(given(args), driver.parse_grid(args.grid), ones)
@@ -174,7 +175,7 @@ def sweep(args) -> int:
 
 
 def campaign(args) -> int:
-    from reproduce.campaign import block, check
+    from reproduce.sweeps.campaign import block, check
 
     configs = block(args.block, given(args))
     check(args.block, configs)
@@ -183,7 +184,7 @@ def campaign(args) -> int:
 
 def run_all(configs: list[Config], args, launcher: str = "local", options: dict | None = None):
     """Run a sweep and print how its runs ended; 1 if one failed."""
-    from reproduce import sweep as driver
+    from reproduce.sweeps import sweep as driver
 
     rows = driver.sweep(configs, args.jobs, args.keep, launcher, options, args.minutes)
     print(driver.summary(rows).to_string(index=False, float_format="{:.1f}".format, na_rep="–"))
@@ -196,7 +197,8 @@ def run_all(configs: list[Config], args, launcher: str = "local", options: dict 
 
 
 def pflop(args) -> None:
-    from reproduce import flops, results
+    from reproduce.report import results
+    from reproduce.runs import flops
 
     file = flops.write(results.root(args.results_dir))
     print(file.read_text(encoding="utf-8"), end="")
@@ -204,7 +206,7 @@ def pflop(args) -> None:
 
 
 def report(args) -> None:
-    from reproduce.pages import build
+    from reproduce.report.pages import build
 
     print(build(args.results_dir, args.jobs))
 
@@ -222,7 +224,7 @@ def benchmark(args) -> None:
 
 
 def apply(args) -> None:
-    from reproduce import apply as new
+    from reproduce.own_images import apply as new
 
     if args.batch < 1:
         raise ConfigError(f"batch must be a whole number of at least 1, got {args.batch}")
@@ -236,9 +238,9 @@ def apply(args) -> None:
 
 
 def clusters(args) -> None:
-    from reproduce import pages
-    from reproduce.apply import apply as new
-    from reproduce.clusters import choose
+    from reproduce.own_images.apply import apply as new
+    from reproduce.own_images.clusters import choose
+    from reproduce.report import pages
 
     settings, why = choose(args.folder, {"n_clusters": args.n_clusters, **given(args)})
     run = Run(Config.from_params(settings))
@@ -257,7 +259,7 @@ def clusters(args) -> None:
 
 
 def pack(args) -> None:
-    from reproduce import packed
+    from reproduce.data import packed
 
     if bool(args.packed) == args.check:
         raise ConfigError("pack: name SOURCE and the folder to write, or SOURCE alone with --check")
@@ -274,7 +276,7 @@ def pack(args) -> None:
 
 
 def export(args) -> None:
-    from reproduce.export import export as write
+    from reproduce.own_images.export import export as write
 
     said = write(args.run, args.out)
     shape = ", ".join(map(str, said["image"]))
@@ -284,7 +286,7 @@ def export(args) -> None:
 
 
 def parameters(args) -> None:
-    from reproduce import parameters as cells
+    from reproduce.report import parameters as cells
 
     if args.write:
         cells.write()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reproduce.config import Config
-from reproduce.distributed import share, world
+from reproduce.processes import share, world
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision
 

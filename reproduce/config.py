@@ -6,8 +6,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from reproduce.every_run import EveryRun
 from reproduce.methods import METHODS
+from reproduce.methods.every_run import EveryRun
 from reproduce.settings import ConfigError, setting, short_repr, together
 
 __all__ = ["Config", "ConfigError", "readers"]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from reproduce.settings import ConfigError
 
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be any bytes
 
 

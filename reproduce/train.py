@@ -8,18 +8,21 @@ from typing import Iterator
 
 import torch
 
-from reproduce import backbones, data, distributed, launch, loggers, weights
+from reproduce import data, processes
 from reproduce.augment import Augment
 from reproduce.config import Config
-from reproduce.devices import find_device, uses_bfloat16
-from reproduce.drawing import Draws
 from reproduce.evaluation import Evaluator
-from reproduce.keeping import Keeper
+from reproduce.loop.devices import find_device, uses_bfloat16
+from reproduce.loop.drawing import Draws
+from reproduce.loop.keeping import Keeper
+from reproduce.loop.optimizers import build_optimizer, forget_momentum, set_rate
+from reproduce.loop.state import Position, Randomness
 from reproduce.methods import METHODS, Method
-from reproduce.optimizers import build_optimizer, forget_momentum, set_rate
-from reproduce.runs import Run
+from reproduce.networks import backbones, weights
+from reproduce.runs import loggers
+from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError
-from reproduce.state import Position, Randomness
+from reproduce.sweeps import launch
 
 
 def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
@@ -43,10 +46,10 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     if config.processes > 1 and "WORLD_SIZE" not in os.environ and not shown:
         yield from loggers.log_epochs(config, run, launch.torchrun(config, run))
         return
-    with distributed.processes(config.device):
-        for sentence in config.not_for(distributed.world()):
+    with processes.group(config.device):
+        for sentence in config.not_for(processes.world()):
             raise ConfigError(sentence)
-        if distributed.rank():  # the first one's twin, whose rows and steps nobody reads
+        if processes.rank():  # the first one's twin, whose rows and steps nobody reads
             run.on_step = None
             for _ in fit_here(config, run):
                 pass
@@ -57,7 +60,7 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
 
 def fit_here(config: Config, run: Run) -> Iterator[dict]:
     """``fit`` in this process, alone or one of several."""
-    if distributed.broadcast(run.finished and config.resume):
+    if processes.broadcast(run.finished and config.resume):
         run.tidy()
         run.notes.append("already finished; showing the stored run (-p resume False trains anew)")
         yield from run.history()
@@ -66,11 +69,11 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
     images = data.load(config)
     n_clusters = check(config, images)
     run.notes += config.sentences("notes")
-    with contextlib.nullcontext() if distributed.rank() else run.lock():
-        if not config.resume and not distributed.rank():
+    with contextlib.nullcontext() if processes.rank() else run.lock():
+        if not config.resume and not processes.rank():
             run.discard()
-        if distributed.broadcast(run.finished and config.resume):  # by another process, meanwhile
-            if not distributed.rank():
+        if processes.broadcast(run.finished and config.resume):  # by another process, meanwhile
+            if not processes.rank():
                 shutil.rmtree(run.partial)  # which the lock has made again
             yield from run.history()
             return
@@ -111,7 +114,7 @@ def train(
     extract = functools.partial(evaluator.extract, pixels=evaluator.train_pixels, whole=False)
     drawn = Draws(config, method, augment, evaluator, randomness.generator)
     keeper = Keeper(config, run, at, randomness, method, optimizer, evaluator)
-    loss_of = torch.compile(method.loss) if config.compile else distributed.loss_of(method)
+    loss_of = torch.compile(method.loss) if config.compile else processes.loss_of(method)
     bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
 
     if keeper.restore():
@@ -165,5 +168,5 @@ def build_method(
     method = METHODS[config.method](config, backbone, n_clusters, n)
     method = method.to(device, memory_format=torch.channels_last)
     if config.batchnorm_split == 1:
-        method = distributed.with_global_norm(method, device)
+        method = processes.with_global_norm(method, device)
     return method, Augment(config, mean.to(device), std.to(device))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from reproduce.config import Config
-from reproduce.runs import Run
+from reproduce.runs.directory import Run
 
 RULES = (
     "first_head",

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from reproduce.config import Config
-from reproduce.devices import uses_bfloat16
-from reproduce.runs import ROOT
+from reproduce.files import ROOT
+from reproduce.loop.devices import uses_bfloat16
 from reproduce.settings import ConfigError, read_settings
 
 TINY = {

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from reproduce.runs import ROOT, find
+from reproduce.files import ROOT
+from reproduce.runs.directory import find
 
 SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Add a method")[1]
 SECTION = SECTION.split("\n## ")[0]

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reproduce import __main__ as command
-from reproduce import sweep
 from reproduce.config import Config
-from reproduce.runs import Run
+from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError, read_settings, types_of
+from reproduce.sweeps import sweep
 
 FIELDS, KINDS = {f.name: f for f in dataclasses.fields(Config)}, types_of(Config)
 EXAMPLES = settings(max_examples=500, deadline=None, derandomize=True, database=None)

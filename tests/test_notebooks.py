@@ -12,11 +12,12 @@ import pytest
 from nbclient import NotebookClient
 from test_project import ABSOLUTE
 
-from reproduce import pages, parameters, plots, results
 from reproduce.config import Config, readers
-from reproduce.every_run import FOLDERS
+from reproduce.files import ROOT
 from reproduce.methods import METHODS
-from reproduce.runs import ROOT, find
+from reproduce.methods.every_run import FOLDERS
+from reproduce.report import pages, parameters, plots, results
+from reproduce.runs.directory import find
 from reproduce.settings import read_settings
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -346,7 +347,7 @@ def test_a_folder_without_labels_has_clusters_and_no_scores(tmp_path, on_disk):
     import numpy as np
     from PIL import Image
 
-    from reproduce import packed
+    from reproduce.data import packed
 
     (tmp_path / "images").mkdir()
     for i in range(40):

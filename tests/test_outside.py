@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reproduce import Config, ConfigError, fit, notebook
-from reproduce.runs import Run
+from reproduce import Config, ConfigError, fit
+from reproduce.report import notebook
+from reproduce.runs.directory import Run
 
 BAD = ["cut.jpg", "empty.png", "link to nothing.png", "pipe.png", "text.jpg", "too large.png"]
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from reproduce.runs import ROOT
+from reproduce.files import ROOT
 
 
 def pins(text):
@@ -106,11 +106,13 @@ def test_code_is_formatted_and_no_line_is_longer_than_100_columns(words):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_readme_names_every_module():
+def test_readme_names_every_file_and_folder_of_the_package():
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Reading the code")[1]
-    named = set(re.findall(r"`([\w/]+\.py)`", section))
-    modules = {file.name for file in (ROOT / "reproduce").glob("[a-z]*.py")}
-    assert named == modules | {"methods/crlc.py", "__init__.py"}
+    named = set(re.findall(r"`(\w+(?:\.py|/))`", section))
+    package = ROOT / "reproduce"
+    files = {file.name for file in package.glob("[a-z]*.py")}
+    folders = {f"{file.parent.name}/" for file in package.glob("*/__init__.py")}
+    assert named == files | folders | {"reproduce/", "__init__.py"}
 
 
 def imported(file: Path) -> set[str]:
@@ -133,5 +135,11 @@ def test_no_circle_of_imports():
     graph = {name: imported(file) & {*files} - {"reproduce"} for name, file in files.items()}
     for name in graph:  # importing a module runs its package first
         graph[name] -= {name.rpartition(".")[0]}
-    graph["reproduce.sweep"] -= {"reproduce.pages"}  # its own late import, the last that is left
     list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names one
+    # nor between folders, or a folder and a file beside it
+    rooms: dict[str, set[str]] = {}
+    for name, wanted in graph.items():
+        room = ".".join(name.split(".")[:2])
+        rooms.setdefault(room, set()).update(".".join(one.split(".")[:2]) for one in wanted)
+        rooms[room] -= {room}
+    list(graphlib.TopologicalSorter(rooms).static_order())

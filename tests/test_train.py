@@ -12,30 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from reproduce import (
-    Config,
-    ConfigError,
-    Diverged,
-    backbones,
-    data,
-    devices,
-    fit,
-    keeping,
-    loggers,
-    losses,
-    results,
-)
+from reproduce import Config, ConfigError, Diverged, fit, losses
 from reproduce import train as loop
-from reproduce.data import write_cached
-from reproduce.drawing import draw_order
+from reproduce.data import sets as data
+from reproduce.data.sets import write_cached
 from reproduce.evaluation import Evaluator, monitors
+from reproduce.evaluation.probes import knn_accuracy
 from reproduce.evaluation.scores import Scores
+from reproduce.loop import devices, keeping
+from reproduce.loop.drawing import draw_order
+from reproduce.loop.optimizers import build_optimizer
 from reproduce.methods import METHODS
-from reproduce.optimizers import build_optimizer
-from reproduce.probes import knn_accuracy
-from reproduce.runs import Run, find, source_tree
+from reproduce.networks import backbones
+from reproduce.report import results
+from reproduce.runs import loggers
+from reproduce.runs.directory import Run, find
+from reproduce.runs.provenance import source_tree
+from reproduce.runs.trained import Trained
 from reproduce.schedules import learning_rate
-from reproduce.trained import Trained
 
 QUICK = {
     "epochs": 3,

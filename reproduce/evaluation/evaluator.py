@@ -11,7 +11,7 @@ from torch import Tensor
 from reproduce import metrics
 from reproduce.augment import Augment
 from reproduce.config import Config
-from reproduce.data import Images, evenly
+from reproduce.data.sets import Images, evenly
 from reproduce.evaluation import monitors
 from reproduce.evaluation.extractor import Extractor, Outputs
 from reproduce.evaluation.rules import Clusterings, Rule, by_heads, by_kmeans

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reproduce import distributed, packed
+from reproduce import processes
 from reproduce.augment import Augment
 from reproduce.config import Config
+from reproduce.data import packed
 from reproduce.evaluation.rules import Alignment, Heads
 from reproduce.methods import Method
 
@@ -54,8 +55,8 @@ class Extractor:
         Of several processes each extracts its share; with ``whole`` all get all rows."""
         training = self.method.training
         self.method.eval()
-        distributed.same_statistics(self.method)
-        share, workers = distributed.own(len(pixels)), self.config.workers
+        processes.same_statistics(self.method)
+        share, workers = processes.own(len(pixels)), self.config.workers
         batches = packed.split(pixels, self.batch_size, workers, share)
         outputs = [network(self.augment.clean(images)) for images in batches]
         self.method.train(training)
@@ -101,4 +102,4 @@ def joined(batches: list[Tensor], whole: bool) -> Tensor:
     """Outputs ``[..., B, D]`` of batches -> ``[..., N, D]``."""
     batches = [out.float() if out.is_floating_point() else out for out in batches]
     rows = torch.cat(batches, -2).transpose(0, -2)
-    return (distributed.gather_rows(rows) if whole else rows).transpose(0, -2)
+    return (processes.gather_rows(rows) if whole else rows).transpose(0, -2)

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce import distributed, losses, metrics, packed, probes
+from reproduce import losses, metrics, processes
 from reproduce.augment import Augment
-from reproduce.data import evenly
+from reproduce.data import packed
+from reproduce.data.sets import evenly
+from reproduce.evaluation import probes
 from reproduce.evaluation.rules import Clusterings
 from reproduce.methods import Method
 
@@ -87,12 +89,12 @@ def two_views(
     generator = torch.Generator(device).manual_seed(seed)
     n, size = len(index), config.batch_size
     whole = index[torch.arange(math.ceil(n / size) * size) % n]
-    shares = map(distributed.share, whole.split(size))
+    shares = map(processes.share, whole.split(size))
     parts = []
     method.eval()
     for images in packed.read(pixels, shares, config.workers):
         z = method.outputs(torch.cat(augment(images, generator)))[space].float()
-        parts.append(distributed.gather(z, 2).unflatten(0, (2, -1)))
+        parts.append(processes.gather(z, 2).unflatten(0, (2, -1)))
     method.train(training)
     return torch.cat(parts, 1)[:, :n]
 

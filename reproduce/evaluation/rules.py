@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce import distributed, metrics
-from reproduce.clustering import KMeans
+from reproduce import metrics, processes
+from reproduce.kmeans import KMeans
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,5 +93,5 @@ def by_kmeans(kmeans: KMeans, features: Tensor, leads: bool) -> Clusterings:
 def fitted_clusters(kmeans: KMeans, features: Tensor) -> np.ndarray:
     """Fit a sharded k-means to features ``[N, D]``, of which each process takes its share; the
     clusters int64 ``[N]``, in all of them."""
-    kmeans.fit(features[distributed.own(len(features))])
-    return distributed.gather_rows(kmeans.labels_).cpu().numpy()
+    kmeans.fit(features[processes.own(len(features))])
+    return processes.gather_rows(kmeans.labels_).cpu().numpy()

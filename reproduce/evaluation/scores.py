@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce import metrics, packed, probes
-from reproduce.clustering import KMeans
+from reproduce import metrics
 from reproduce.config import Config
-from reproduce.data import Images
+from reproduce.data import packed
+from reproduce.data.sets import Images
+from reproduce.evaluation import probes
 from reproduce.evaluation.rules import Clusterings, Rule, fitted_clusters
+from reproduce.kmeans import KMeans
 from reproduce.methods import Method
 
 MOST_PIXELS = 1 << 25  # values of packed pixels that k-means may have in memory

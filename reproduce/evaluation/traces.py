@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce.data import evenly
+from reproduce.data.sets import evenly
 
 
 class Traces:

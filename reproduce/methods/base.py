@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from reproduce import distributed
-from reproduce.clustering import KMeans
-from reproduce.every_run import EveryRun
+from reproduce import processes
+from reproduce.kmeans import KMeans
 from reproduce.methods import groups
+from reproduce.methods.every_run import EveryRun
 from reproduce.schedules import ema
 
 
@@ -70,18 +70,18 @@ class Method(nn.Module):
         network, n = network or given, self.config.batchnorm_split
         apart = self.config.views == "apart"
         if n == 1 and not apart:
-            return distributed.gather(network(torch.cat([*views])), len(views))
+            return processes.gather(network(torch.cat([*views])), len(views))
         if shuffle:
-            views = [distributed.gather(view) for view in views]
+            views = [processes.gather(view) for view in views]
             order = torch.randperm(len(views[0])).to(views[0].device)
-            views = [distributed.share(view[order]) for view in views]
-        features, devices = [], max(1, n // distributed.world())
+            views = [processes.share(view[order]) for view in views]
+        features, devices = [], max(1, n // processes.world())
         for device in zip(*(view.chunk(devices) for view in views)):
             self.keep_statistics(not features)
             passes = device if apart else [torch.cat(device)]
             features.append(torch.cat([network(part) for part in passes]).chunk(len(views)))
         self.keep_statistics(True)
-        found = distributed.gather(torch.cat([torch.cat(v) for v in zip(*features)]), len(views))
+        found = processes.gather(torch.cat([torch.cat(v) for v in zip(*features)]), len(views))
         if shuffle:
             found = torch.cat([view[order.argsort()] for view in found.chunk(len(views))])
         return found

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.distributed import share
 from reproduce.methods import groups
 from reproduce.methods.base import Momentum, predictor, projector
+from reproduce.processes import share
 from reproduce.settings import setting
 
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.clustering import KMeans, whitened
-from reproduce.distributed import gather_rows
+from reproduce.kmeans import KMeans, whitened
 from reproduce.losses import at_least_float32
 from reproduce.methods import groups
 from reproduce.methods.base import Method
 from reproduce.metrics import nmi
+from reproduce.processes import gather_rows
 from reproduce.settings import setting
 
 

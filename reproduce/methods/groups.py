@@ -3,7 +3,7 @@ and thereby every setting of ``EveryRun``."""
 
 from dataclasses import dataclass
 
-from reproduce.every_run import EveryRun
+from reproduce.methods.every_run import EveryRun
 from reproduce.settings import setting
 
 

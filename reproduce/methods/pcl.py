@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.distributed import gather_rows
 from reproduce.methods import groups
 from reproduce.methods.moco import MoCo
+from reproduce.processes import gather_rows
 from reproduce.settings import setting
 
 

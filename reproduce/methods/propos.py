@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce import losses
-from reproduce.distributed import gather_rows
 from reproduce.methods import groups
 from reproduce.methods.byol import BYOL
+from reproduce.processes import gather_rows
 from reproduce.settings import setting
 
 

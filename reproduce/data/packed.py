@@ -1,0 +1,344 @@
+"""Data sets beyond memory: decoded and resized once, kept as a folder of arrays, read by batches.
+
+The folder holds ``pixels-00000.npy`` and so on (uint8 ``[8192, 3, side, side]``, the last shorter;
+zeros for a file that cannot be read), ``rows.npz`` (for each image its row in all pixels, label,
+split and name) and, written last, ``index.json``. A shard takes its name when it is whole, so that
+packing goes on where it was killed. The hash over all hashes is the data set's identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import mmap
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from reproduce.data.folder import (
+    SUFFIXES,
+    entries,
+    list_dataset,
+    read_all,
+    refuse_bad,
+    relative,
+    wrong,
+)
+from reproduce.files import atomic, index_hash, read_index
+from reproduce.settings import ConfigError
+
+SHARD = 8192  # images in a file
+CHUNK = 256  # images in memory at a time
+AGAIN = "copy it again, or pack anew"
+
+
+class Member(NamedTuple):
+    """A file in a tar archive, with what ``folder.fill`` asks of a path."""
+
+    tar: Path
+    offset: int  # bytes
+    st_size: int
+
+    def is_file(self) -> bool:
+        return True
+
+    def stat(self) -> Member:
+        return self
+
+    def open(self, mode: str) -> io.BytesIO:
+        with self.tar.open(mode) as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.st_size))
+
+
+Found = list[tuple[Path | Member, int, int]]  # image, label (-1 without), split
+
+
+def list_source(source: Path, dataset: str) -> tuple[Found, list[str], list[str]]:
+    """The images of folders or of tar archives, their names, and the classes."""
+    if source.suffix == ".tar" and source.is_file():
+        return list_tars(source.parent, [(source, 0)])
+    parts = {source: 0, source / "train": 0, source / "test": 1}
+    tars = [(tar, split) for part, split in parts.items() for tar in sorted(part.glob("*.tar"))]
+    if tars and dataset == "folder":
+        there = [e for part in parts if part.is_dir() for some in entries(part) for e in some]
+        if beside := [e for e in there if e not in parts]:
+            what = f"holds {relative(beside[0], source)!r} beside tar archives"
+            raise wrong(source, f"{what}: move it, or name one archive")
+        return list_tars(source, tars)
+    found, classes = list_dataset(source, dataset)
+    return found, [relative(file, source) for file, _, _ in found], classes
+
+
+def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Found, list[str], list[str]]:
+    """webdataset's layout: ``key.jpg`` and, with labels, ``key.cls``, a whole number."""
+    files, labels, dotted = {}, {}, {}  # by archive, folder in it, and name up to the first dot
+    for tar, split in tars:
+        try:
+            with tarfile.open(tar, "r:") as archive:
+                for member in archive:
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, kind = name.lower().partition(".")
+                    key = tar, folder, name[: len(stem)]
+                    if kind == "cls":
+                        labels[key] = int(archive.extractfile(member).read())
+                    elif member.isfile() and stem and f".{kind}" in SUFFIXES:
+                        if key in files:
+                            raise ValueError(f"two images of one key, {member.name!r}")
+                        image = Member(tar, member.offset_data, member.size)
+                        files[key] = image, split, f"{relative(tar, source)}/{member.name}"
+                    elif member.isfile() and stem and Path(kind).suffix in SUFFIXES:
+                        dotted[key] = member.name
+        except (tarfile.TarError, ValueError) as error:
+            raise wrong(tar, f"is not a tar archive of webdataset's layout: {error}") from None
+    for key, name in dotted.items():  # beside an image of its key it is something else: 1.seg.png
+        if key not in files:
+            how = "webdataset's keys end at the first dot: rename it, or unpack the archive"
+            raise wrong(key[0], f"holds {name!r} without an image of that key: {how}")
+    bare = [name for key, (_, _, name) in files.items() if key not in labels]
+    if not files or (labels and bare):
+        lacks = f"{len(bare)} images without a .cls, as {bare[0]!r}" if bare else "no image"
+        raise wrong(source, f"has {lacks} in its tar archives")
+    classes = sorted({labels[key] for key in files if labels})
+    place = {number: i for i, number in enumerate(classes)}
+    found = [(file, place.get(labels.get(key), -1), s) for key, (file, s, _) in files.items()]
+    return found, [name for _, _, name in files.values()], [str(number) for number in classes]
+
+
+# ---- packing
+
+
+def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder") -> dict:
+    """Write the packed data set of a source's images; returns its index.
+
+    side: of the stored squares, in pixels. bad_images: stop and name those that cannot be read, or
+    skip them. dataset: 'folder', or an ImageNet, whose classes alone are taken. ConfigError if the
+    source cannot be read or ``packed`` not written.
+    """
+    source, packed = Path(os.path.expanduser(source)), Path(os.path.expanduser(packed))
+    if not 2 <= side <= 1024:
+        raise ConfigError(f"side must be a whole number between 2 and 1024, got {side}")
+    if (packed / "index.json").exists():
+        raise wrong(packed, "is a packed data set already: delete it, or name another")
+    try:
+        found, names, classes = list_source(source, dataset)
+        packed.mkdir(parents=True, exist_ok=True)
+        for remnant in packed.glob(".*.tmp"):  # of a process killed while writing
+            remnant.unlink()
+        shards = []
+        for i in range(0, len(found), SHARD):
+            stem, part = f"pixels-{i // SHARD:05d}", slice(i, i + SHARD)
+            shards.append(write_shard(packed / stem, found[part], names[part], side))
+        bad = {name: reason for shard in shards for name, reason in shard.pop("bad").items()}
+        refuse_bad(source, names, bad, bad_images, "--bad-images skip")
+        kept = [i for i, name in enumerate(names) if name not in bad]
+        text = [os.fsencode(names[i]) for i in kept]
+        rows = {
+            "rows": np.array(kept, "<i8"),
+            "labels": np.array([found[i][1] for i in kept], "<i8"),
+            "split": np.array([found[i][2] for i in kept], "u1"),
+            "names": np.frombuffer(b"".join(text), "u1"),
+            "ends": np.cumsum([len(name) for name in text], dtype="<i8"),  # of names, in bytes
+        }
+        with atomic(packed / "rows.npz") as temporary, open(temporary, "wb") as file:
+            np.savez(file, **rows)
+        index = {"images": len(kept), "side": side, "classes": classes, "skipped": list(bad)}
+        index |= {"rows": rows_hash(rows), "shard": SHARD, "shards": shards}
+        with atomic(packed / "index.json") as temporary:
+            temporary.write_text(json.dumps({**index, "sha256": index_hash(index)}))
+        for note in packed.glob("pixels-*.json"):
+            note.unlink()
+    except OSError as error:
+        why = f"cannot be packed into {str(packed)!r}: {error.strerror}, {error.filename!r}"
+        raise wrong(source, why) from None
+    return read_index(packed)
+
+
+def write_shard(stem: Path, found: Found, names: list[str], side: int) -> dict:
+    """One file of pixels, unless it is there already, and what the index says of it."""
+    path, note, shape = stem.with_suffix(".npy"), stem.with_suffix(".json"), (3, side, side)
+    stats = [(file.tar if isinstance(file, Member) else file).lstat() for file, _, _ in found]
+    state = [(n, *f[1:], s.st_size, s.st_mtime_ns) for n, f, s in zip(names, found, stats)]
+    state = hashlib.sha256(json.dumps([1, side, state]).encode()).hexdigest()
+    if path.exists() and note.exists():
+        known = json.loads(note.read_text())
+        if known["state"] == state and known["bytes"] == path.stat().st_size:
+            return known
+    path.unlink(missing_ok=True)  # before its note is another one's
+    digest, counts, bad = hashlib.sha256(), torch.zeros(3, 256, dtype=torch.int64), {}
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        write_header(file, "|u1", len(found), *shape)
+        for i in range(0, len(found), CHUNK):
+            part = [image for image, _, _ in found[i : i + CHUNK]]
+            pixels = np.zeros((len(part), *shape), np.uint8)
+            reasons = read_all(pixels, part)
+            file.write(pixels)
+            digest.update(pixels)
+            counts += level_counts(torch.from_numpy(pixels[[not reason for reason in reasons]]))
+            bad |= {name: reason for name, reason in zip(names[i:], reasons) if reason}
+        shard = {"file": path.name, "bytes": file.tell(), "images": len(found) - len(bad)}
+        shard |= {"bad": bad, "sha256": digest.hexdigest(), "counts": counts.tolist()}
+        shard["state"] = state
+        note.write_text(json.dumps(shard))
+    return shard
+
+
+def write_header(file, dtype: str, *shape: int) -> None:
+    """Of an .npy file; numpy leaves room in it for a longer first axis, to be written later."""
+    file.seek(0)
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def rows_hash(rows: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(rows):
+        digest.update(json.dumps([name, rows[name].dtype.str, rows[name].shape]).encode())
+        digest.update(rows[name])
+    return digest.hexdigest()
+
+
+def level_counts(pixels: Tensor | Pixels) -> Tensor:
+    """uint8 ``[N, C, H, W]`` -> how often each level occurs in each channel, int64 ``[C, 256]``.
+    On disk it is known of a whole shard, and counted where only a part of it is here."""
+    if isinstance(pixels, Tensor):
+        return torch.stack([x.flatten().bincount(minlength=256) for x in pixels.unbind(1)])
+    shards, total = pixels.rows // pixels.index["shard"], torch.zeros(3, 256, dtype=torch.int64)
+    for k in np.unique(shards):
+        at, known = torch.from_numpy(np.flatnonzero(shards == k)), pixels.index["shards"][k]
+        if len(at) == known["images"]:
+            total += torch.tensor(known["counts"])
+        else:
+            total += sum(level_counts(pixels[part]) for part in at.split(CHUNK))
+    return total
+
+
+def level_moments(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel ``[C]``, of levels in 0..1."""
+    counts, levels = counts.double(), torch.arange(256, dtype=torch.float64) / 255
+    mean = counts @ levels / counts.sum(1)
+    square = (counts * (levels - mean[:, None]).square()).sum(1) / (counts.sum(1) - 1)
+    return mean.float(), square.sqrt().float().clamp_min(1e-3)
+
+
+# ---- reading
+
+
+def load(folder: Path, check: bool = False) -> dict:
+    """The fields of ``data.Images``. ConfigError if a file is missing or of another length.
+    check: compare every byte with its SHA-256, too."""
+    index = read_index(folder)
+    for shard in index["shards"]:
+        path = folder / shard["file"]
+        size = path.stat().st_size if path.exists() else 0
+        if size != shard["bytes"]:
+            held = f"{size:,} of {shard['bytes']:,} bytes"
+            raise wrong(folder, f"has {held} in {path.name!r}: {AGAIN}")
+        if check:
+            try:
+                digest, mapped = hashlib.sha256(), np.load(path, mmap_mode="r")
+            except ValueError:
+                raise wrong(folder, f"has a damaged {path.name!r}: {AGAIN}") from None
+            for i in range(0, len(mapped), CHUNK):
+                digest.update(np.array(mapped[i : i + CHUNK]))
+            if digest.hexdigest() != shard["sha256"]:
+                raise wrong(folder, f"is not what its SHA-256 says in {path.name!r}: {AGAIN}")
+    try:
+        with np.load(folder / "rows.npz", allow_pickle=False) as file:
+            rows = {name: file[name] for name in file.files}
+        if rows_hash(rows) != index["rows"]:
+            raise ValueError
+    except Exception:  # zipfile and numpy raise many kinds
+        raise wrong(folder, f"has a damaged rows.npz: {AGAIN}") from None
+    text, ends = rows["names"].tobytes(), rows["ends"].tolist()
+    return {
+        "name": folder.resolve().name,
+        "pixels": Pixels(folder, index, rows["rows"]),
+        "labels": torch.from_numpy(rows["labels"].astype(np.int64, copy=False)),
+        "split": torch.from_numpy(rows["split"]),
+        "classes": tuple(index["classes"]),
+        "sha256": index["sha256"],
+        "files": tuple(os.fsdecode(text[i:j]) for i, j in zip([0, *ends], ends)),
+        "skipped": tuple(index["skipped"]),
+    }
+
+
+@dataclass
+class Pixels:
+    """Images on disk, uint8 ``[N, 3, side, side]``, with what is used of a tensor's interface.
+
+    ``pixels[index]`` reads a slice or a tensor of positions into memory; ``index_select`` and
+    ``to`` read nothing.
+    """
+
+    folder: Path
+    index: dict
+    rows: np.ndarray  # [N], in all shards
+    device: str | torch.device = "cpu"  # where ``read`` puts its batches
+
+    def __post_init__(self):
+        self.shape = torch.Size((len(self.rows), 3, self.index["side"], self.index["side"]))
+        self.maps, self.todo, self.loader = {}, [], None
+
+    def __getstate__(self) -> dict:  # for a worker, which maps the files itself
+        return {**self.__dict__, "maps": {}, "todo": [], "loader": None}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def index_select(self, dim: int, keep: Tensor) -> Pixels:
+        return dataclasses.replace(self, rows=self.rows[keep.numpy()])
+
+    def to(self, device: torch.device) -> Pixels:
+        return dataclasses.replace(self, device=device)
+
+    def __getitem__(self, at: slice | Tensor) -> Tensor:
+        rows = self.rows[at if isinstance(at, slice) else at.numpy()]
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        shards, within = np.divmod(rows, self.index["shard"])
+        for k in np.unique(shards):
+            if k not in self.maps:
+                path = self.folder / self.index["shards"][k]["file"]
+                self.maps[k] = np.load(path, mmap_mode="r")
+            out[shards == k] = self.maps[k][within[shards == k]]
+            # the system may keep the pages, but this process holds none: its memory does not grow
+            self.maps[k]._mmap.madvise(mmap.MADV_DONTNEED)
+        return torch.from_numpy(out)
+
+
+def read(pixels: Tensor | Pixels, rows: Iterable, workers: int = 0) -> Iterator[Tensor]:
+    """``pixels[index]`` for each index (positions ``[B]`` or a slice) of ``rows`` in turn, on the
+    device of ``pixels``. What is on disk is read ahead by so many processes."""
+    if isinstance(pixels, Tensor):
+        yield from (pixels[index] for index in rows)
+        return
+    pixels.loader = pixels.loader or DataLoader(
+        pixels,
+        batch_size=None,
+        sampler=pixels.todo,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if workers else None,
+        pin_memory=torch.device(pixels.device).type == "cuda",
+        generator=torch.Generator(),  # of its own: what is drawn elsewhere stays the same
+    )
+    pixels.todo[:] = [at.cpu() if isinstance(at, Tensor) else at for at in rows]
+    for batch in pixels.loader:
+        yield batch.to(pixels.device, non_blocking=True)
+
+
+def split(pixels, size: int, workers: int = 0, part: slice = slice(None)) -> Iterator[Tensor]:
+    """All images, or those of a part, in turn, ``size`` at a time."""
+    start, stop, _ = part.indices(len(pixels))
+    rows = [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
+    return read(pixels, rows, workers)

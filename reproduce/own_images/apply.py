@@ -1,0 +1,193 @@
+"""A finished run on images that it has never seen: a table of their clusters."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reproduce import data, metrics
+from reproduce.augment import Augment
+from reproduce.config import Config
+from reproduce.data.folder import fill, list_images, relative, unreadable
+from reproduce.data.packed import write_header
+from reproduce.files import TEXT, atomic, is_packed
+from reproduce.methods.every_run import FOLDERS
+from reproduce.runs.trained import load_weights, new_method, wrong_run
+from reproduce.settings import ConfigError, read_settings
+
+NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {*FOLDERS}
+Batch = tuple[list[str], Tensor, dict[str, str]]  # files, their pixels, why others cannot be read
+
+
+class Clusterer(nn.Module):
+    """uint8 images ``[N, C, S, S]`` -> probabilities ``[N, K]`` and features ``[N, D]``, float32.
+
+    With clustering heads: the average over the heads after aligning their clusters. Without: the
+    membership of fuzzy c-means (Bezdek, 1981, m = 2) with the run's k-means centroids, which is in
+    proportion to 1 / squared distance. The largest is the cluster in the run's assignments.csv.
+    """
+
+    def __init__(self, run: str | Path, device: str = "cpu"):
+        super().__init__()
+        self.path = Path(os.path.expanduser(run))
+        self.config, self.metrics, weights = load_weights(self.path)
+        if not (self.path / "apply.npz").exists():
+            how = "has no apply.npz, which says how its clusters are found in new images"
+            raise wrong_run(run, f"{how}: train it again (-p resume False)")
+        with np.load(self.path / "apply.npz") as file:
+            stored = {name: torch.from_numpy(file[name]) for name in file.files}
+        self.n_clusters = self.metrics["data"]["n_clusters"]
+        self.heads, self.spherical = "order" in stored, "cosine" in stored
+        self.shape = len(stored["mean"]), self.config.side, self.config.side
+        self.method = new_method(self.config, self.metrics, weights, self.shape[0])
+        for name, value in stored.items():
+            self.register_buffer(name, value)
+        self.eval().requires_grad_(False).to(device)
+        self.names = read_names(self.path, self.n_clusters)
+
+    def outputs(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Probabilities by head, aligned ``[H, N, K]``, or None; features ``[N, D]``."""
+        out = self.method.outputs(Augment(self.config, self.mean, self.std).clean(images))
+        features = self.method.prepare(out[self.method.space])
+        if self.spherical:
+            features = F.normalize(features, dim=-1)
+        if not self.heads:
+            return None, features
+        return metrics.take_order(out["probabilities"][self.rank], self.order), features
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        by_head, features = self.outputs(images)
+        if self.heads:
+            return by_head.mean(0), features
+        return self.memberships(features), features
+
+    def memberships(self, features: Tensor) -> Tensor:
+        closeness = 1 / squared_distances(features, self.centroids)
+        return closeness / closeness.sum(-1, keepdim=True)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` on the clusterer's device, back on the CPU."""
+        return tuple(t.cpu() for t in self(images.to(self.mean.device)))
+
+
+def squared_distances(x: Tensor, centroids: Tensor) -> Tensor:
+    """``[N, D]`` and ``[K, D]`` -> ``[N, K]``, above 0; centred, to keep float32's digits."""
+    origin = centroids.mean(0)
+    x, c = x - origin, centroids - origin
+    square = x.square().sum(-1, keepdim=True) + c.square().sum(-1)
+    return (square - 2 * x @ c.T).clamp_min(1e-12)
+
+
+def read_names(run: Path, n_clusters: int) -> dict[int, str]:
+    """The names that a user gave to clusters, ``3: cats``, in the run's ``names.yaml``."""
+    path = Path(run) / "names.yaml"
+    names = read_settings(path) if path.exists() else {}
+    for cluster, name in names.items():
+        if type(cluster) is not int or not 0 <= cluster < n_clusters or not isinstance(name, str):
+            wanted = f"lines like '3: cats' for clusters 0 to {n_clusters - 1}"
+            raise ConfigError(f"{str(path)!r} must have {wanted}, got {cluster!r}: {name!r}")
+    return names
+
+
+def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
+    """Batches of images in the order of their files: of a folder, flat or nested, of a data file
+    (``.npz``, as it lies in data_dir), of a packed data set, or of one with a name."""
+    path = Path(os.path.expanduser(source))
+    if path.suffix == ".npz":
+        images = data.read_cached(path.stem, path)
+    elif is_packed(path):
+        images = data.load(Config.from_params({"dataset": "folder", "folder": source}))
+    elif not path.exists() and source in NAMED:
+        images = data.load(Config(dataset=source))
+    else:
+        yield from folder_batches(path, clusterer, size)
+        return
+    shape = tuple(images.pixels.shape[1:])
+    if shape != clusterer.shape:
+        sizes = f"{shape} (channels, height, width), but the run was trained on {clusterer.shape}"
+        raise ConfigError(f"images: those of {source!r} are {sizes}")
+    files = images.files or range(len(images))
+    for i in range(0, len(images), size):
+        yield [str(f) for f in files[i : i + size]], images.pixels[i : i + size], {}
+
+
+def folder_batches(folder: Path, clusterer: Clusterer, size: int) -> Iterator[Batch]:
+    files, side = list_images(folder), clusterer.config.side
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+
+        def begin(part: list[Path]):
+            pixels = np.empty((len(part), 3, side, side), np.uint8)
+            return part, pixels, pool.map(fill, pixels, part)
+
+        ahead = begin(files[:size])
+        for i in range(size, len(files) + size, size):
+            part, pixels, reasons = ahead
+            ahead = begin(files[i : i + size])  # decoded while the network sees the part before
+            found = {relative(file, folder): reason for file, reason in zip(part, reasons)}
+            images = torch.from_numpy(pixels[[not reason for reason in found.values()]])
+            if clusterer.shape[0] == 1:
+                images = images.float().mean(1, keepdim=True).round().byte()
+            bad = {name: reason for name, reason in found.items() if reason}
+            yield [name for name in found if name not in bad], images, bad
+
+
+def apply(
+    run: str, source: str, out: str, embedding: str = "", size: int = 256, skip: bool = False
+) -> dict:
+    """Write ``out``, a row per image: file, cluster, its name if it has one, probability, margin to
+    the next cluster and, without clustering heads, distance from the centroid; and ``embedding``,
+    the features ``[N, D]`` float32 in the same order. Memory does not grow with the images.
+
+    Returns {"images", "skipped", "sizes"}. Where images cannot be read and ``skip`` is False: a
+    ConfigError that counts them all, and nothing is written.
+    """
+    clusterer = Clusterer(run, "cuda" if torch.cuda.is_available() else "cpu")
+    targets = [Path(os.path.expanduser(target)) for target in (out, embedding) if target]
+    for target in targets:
+        if not target.parent.is_dir():
+            raise ConfigError(f"output: {str(target)!r}: there is no folder {str(target.parent)!r}")
+        if target.is_dir():
+            raise ConfigError(f"output: {str(target)!r} is a folder: name a file")
+    bad, sizes = {}, np.zeros(clusterer.n_clusters, int)
+    with contextlib.ExitStack() as files:
+        temporary = [files.enter_context(atomic(target)) for target in targets]
+        try:
+            table = files.enter_context(open(temporary[0], "w", newline="", **TEXT))
+            raw = files.enter_context(open(temporary[1], "wb")) if embedding else None
+        except OSError as error:
+            raise ConfigError(f"output: {out!r} cannot be written: {error.strerror}") from None
+        for names, images, reasons in batches(source, clusterer, size):
+            bad |= reasons
+            if not names or (bad and not skip):
+                continue
+            probabilities, features = clusterer.predict(images)
+            cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
+            rows = {"file": names, "cluster": cluster}
+            if clusterer.names:
+                rows["name"] = [clusterer.names.get(k, "") for k in cluster.tolist()]
+            rows |= {"probability": best[:, 0], "margin": best[:, 0] - best[:, 1]}
+            if not clusterer.heads:
+                square = squared_distances(features, clusterer.centroids.cpu())
+                rows["distance"] = square.sqrt().min(-1)[0].numpy()
+            how = dict(index=False, float_format="%.4f", lineterminator="\n")
+            pd.DataFrame(rows).to_csv(table, header=not sizes.any(), **how)
+            if embedding:
+                if not sizes.any():
+                    write_header(raw, "<f4", 0, features.shape[1])
+                raw.write(features.contiguous().numpy().tobytes())
+            sizes += np.bincount(cluster, minlength=len(sizes))
+        if bad and (not skip or not sizes.any()):
+            raise unreadable(Path(source), bad, "" if skip else " (--skip leaves them out)")
+        if embedding:
+            write_header(raw, "<f4", int(sizes.sum()), features.shape[1])
+    return {"images": int(sizes.sum()), "skipped": list(bad), "sizes": sizes.tolist()}

@@ -1,0 +1,203 @@
+"""Several processes that train one model, started by torchrun; with one process nothing here
+changes what it is given.
+
+Each process holds the same model and draws the same batches and random numbers. It passes its own
+contiguous share of a batch through the network, and ``gather`` puts all shares together again, so
+that a loss is written once, for the whole batch, and is the same in every process. The gradient
+through ``gather`` is the sum over the processes, and DDP takes the mean: together the exact
+gradient of that one loss."""
+
+import contextlib
+import datetime
+import os
+import signal
+from typing import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather, all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+MINUTES = 30  # that processes wait for each other
+GONE = "another one is gone"
+_alone = False
+
+
+class Lost(RuntimeError):
+    """Another process of the run is gone."""
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0; the first alone writes."""
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
+
+
+@contextlib.contextmanager
+def alone():
+    """As if this process were the only one: it works on whole batches and waits for no other."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+@contextlib.contextmanager
+def group(device: str = "auto"):
+    """The group of processes that torchrun started; nothing where it did not start this one.
+
+    Raises Lost in the processes that are left when one is gone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield
+        return
+    lost = Lost(
+        f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} ends because {GONE}; the last "
+        "whole checkpoint is kept, and the same command continues from it"
+    )
+
+    def stop(*_):  # torchrun's signal to the others when one has failed
+        raise lost
+
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        limit = datetime.timedelta(minutes=MINUTES)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
+        yield
+        dist.barrier()
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise lost from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+# ---- shares of rows
+
+
+def own(n: int) -> slice:
+    """This process's contiguous share of n rows; shares differ by one row at most."""
+    return slice(n * rank() // world(), n * (rank() + 1) // world())
+
+
+def share(x: Tensor, views: int = 1, dim: int = 0) -> Tensor:
+    """This process's part of what was made for a whole batch, view by view along ``dim``."""
+    if world() == 1:
+        return x
+    rows = torch.arange(x.shape[dim], device=x.device).view(views, -1)
+    return x.index_select(dim, rows[:, own(rows.shape[1])].flatten())
+
+
+def gather(x: Tensor, views: int = 1) -> Tensor:
+    """All processes' shares ``[V b, ...]``, view by view -> ``[V B, ...]``, view by view."""
+    if world() == 1:
+        return x
+    shares = torch.stack(all_gather(x)).unflatten(1, (views, -1))  # [processes, V, b, ...]
+    return shares.transpose(0, 1).flatten(0, 2)
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Every process's share ``[n_r, ...]`` of some rows, as ``own`` cuts them -> all rows
+    ``[N, ...]``, without gradients."""
+    if world() == 1:
+        return x
+    n = int(reduce_(torch.tensor(len(x), device=x.device)))
+    sizes = [n * (r + 1) // world() - n * r // world() for r in range(world())]
+    padded = torch.cat([x, x.new_zeros(max(sizes) - len(x), *x.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+
+
+def reduce_(x: Tensor, op: str = "sum") -> Tensor:
+    """The sum, "max" or "min" over the processes, in place."""
+    if world() > 1:
+        dist.all_reduce(x, getattr(dist.ReduceOp, op.upper()))
+    return x
+
+
+def broadcast(thing):
+    """What the first process holds, a number or a checkpoint."""
+    if world() == 1:
+        return thing
+    box = [thing]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+# ---- the model
+
+
+class Loss(nn.Module):
+    """A method whose ``forward`` is its loss: what DDP wraps."""
+
+    def __init__(self, method: nn.Module):
+        super().__init__()
+        self.method = method
+
+    def forward(self, views, index: Tensor) -> dict[str, Tensor]:
+        return self.method.loss(views, index)
+
+
+def loss_of(method: nn.Module) -> Callable:
+    """The method's loss; with several processes its gradient is the mean over them."""
+    if world() == 1:
+        return method.loss
+    return DistributedDataParallel(Loss(method), broadcast_buffers=False)
+
+
+def with_global_norm(method: nn.Module, device: torch.device) -> nn.Module:
+    """The method with batch norms that see the shares of all processes."""
+    if world() == 1:
+        return method
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    for module in method.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = GlobalBatchNorm  # the same parameters and buffers
+    return method
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over all processes' images on a CPU, for which torch has none."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        axes, shape = [d for d in range(x.dim()) if d != 1], (1, -1, *[1] * (x.dim() - 2))
+        n, kind = x.numel() // x.shape[1] * world(), x.dtype
+        x = x if kind == torch.float64 else x.float()
+        # a sum whose gradients are summed on the way back
+        mean = all_reduce(x.sum(axes)) / n
+        centred = x - mean.view(shape)
+        variance = all_reduce(centred.square().sum(axes)) / n
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+        y = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            y = torch.addcmul(self.bias.view(shape), y, self.weight.view(shape))
+        return y.to(kind)
+
+
+def same_statistics(method: nn.Module) -> None:
+    """The first process's buffers for all: where batch norm is split, each has its own."""
+    for buffer in method.buffers() if world() > 1 else ():
+        dist.broadcast(buffer, 0)

@@ -1,0 +1,123 @@
+"""The pages of many runs: every notebook that reads them, a table of all runs, and an overview."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+from IPython.lib import lexers  # noqa: F401  the same
+
+from reproduce.files import ROOT
+from reproduce.report import results
+from reproduce.runs.executed import execute, quantize_png, to_html, write
+from reproduce.settings import ConfigError
+
+FIRST = ("report", "entropy", "details", "methods", "embeddings")  # in this order, then the others
+OWN = ("entropy", "methods", "embeddings")  # whose text also fits the runs of one machine
+ONE_RUN = "train", "linear_evaluation", "clusters"  # about one run: no page of their own
+RULES = [rule for rule in results.RULES if rule != "kmeans_pixels"]
+
+
+def notebooks() -> list[Path]:
+    """The notebooks that read many runs, in the order of their pages."""
+    found = {p.stem: p for p in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    names = dict.fromkeys([*FIRST, *found])
+    return [found[name] for name in names if name in found and name not in ONE_RUN]
+
+
+def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -> Path:
+    """Execute the notebooks on the runs below a folder, ``jobs`` at a time, and write their pages,
+    runs.html and index.html there; of the committed runs also README's table of claims. Returns the
+    path of index.html.
+
+    Raises ConfigError if the folder has no finished run, or if a notebook fails on the committed
+    runs. Of other runs, which may be too few for a notebook, only the pages ``OWN`` are made, and
+    one that fails is left out with a sentence on stderr.
+    """
+    folder = Path(os.path.expanduser(results_dir)).resolve()
+    runs = results.load(folder)
+    if runs.empty:
+        raise ConfigError(f"results_dir: {str(folder)!r} has no finished run yet")
+    committed = folder == ROOT / "results"
+    parameters = {} if committed else {"results_dir": str(folder)}
+
+    def run(notebook: Path) -> str:
+        try:
+            execute(notebook, folder / notebook.name, **parameters)
+        except ConfigError as error:
+            if committed:
+                raise
+            print(f"page left out: {error}", file=sys.stderr)
+            return ""
+        return notebook.stem
+
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        chosen = [path for path in notebooks() if committed or path.stem in OWN]
+        done = pool.map(run, chosen)
+        for path in runs["path"]:  # meanwhile, the pages of single runs
+            for executed in (Path(path) / f"{stem}.ipynb" for stem in ("train", "clusters")):
+                if executed.exists():
+                    to_html(executed, executed.with_suffix(".html"), up="../../../")
+        claims = results.claims(runs)
+        made = [stem for stem in done if stem]
+    shared = {"pages": made, "committed": committed}
+    for stem in made:
+        to_html(folder / f"{stem}.ipynb", folder / f"{stem}.html", **shared)
+    if committed:
+        results.write_claims(ROOT / "README.md", claims)
+    claims = claims[committed | (claims["verdict"] != "not run")].to_dict("records")
+    shared |= {"rows": settings_rows(runs, folder), "names": [results.RULES[r] for r in RULES]}
+    shared |= {"cards": [card(folder / f"{stem}.ipynb") for stem in made], "claims": claims}
+    title = (
+        "Deep image clustering: a study of the gap between 79.9 and 40.9 %"
+        if committed
+        else "The runs of this machine"
+    )
+    write(folder / "runs.html", "runs", "All runs", **shared)
+    write(folder / "index.html", "overview", title, n_runs=len(runs), **shared)
+    return folder / "index.html"
+
+
+def card(executed: Path) -> dict:
+    """What the overview shows of an executed notebook: its title, first sentence, first picture."""
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    title, _, text = "".join(cells[0]["source"]).lstrip("# ").partition("\n")
+    first = text.strip().split("\n\n")[0].replace("\n", " ")
+    sentence = re.match(r"(.{40,}?[.?!](?= [A-Z])|.*)", re.sub(r"[*`]", "", first))[0]
+    data = [o.get("data", {}) for cell in cells for o in cell.get("outputs", [])]
+    pngs = [d["image/png"] for d in data if "image/png" in d]
+    small = quantize_png(base64.b64decode(pngs[0]), 32, width=440) if pngs else b""
+    picture = base64.b64encode(small).decode()
+    return {"href": f"{executed.stem}.html", "title": title, "text": sentence, "png": picture}
+
+
+def settings_rows(runs: pd.DataFrame, folder: Path) -> list[dict]:
+    """What runs.html shows: one row per setting, its seeds together."""
+    rows = []
+    for (data, method, _), same in runs.groupby(["data", "method", "setting"], sort=False):
+        scores = 100 * same[[*(f"{rule}_acc" for rule in RULES), "knn_acc"]].astype(float)
+        found = [next(Path(path).glob("train.html"), Path(path)) for path in same["path"]]
+        links = [path.relative_to(folder).as_posix() for path in found]
+        row = {"data": data, "method": method, "setting": results.describe(same.iloc[0])}
+        row |= {"n": len(same), "seconds": same["seconds"].median(), **_curve(same["path"])}
+        scores, seeds = zip(scores.mean(), scores.std()), zip(same["seed"], links)
+        rows.append(row | {"scores": [*scores], "seeds": [*seeds]})
+    return rows
+
+
+def _curve(paths: pd.Series) -> dict:
+    """A line 60 wide and 18 high: ACC from 0 to 1 over the epochs, the mean over the seeds."""
+    history = pd.concat([pd.read_csv(Path(path) / "history.csv") for path in paths])
+    for rule in ("aligned_average_acc", "kmeans_embedding_acc"):
+        if rule in history and history[rule].notna().any():
+            acc = history.groupby("epoch")[rule].mean().dropna()
+            x, y = 60 * acc.index / acc.index.max(), 17 - 16 * acc
+            line = "L".join(f"{a:.0f} {b:.1f}" for a, b in zip(x, y))
+            return {"curve": "M" + line, "said": f"{acc.iloc[0]:.0%} to {acc.iloc[-1]:.0%}"}
+    return {}

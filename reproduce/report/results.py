@@ -1,0 +1,398 @@
+"""Finished runs as tables: load them, select settings, compare two of them with an interval.
+
+``load`` gives one row per finished run. ``history``, ``heads``, ``protocols``, ``probes``,
+``traces`` and ``mass`` give what a run recorded in more than one number, as one tidy table over
+several runs. Labels enter here only as the scores that runs wrote down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from reproduce.config import Config
+from reproduce.metrics import lowest_loss_head
+from reproduce.report.statistics import compare, family, holm, points
+from reproduce.runs import directory as runs
+from reproduce.runs import flops
+from reproduce.settings import ConfigError, read_settings, unknown
+from reproduce.sweeps import campaign
+
+__all__ = ["compare", "family", "holm", "load", "select"]
+RULES = {
+    "first_head": "first head",
+    "mean_of_heads": "mean of heads",
+    "lowest_loss_head": "lowest-loss head",
+    "aligned_average": "aligned average",
+    "best_head_oracle": "best head (oracle)",
+    "best_epoch_and_head_oracle": "best epoch and head (oracle)",
+    "kmeans_embedding": "k-means on features",
+    "kmeans_pixels": "k-means on pixels",
+}
+DATA = {
+    **{f"cifar{n}": f"CIFAR-{n}" for n in (10, 20, 100)},
+    "svhn": "SVHN",
+    "stl10": "STL-10",
+    "stl10_unlabelled": "STL-10 with unlabelled",
+    "imagenet10": "ImageNet-10",
+    "imagenet_dogs": "ImageNet-Dogs",
+    "tiny_imagenet": "Tiny-ImageNet",
+    "imagenet": "ImageNet",
+}
+FIELDS = {f.name: f for f in dataclasses.fields(Config) if f.metadata["identity"]}
+SETTINGS = [name for name in FIELDS if name != "seed"]
+PRESETS = runs.ROOT / "notebooks" / "settings"
+CLAIMS = runs.ROOT / "notebooks" / "claims.yaml"
+
+
+# ---- one row per run
+
+
+def root(results_dir: str | Path = "") -> Path:
+    """The folder of run directories; ConfigError if it was named and does not exist."""
+    folder = (
+        Path(os.path.expanduser(results_dir)).resolve() if results_dir else runs.ROOT / "results"
+    )
+    if results_dir and not folder.is_dir():
+        raise ConfigError(f"results_dir: {str(results_dir)!r} is not a folder")
+    return folder
+
+
+def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
+    """One row per finished run below ``results_dir``, CIFAR-10 and CRLC first, seeds together.
+
+    Columns: every setting that changes what a run computes; "data", the data set's name with the
+    limit on its images; "setting", a hash of all settings but the seed; ``<rule>_acc``, ``_nmi``
+    and ``_ari`` and "knn_acc" in 0..1, nan where not measured; "seconds", "images_per_second",
+    "pflop", that of all steps, and "pflop_with_start", with that of the runs it started from;
+    "device" (its name), "collapsed", "weights_sha256", "path".
+    ``local``: the runs that this machine made, in the folder ``local``, instead of the committed.
+    """
+    folder = root(results_dir) / ("local" if local else "")
+    counted = flops.read(folder)
+    rows = [_row(path, counted) for path in runs.find(folder)] if folder.is_dir() else []
+    scores = [f"{rule}_{score}" for rule in RULES for score in runs.SCORES]
+    measured = ["knn_acc", "seconds", "images_per_second", "pflop", "pflop_with_start"]
+    said = ["device", "collapsed", "weights_sha256", "setting", "path"]
+    columns = ["data", *FIELDS, *scores, *measured, *said]
+    table = pd.DataFrame(rows, columns=columns)
+    table = table.astype({name: float for name in [*scores, *measured]}).copy()
+    first = {"after": table["data"] != "CIFAR-10", "other": table["method"] != "crlc"}
+    by = ["after", "data", "other", "method", "entropy", "lambda1", "setting", "seed"]
+    table = table.assign(**first).sort_values(by, kind="stable", ignore_index=True)
+    return table.drop(columns=[*first])
+
+
+def _row(path: Path, counted: Mapping[Path, dict]) -> dict:
+    """One run's row; a setting newer than the run has its default. counted: ``flops.read``."""
+    config, metrics, origin = (
+        json.loads((path / f"{stem}.json").read_text(encoding="utf-8"))
+        for stem in ("config", "metrics", "provenance")
+    )
+    known = {name: config.get(name, f.default) for name, f in FIELDS.items()}
+    known["weights"] = _start(known["weights"], presets())
+    changed = {n: v for n, v in known.items() if n != "seed" and v != FIELDS[n].default}
+    data = DATA.get(known["dataset"]) or Path(known["folder"]).name or known["dataset"]
+    return {
+        **known,
+        **{f"{r}_{k}": s.get(k) for r, s in metrics["scores"].items() for k in runs.SCORES},
+        **{k: metrics.get(k) for k in ("knn_acc", "seconds", "images_per_second")},
+        **flops.of_directory(path, counted.get(path)),
+        "data": data + (f", {known['limit']:,} images" if known["limit"] else ""),
+        "device": origin["device"],
+        "collapsed": bool(metrics.get("collapse", {}).get("collapsed", False)),
+        "weights_sha256": metrics.get("weights_sha256"),
+        "setting": hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8],
+        "path": str(path),
+    }
+
+
+def scores_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
+    """ACC, NMI and ARI of one run in percent, one row per rule; empty without labels."""
+    rows = pd.DataFrame(metrics["scores"]).reindex(runs.SCORES).T.dropna()
+    return (100 * rows).rename(index=RULES, columns=str.upper).astype(float).round(1)
+
+
+@functools.cache
+def presets() -> dict[str, dict]:
+    """The files in notebooks/settings, each as a full set of settings: name -> setting -> value."""
+    given = {file.stem: read_settings(file) for file in sorted(PRESETS.glob("*.yaml"))}
+    default = {name: FIELDS[name].default for name in SETTINGS}
+    full = {name: {**default, **values} for name, values in given.items()}
+    return {name: {**one, "weights": _start(one["weights"], full)} for name, one in full.items()}
+
+
+def _start(weights: str, known: Mapping[str, dict]) -> str:
+    """What a run started from: in words where that is a run, so that what follows runs of several
+    seeds is one setting. known: ``presets()``."""
+    file = runs.ROOT / os.path.expanduser(weights) / "config.json"
+    if not weights or not file.is_file():
+        return weights
+    config = json.loads(file.read_text(encoding="utf-8"))
+    start = {name: config.get(name, f.default) for name, f in FIELDS.items()}
+    return describe({**start, "weights": _start(start["weights"], known)}, known)
+
+
+def select(table: pd.DataFrame, *free: str, preset: str = "digits-quick", **settings):
+    """The runs, of any seed, whose settings are the preset's but for ``settings``.
+
+    Settings named in ``free`` may have any value: ``select(runs, "lambda1", "entropy")`` is a grid.
+    ConfigError if a setting or the preset is unknown.
+    """
+    if preset not in presets():
+        raise ConfigError(f"preset is {preset!r}: it must be one of {', '.join(presets())}")
+    for name in [*free, *settings]:
+        if name not in FIELDS:
+            raise ConfigError(unknown(name, FIELDS))
+    wanted = {**presets()[preset], **settings}
+    wanted["weights"] = _start(wanted["weights"], presets())
+    fixed = [name for name in wanted if name in FIELDS and name not in {"seed", *free}]
+    return table[(table[fixed] == pd.Series(wanted)[fixed]).all(axis=1)]
+
+
+def describe(run: Mapping[str, Any], known: Mapping[str, dict] | None = None) -> str:
+    """A run's setting in words: its preset and what it changes, ``digits-quick, lambda1 0.3``.
+    known: the presets to choose from, all if not given."""
+    value = {n: run[n] for n in SETTINGS if n != "method"}
+    value = {n: v.item() if hasattr(v, "item") else v for n, v in value.items()}
+    each = {
+        name: {n: v for n, v in value.items() if v != preset[n]}
+        for name, preset in (known or presets()).items()
+    }
+    name, changed = min(each.items(), key=lambda pair: len(pair[1]))  # the fewest changes
+    return ", ".join(filter(None, [name, format_settings(changed)]))
+
+
+def format_settings(settings: Mapping[str, Any]) -> str:
+    """``lambda1 0.3, entropy sample``."""
+    return ", ".join(
+        f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in settings.items()
+    )
+
+
+def stars(kind: str) -> list[tuple[str, dict]]:
+    """The entries of notebooks/campaign.yaml of one kind, each with its data set, CIFAR-10 first.
+
+    kind: "path" (each step kept), "one" (each change alone) or "lambda1" (a grid over it).
+    """
+    return [
+        (data, star)
+        for data, block in {"CIFAR-10": "cpu", "digits": "digits"}.items()
+        for star in campaign.blocks().get(block, [])
+        if kind in star or kind in star.get("grid", {})
+    ]
+
+
+def grid(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs over lambda1 and entropy with the authors' other settings, CIFAR-10 first."""
+    settings = [{"preset": s["settings"], **s.get("with", {})} for _, s in stars("lambda1")]
+    parts = [select(table, "lambda1", "entropy", **one) for one in settings]
+    varied = [part for part in parts if part["lambda1"].nunique() > 1]  # one weight is no grid
+    return pd.concat(varied or parts)
+
+
+def variants(table: pd.DataFrame, star: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """The runs of one entry of notebooks/campaign.yaml: its baseline, then each step or change."""
+    alone = {k: v for k, v in star.items() if k != "grid"}
+    configs = campaign.star_of(alone, {})
+    names = ["baseline", *map(format_settings, star.get("path", star.get("one", [])))]
+    return {name: select(table, **c.identity()) for name, c in zip(names, configs)}
+
+
+def cells(table: pd.DataFrame, block: str) -> pd.DataFrame:
+    """The runs of a design of notebooks/campaign.yaml, with its factors' levels as columns and the
+    name of the "cell"; every seed of a cell's setting that ``table`` has."""
+    parts = [pd.DataFrame(columns=[*table.columns, "cell"])]
+    for cell in campaign.cells(block):
+        identity = Config.from_params(cell.settings).identity()
+        levels = {f"{factor}": level for factor, level in cell.levels.items()}
+        parts.append(select(table, **identity).assign(**levels, cell=cell.name))
+    full = [part for part in parts if len(part)]
+    return pd.concat(full, ignore_index=True) if full else parts[0]
+
+
+# ---- claims
+
+
+def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
+    """Every claim of notebooks/claims.yaml, measured: one row per claim, in the file's order.
+
+    A claim names two settings, each by what it changes from a preset, or one setting and a
+    threshold in percent; a rule; and a direction (above, below, or same: the same computation).
+    Claims with one "family" are corrected together. "verdict" is *holds* where the corrected
+    interval excludes 0 in that direction, *not shown* where it does not, *one seed* where there is
+    no interval, *not run* where runs are missing; "recorded" is the verdict that the prose was
+    written for; "shown" is the difference in words. table: ``load()``.
+    """
+    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    written = [claim for claim in written if "effect" not in claim]  # on a model, not a pair
+    pairs = {claim["id"]: _sides(table, claim) for claim in written}
+    found = [
+        family({c["id"]: pairs[c["id"]] for c in written if c["family"] == name}, "score")
+        for name in dict.fromkeys(claim["family"] for claim in written)
+    ]
+    told = pd.DataFrame(written).set_index("id").rename(columns={"verdict": "recorded"})
+    told = told[["sentence", "data", "family", "rule", "direction", "where", "recorded"]]
+    told = told.join(pd.concat(found)).reset_index()
+    spread = told["a_std"].map(" ± {:.1f}".format).where(told["a_std"].notna(), "")
+    ours = told["a"].map("{:.1f}".format) + spread
+    verdict = told.apply(_verdict, axis=1)
+    told = told.assign(verdict=verdict, ours=ours, shown=told.apply(points, axis=1))
+    told.loc[verdict == "not run", ["ours", "shown"]] = ""
+    return told
+
+
+def _sides(table: pd.DataFrame, claim: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of a claim's two settings, with the compared score as "score"."""
+    sides = claim["ours"], claim["against"]
+    ours, against = ({**side} if isinstance(side, dict) else {} for side in sides)
+    rules = [side.pop("rule", claim["rule"]) for side in (ours, against)]
+    a = select(table, **ours)
+    if not isinstance(claim["against"], dict):  # a threshold in percent, beside each of our runs
+        b = a.assign(score=claim["against"] / 100, weights_sha256=None)
+    else:
+        b = select(table, **against)
+        b = b.assign(score=b[f"{rules[1]}_acc"])
+    if rules[0] != rules[1]:  # two readings of the same weights do differ
+        b = b.assign(weights_sha256=None)
+    return a.assign(score=a[f"{rules[0]}_acc"]), b
+
+
+def _verdict(claim: pd.Series) -> str:
+    if claim["test"] == "none":
+        return "one seed" if np.isfinite(claim["difference"]) else "not run"
+    if claim["direction"] == "same":
+        return "holds" if claim["test"] == "same computation" else "not shown"
+    if claim["direction"] == "equal":
+        return "holds" if max(-claim["low"], claim["high"]) < 1 else "not shown"
+    sign = {"above": 1, "below": -1}[claim["direction"]]
+    return "holds" if claim["clear"] and sign * claim["difference"] > 0 else "not shown"
+
+
+def claims_table(found: pd.DataFrame) -> pd.DataFrame:
+    """``claims`` as the README and the report print them; in percent and points."""
+    shown = found[["data", "sentence", "ours"]].rename(columns={"sentence": "claim"})
+    n = found["n"].where(found["verdict"] != "not run", "")
+    return shown.assign(
+        **{"difference [95 %]": found["shown"], "n": n, "verdict": found["verdict"]}
+    )
+
+
+def write_claims(readme: Path, found: pd.DataFrame) -> None:
+    """Put the table of claims between its two marks in the README."""
+    rows = claims_table(found)
+    lines = [rows.columns, ["---"] * len(rows.columns), *rows.itertuples(index=False)]
+    table = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- claims -->")
+    after = rest.partition("<!-- /claims -->")[2]
+    text = f"{before}<!-- claims -->\n{table}\n<!-- /claims -->{after}"
+    readme.write_text(text, encoding="utf-8")
+
+
+# ---- more than one number per run
+
+
+def _each(
+    table: pd.DataFrame, keep: tuple[str, ...], names: str, read: Callable[[Path], Any]
+) -> pd.DataFrame:
+    """The tables that ``read`` makes of each run directory, below each other, with "seed" and the
+    columns of ``table`` named in ``keep``; runs that lack the file are left out. ``names``: the
+    columns that there are at least, also without any run."""
+    parts = [pd.DataFrame(columns=[*names.split(), "seed", *keep])]
+    for run in table.to_dict("records"):
+        with contextlib.suppress(FileNotFoundError):
+            part = pd.DataFrame(read(Path(run["path"])))
+            parts.append(part.assign(**{name: run[name] for name in ["seed", *keep]}))
+    full = [part for part in parts if len(part)]
+    return pd.concat(full, ignore_index=True) if full else parts[0]
+
+
+def _metrics(path: Path) -> dict:
+    return json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+
+
+def history(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
+    """One row per run and epoch, with the columns of history.csv."""
+    return _each(table, keep, "epoch loss", lambda path: pd.read_csv(path / "history.csv"))
+
+
+def heads(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
+    """One row per run and clustering head: "head", "loss", "acc", "rank" of its loss from 1."""
+
+    def read(path: Path) -> pd.DataFrame:
+        found = pd.DataFrame(_metrics(path).get("heads", []), columns=["loss", "acc"])
+        return found.assign(head=found.index, rank=found["loss"].rank(method="first").astype(int))
+
+    return _each(table, keep, "head loss acc rank", read)
+
+
+def protocols(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
+    """One row per run and protocol of k-means: "space", "normalized", "restarts", "acc"."""
+    names = "space normalized restarts acc nmi ari"
+    return _each(table, keep, names, lambda path: _metrics(path).get("kmeans_protocols", []))
+
+
+def probes(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
+    """One row per run and layer with a linear classifier on it: "layer", "acc", "features"."""
+
+    def read(path: Path) -> pd.DataFrame:
+        layers = json.loads((path / "probes.json").read_text(encoding="utf-8"))["layers"]
+        return pd.DataFrame(layers).T.rename_axis("layer").reset_index()
+
+    return _each(table, keep, "layer acc features", read)
+
+
+def chosen_head(metrics: Mapping[str, Any]) -> int:
+    """The head with the lowest loss, which needs no label; 0 before any training."""
+    losses = [head["loss"] for head in metrics.get("heads", [])]
+    return lowest_loss_head(losses) if losses else 0
+
+
+def traces(table: pd.DataFrame, *keep: str, last: bool = False, every_head: bool = False):
+    """The probabilities of the traced images, one row per run, epoch, image, head and cluster:
+    "epoch", "image" (its number), "label" (-1 without), "head", "cluster", "probability".
+
+    Of the lowest-loss head, or of ``every_head``; at each evaluation, or the ``last`` alone.
+    """
+
+    def read(path: Path) -> pd.DataFrame:
+        with np.load(path / "traces.npz") as stored:
+            p = stored["probabilities"].astype(float)  # [E, I, H, K]
+            epochs, images, labels = (stored[k] for k in ("epochs", "images", "labels"))
+        which = range(p.shape[2]) if every_head else [chosen_head(_metrics(path))]
+        p, epochs = (p[-1:], epochs[-1:]) if last else (p, epochs)
+        p = p[:, :, list(which)]
+        axes = [epochs, images, list(which), range(p.shape[3])]
+        index = pd.MultiIndex.from_product(axes, names=["epoch", "image", "head", "cluster"])
+        rows = pd.Series(p.ravel(), index, name="probability").reset_index()
+        return rows.assign(label=rows["image"].map(dict(zip(images, labels))))
+
+    names = "epoch image head cluster probability label"
+    return _each(table, keep, names, read)
+
+
+def mass(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
+    """The mean prediction over all images, lowest-loss head: "epoch", "cluster", "share"."""
+
+    def read(path: Path) -> pd.DataFrame:
+        with np.load(path / "traces.npz") as stored:
+            share = stored["mass"][:, chosen_head(_metrics(path))].astype(float)  # [E, K]
+            return (
+                pd.DataFrame(share, stored["epochs"])
+                .rename_axis("epoch")
+                .melt(var_name="cluster", value_name="share", ignore_index=False)
+                .reset_index()
+            )
+
+    return _each(table, keep, "epoch cluster share", read)

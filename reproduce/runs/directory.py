@@ -1,0 +1,225 @@
+"""The run directory: what a run leaves behind, and how it is written.
+
+While a run lasts, its checkpoints live in ``<run>.partial``; a finished run is renamed to
+``<run>``, so that nothing half-written is ever read as whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Callable, Iterable
+
+import filelock
+import numpy as np
+import torch
+
+from reproduce.config import Config
+from reproduce.files import ROOT, TEXT, atomic
+from reproduce.runs.provenance import machine_and_code, now, provenance
+from reproduce.settings import ConfigError
+
+SCORES = ("acc", "nmi", "ari")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+
+
+class Run:
+    """One run's directory, ``<results_dir>/<data set>/<method>/<name>``."""
+
+    def __init__(self, config: Config):
+        results = config.results_dir or ROOT / "results" / "local"
+        folder = Path(os.path.realpath(os.path.expanduser(results)))
+        self.config = config
+        self.path = folder / config.dataset / config.method / run_name(config)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        # called after each step with the steps done and all steps, to tell how far it is
+        self.on_step: Callable[[int, int], None] | None = None
+        self.notes: list[str] = []  # for the notebook's reader, as "continued after epoch 12"
+        self.origin: dict = {}  # its provenance, taken before training
+        self.parts: list[dict] = []  # from each start of the run to its end or interruption
+
+    @property
+    def finished(self) -> bool:
+        return os.path.exists(self.path / "metrics.json")
+
+    def json(self, file: str) -> dict:
+        return json.loads((self.path / file).read_text())
+
+    def history(self) -> list[dict]:
+        """The rows that the run yielded, one per epoch; None where a column was not measured."""
+
+        def number(column: str, text: str):
+            return None if text == "" else int(text) if column == "epoch" else float(text)
+
+        with open(self.path / "history.csv", newline="") as file:
+            return [{k: number(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+    @contextlib.contextmanager
+    def lock(self):
+        """Own the directory while training; a second process is refused, a killed one lets go."""
+        owner_file = self.partial / "lock"
+        lock = filelock.FileLock(owner_file)
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            owned = lock.acquire(blocking=False)
+        except filelock.Timeout:
+            owner = owner_file.read_text() or "another process"
+            raise self.unusable(self.path, f"is being written by {owner}") from None
+        except OSError as error:
+            raise self.unusable(self.partial, f"cannot be written: {error.strerror}") from None
+        with owned:
+            try:
+                for remnant in self.partial.glob(".*.tmp"):  # of a process killed while writing
+                    remnant.unlink()
+                owner_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+                yield
+            except OSError as error:
+                if error.errno not in DISK_ERRORS:
+                    raise
+                kept = "the last whole checkpoint is kept"
+                why = f"cannot be written any more: {error.strerror}; {kept}"
+                raise self.unusable(self.partial, why) from None
+
+    def unusable(self, path: Path, why: str) -> ConfigError:
+        return ConfigError(f"results_dir: {str(path)!r} {why}")
+
+    # ---- where it comes from
+
+    def begin_part(self, precision: str, state: dict | None = None, **at: int) -> None:
+        """Take the run's provenance before it trains, or before it goes on.
+
+        precision: in which the network computes. state: the checkpoint it is continued from, which
+        brings the parts before; at: what was done then, in epochs and steps."""
+        self.origin = (state or {}).get("origin") or provenance(self.config)
+        part = {"start": now(), "end": None, **at, **machine_and_code(), "precision": precision}
+        self.parts = [*(state or {}).get("parts", []), part]
+
+    def end_part(self) -> dict:
+        """The run's provenance with its parts, the last of which ends now."""
+        self.parts[-1]["end"] = now()
+        return {"origin": self.origin, "parts": self.parts}
+
+    # ---- checkpoints
+
+    def save_checkpoint(self, state: dict) -> None:
+        """Write a checkpoint behind its own SHA-256; the one before it is kept until the next."""
+        state = {**state, **self.end_part()}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        payload = buffer.getbuffer()
+        current = self.partial / "checkpoint.pt"
+        with atomic(current) as temporary:
+            with open(temporary, "wb") as file:
+                file.writelines([hashlib.sha256(payload).digest(), payload])
+            if current.exists():  # at every moment there is a whole checkpoint.pt
+                previous = self.partial / ".checkpoint.previous.tmp"
+                previous.unlink(missing_ok=True)
+                os.link(current, previous)
+                previous.replace(self.partial / "checkpoint.previous.pt")
+                previous.unlink(missing_ok=True)  # still there if both were the same file already
+
+    def load_checkpoint(self) -> tuple[dict | None, str]:
+        """The newest whole checkpoint, or None, and its file; one that is damaged is passed over,
+        with a note."""
+        damaged = []
+        for file in ("checkpoint.pt", "checkpoint.previous.pt"):
+            path = self.partial / file
+            if not path.exists():
+                continue
+            content = path.read_bytes()
+            if hashlib.sha256(content[32:]).digest() == content[:32]:
+                self.notes += damaged
+                state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+                return state, file
+            damaged.append(f"{file} is damaged and was passed over")
+        if damaged:
+            why = "no whole checkpoint is left: start anew with -p resume False"
+            raise ConfigError(f"{str(self.partial)!r}: {'; '.join(damaged)}; {why}")
+        return None, ""
+
+    def discard(self) -> None:
+        """Forget an interrupted run's checkpoints."""
+        for file in self.partial.glob("checkpoint*.pt"):
+            file.unlink()
+
+    def finish(self, metrics: dict, history: list, weights: dict, assignments: dict, **arrays):
+        """Write everything that a finished run leaves behind, then give the directory its name."""
+        settings = dataclasses.asdict(self.config)
+        for where in ("results_dir", "data_dir"):  # a place on one machine, of no use on another
+            settings.pop(where)
+        self.write_json("config.json", settings)
+        self.write_json("provenance.json", {**self.origin, "parts": self.end_part()["parts"]})
+        self.write_history(history)
+        if assignments:  # a folder's files, each with its cluster
+            self.write_csv("assignments.csv", zip(*assignments.values()), [*assignments])
+        for stem, content in arrays.items():
+            np.savez_compressed(self.partial / f"{stem}.npz", **content)
+        torch.save(weights, self.partial / "model.pt")
+        self.write_json("metrics.json", metrics)
+        # the name first, the checkpoints after: a kill in between loses nothing
+        old = self.path.with_name(f".{self.path.name}.old.partial")
+        shutil.rmtree(old, ignore_errors=True)  # of a process killed here
+        if self.path.exists():
+            self.path.replace(old)
+        if (old / "names.yaml").exists():  # a user's, which fit these clusters if all is equal
+            before = json.loads((old / "metrics.json").read_text()).get("weights_sha256")
+            same = before == metrics.get("weights_sha256")
+            name = "names.yaml" if same else "names.before.yaml"
+            shutil.copy(old / "names.yaml", self.partial / name)
+        self.partial.replace(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what only an unfinished run needs; a kill within ``finish`` may leave it there."""
+        for file in ("lock", "checkpoint.pt", "checkpoint.previous.pt"):
+            (self.path / file).unlink(missing_ok=True)
+
+    def write_history(self, history: list[dict]) -> None:
+        columns = list(dict.fromkeys(column for row in history for column in row)) or ["epoch"]
+        rows = [[row.get(column, "") for column in columns] for row in history]
+        short = [[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows]
+        self.write_csv("history.csv", short, columns)
+
+    def write_csv(self, file: str, rows: Iterable, columns: list[str]) -> None:
+        with open(self.partial / file, "w", newline="", **TEXT) as out:
+            writer = csv.writer(out, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(rows)
+
+    def write_json(self, file: str, content: dict) -> None:
+        (self.partial / file).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def run_name(config: Config) -> str:
+    """A readable name with the hash of all settings: lambda1-1_entropy-batch_seed-0_4f1f51fa."""
+    name = f"seed-{config.seed}_{config.hash()}"
+    if config.method != "crlc":
+        return name
+    return f"lambda1-{config.lambda1:g}_entropy-{config.entropy}_{name}"
+
+
+def find(results: str | Path | None = None) -> list[Path]:
+    """Finished run directories below ``results`` (default: the committed ones), sorted by name;
+    those in directories called ``local`` only if these are named."""
+    root = Path(results) if results else ROOT / "results"
+    runs = sorted(file.parent for file in root.rglob("metrics.json"))
+    whole = [run for run in runs if run.suffix != ".partial"]
+    return [run for run in whole if "local" not in run.relative_to(root).parts]
+
+
+def weights_digest(weights: dict) -> str:
+    """SHA-256 over the values of a state dict of CPU tensors, in its order."""
+    digest = hashlib.sha256()
+    for value in weights.values():
+        digest.update(value.contiguous().numpy())
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""A finished run's network, loaded strictly, for looking at its features."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reproduce import data
+from reproduce.augment import Augment
+from reproduce.config import Config
+from reproduce.data import packed
+from reproduce.evaluation import probes
+from reproduce.files import ROOT, atomic, read_json
+from reproduce.methods import METHODS, Method
+from reproduce.networks import backbones
+from reproduce.networks.weights import moments_of
+from reproduce.runs.directory import weights_digest
+from reproduce.settings import ConfigError, Settings, setting
+
+
+class Trained:
+    """A finished run's method with its weights and images. Strict: ConfigError if the run is not
+    finished, or if its weights are missing, damaged, not those that its metrics were measured on,
+    or do not fit the method. A run without its model.pt may have a ``backbone.pt``, which is all
+    that features take. data_dir: where its images are, which a run does not keep."""
+
+    def __init__(self, run: str | Path, data_dir: str = ""):
+        self.path = Path(os.path.expanduser(run))
+        self.config, self.metrics, weights = load_weights(run, data_dir, backbone_alone=True)
+        self.images = data.load(self.config)
+        if self.images.sha256 != self.metrics["data"]["sha256"]:
+            raise wrong_run(run, f"was trained on other images than {self.images.name!r} holds now")
+        part, _ = self.images.parts(self.config.split, self.config.limit)
+        self.method = new_method(self.config, self.metrics, weights, part.pixels.shape[1])
+        self.method.eval().requires_grad_(False)
+        # a start from other weights brings their moments along
+        self.augment = Augment(self.config, *(moments_of(self.path) or data.moments(part)))
+
+    @property
+    def description(self) -> str:
+        scores = self.metrics["scores"]
+        rule = next((r for r in ("aligned_average", "kmeans_embedding") if r in scores), None)
+        acc = f", {rule.replace('_', ' ')} ACC {scores[rule]['acc']:.1%}" if rule else ""
+        epoch = f"{self.images.name}, epoch {self.metrics['epochs']}"
+        return f"loaded {self.path.name}: {self.config.method} on {epoch}{acc}"
+
+    def keep(self, found: dict) -> None:
+        """Write ``probes.json`` into the run directory."""
+        with atomic(self.path / "probes.json") as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+
+    def parts(self) -> tuple[data.Images, data.Images]:
+        """Training and test images; where there is no test part, every fifth image is one."""
+        train, test = (self.images.part(which, self.config.limit) for which in ("train", "test"))
+        if len(test):
+            return train.scored(), test
+        fifth = torch.arange(len(train)) % 5 == 4
+        return train.take((~fifth).nonzero()[:, 0]), train.take(fifth.nonzero()[:, 0])
+
+    @torch.no_grad()
+    def layers(self, pixels: Tensor, batch: int = 512, at_most: int = 9216) -> dict[str, Tensor]:
+        """Features ``[N, D]`` after each layer in ``backbone.probed`` (with its ReLU), and the
+        backbone's output, "features". Maps are averaged over a grid that leaves at most ``at_most``
+        numbers (Zhang et al., ECCV 2016). Each layer is in a file that is mapped into memory, and
+        is gone with the tensor: of many images all layers may be larger than the memory."""
+        backbone, found, start = self.method.backbone, {}, 0
+
+        def keep(name: str, rows: Tensor) -> None:
+            if name not in found:
+                shape = len(pixels), rows.shape[1]
+                file = tempfile.TemporaryFile(dir=self.path)
+                found[name] = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+            found[name][start : start + len(rows)] = rows
+
+        def hook(name, module, inputs, output):
+            side = max(1, min(output.shape[-1], int((at_most / output.shape[1]) ** 0.5)))
+            keep(name, F.adaptive_avg_pool2d(F.relu(output), side).flatten(1))
+
+        hooks = [
+            backbone.get_submodule(module).register_forward_hook(functools.partial(hook, name))
+            for name, module in backbone.probed.items()
+        ]
+        try:
+            for part in packed.split(pixels, batch):
+                keep("features", backbone(self.augment.clean(part)))
+                start += len(part)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+def wrong_run(run: str | Path, what: str) -> ConfigError:
+    return ConfigError(f"run_dir: {str(run)!r} {what}")
+
+
+def load_weights(
+    run: str | Path, data_dir: str = "", backbone_alone: bool = False
+) -> tuple[Config, dict, dict]:
+    """The settings of a finished run, its metrics, and the weights that they were measured on.
+    backbone_alone: where there is no model.pt, a backbone.pt will do: those weights in half
+    precision, with the digest of the whole ones."""
+    path = Path(os.path.expanduser(run))
+    if not (path / "metrics.json").exists():
+        raise wrong_run(run, "is not the directory of a finished run (it has no metrics.json)")
+    file = path / "model.pt"
+    if backbone_alone and not file.exists() and (path / "backbone.pt").exists():
+        file = path / "backbone.pt"
+    if not file.exists():
+        raise wrong_run(run, "has no model.pt, which stays where a run was made: make it again")
+    metrics = read_json(path / "metrics.json")
+    config = Config.from_params({**read_json(path / "config.json"), "data_dir": data_dir})
+    status, epochs = metrics.get("status"), metrics.get("epochs")
+    if status != "finished":
+        raise wrong_run(run, f"is not a finished run: its metrics.json has the status {status!r}")
+    if epochs < config.epochs or not config.epochs:
+        trained = f"was trained for {epochs} of {config.epochs} epochs"
+        raise wrong_run(run, f"{trained}: an untrained model is not evaluated")
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        if alone := file.name == "backbone.pt":
+            digest, weights = weights["weights_sha256"], weights["state_dict"]
+    except Exception as error:  # whatever a damaged file makes of the unpickler
+        raise wrong_run(file, f"cannot be read: {type(error).__name__}") from None
+    if (digest if alone else weights_digest(weights)) != metrics["weights_sha256"]:
+        measured = "the weights that this run's metrics were measured on"
+        raise wrong_run(file, f"does not hold {measured}")
+    return config, metrics, weights
+
+
+def new_method(config: Config, metrics: dict, weights: dict, channels: int) -> Method:
+    """The method of a finished run, with its weights, for images of so many channels. Where these
+    are the backbone's alone, everything else is as before any training."""
+    found, backbone = metrics["data"], backbones.build(config, channels)
+    method = METHODS[config.method](config, backbone, found["n_clusters"], found["n_train"])
+    if all(name.startswith("backbone.") for name in weights):
+        rest = method.state_dict().items()
+        weights = {k: v for k, v in rest if not k.startswith("backbone.")} | weights
+    try:
+        method.load_state_dict(weights, strict=True)
+    except RuntimeError:  # a list of all tensors
+        what = f"method {config.method!r} with the settings in config.json beside it"
+        raise ConfigError(f"run_dir: its weights do not fit {what}") from None
+    return method
+
+
+def probe(trained: Trained, epochs: int = 100) -> dict:
+    """Linear evaluation of every layer:
+    {"layers": {name: {"acc", "features"}}, "knn_acc", "n_train", "n_test", "epochs"}."""
+    train, test = trained.parts()
+    if not train.labelled:
+        raise ConfigError(f"linear evaluation needs labels, and data set {train.name!r} has none")
+    x, y = trained.layers(train.pixels), trained.layers(test.pixels)
+    layers = {}
+    for name in x:
+        acc = probes.linear_accuracy(x[name], train.labels, y[name], test.labels, epochs)
+        layers[name] = {"acc": acc, "features": x[name].shape[1]}
+    knn = probes.knn_accuracy(x["features"], train.labels, y["features"], test.labels)
+    sizes = {"n_train": len(train), "n_test": len(test)}
+    return {"layers": layers, "knn_acc": knn, **sizes, "epochs": epochs}
+
+
+@dataclass(frozen=True)
+class ProbeParameters(Settings):
+    """The parameters of linear_evaluation.ipynb."""
+
+    run_dir: str = setting("", "of a finished run; empty: of this machine's, the last")
+    data_dir: str = setting("", "where data sets are kept")
+    epochs: int = setting(100, "of the linear classifiers", (1, None))
+
+
+def from_notebook(namespace: Mapping[str, Any]) -> Trained:
+    """The run that the notebook's parameters name (pass ``globals()``)."""
+    given = ProbeParameters.from_notebook(namespace)
+    return Trained(given.run_dir or newest_run(), given.data_dir)
+
+
+def newest_run() -> str:
+    """Of the runs here that have their weights, the directory of the one that finished last."""
+    files = (ROOT / "results" / "local").rglob("model.pt")
+    found = [f for f in files if (f.parent / "metrics.json").exists()]
+    found = [f for f in found if ".partial" not in f.parent.name]
+    if not found:
+        nothing = "run_dir is empty, and no run of this machine has weights"
+        raise ConfigError(f"{nothing}: run notebooks/train.ipynb first, or name a run directory")
+    return str(max(found, key=lambda file: file.stat().st_mtime).parent)

@@ -1,0 +1,1 @@
+"""Many runs: grids, blocks of the studies, processes here and jobs on a cluster."""

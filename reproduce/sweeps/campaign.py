@@ -1,0 +1,197 @@
+"""The studies on CIFAR-10 and digits: what notebooks/campaign.yaml says, as configurations.
+
+A block is a list of stars, or a design: cells, one for each combination of its factors' levels,
+each with a number of runs. Runs of a design have a seed of their own, so that no two cells share
+one, are made in an order drawn at random, and answer claims that were committed before."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from reproduce.config import Config
+from reproduce.files import ROOT
+from reproduce.runs import directory as runs
+from reproduce.runs.directory import Run
+from reproduce.settings import ConfigError, read_settings, read_yaml
+from reproduce.sweeps.sweep import expand
+
+SETTINGS = ROOT / "notebooks" / "settings"
+CLAIMS = ROOT / "notebooks" / "claims.yaml"
+SHAPE = {"settings", "with", "factors", "generators", "cells"}
+DESIGN = {*SHAPE, "runs", "before", "seeds", "order", "chooses"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of a design's levels."""
+
+    name: str  # "entropy batch, lambda1 0.3", or of factors with two levels "ESX"
+    levels: dict  # factor -> level
+    settings: dict  # of its runs, without the seed
+    seeds: tuple[int, ...]  # of its runs
+
+
+def blocks() -> dict[str, list[dict] | dict]:
+    """Each block as the file has it: the list of its stars, or its design."""
+    return {str(k): v for k, v in read_settings(ROOT / "notebooks" / "campaign.yaml").items()}
+
+
+def block(name: str, changes: dict) -> list[Config]:
+    """A block's configurations in order, each with ``changes``; all are checked before any run."""
+    known = blocks()
+    if name not in known:
+        raise ConfigError(f"block is {name!r}: it must be one of {', '.join(known)}")
+    if isinstance(known[name], dict):
+        return drawn(name, changes)
+    configs = [config for star in known[name] for config in star_of(star, changes)]
+    return list({config.hash(): config for config in configs}.values())
+
+
+def star_of(star: dict, changes: dict) -> list[Config]:
+    """The base of a star, and what its path, its single factors and its grid make of it."""
+    base = {**read_settings(SETTINGS / f"{star['settings']}.yaml"), **star.get("with", {})}
+    path = itertools.accumulate(star.get("path", []), lambda kept, factor: {**kept, **factor})
+    grid = {k: v for k, v in star.get("grid", {}).items() if k not in changes}
+    factors = [*path, *star.get("one", [])]
+    for name in itertools.chain(*factors):
+        if name in changes:
+            raise ConfigError(f"{name} cannot be given to a block whose runs differ in it")
+    return expand({**base, **changes}, grid, factors)
+
+
+# ---- designs
+
+
+def cells(name: str) -> list[Cell]:
+    """The cells of a design. A setting that an earlier design has takes that one's seeds first.
+
+    ConfigError where a block is no design, or a cell has two seeds of one number."""
+    known = blocks()
+    if not isinstance(known.get(name), dict):
+        designs = [k for k, v in known.items() if isinstance(v, dict)]
+        raise ConfigError(f"block {name!r} has no cells: it must be one of {', '.join(designs)}")
+    taken: dict[str, tuple[int, ...]] = {}  # setting -> the seeds of its runs
+    for block, design in known.items():
+        if isinstance(design, dict):
+            found = cells_of(block, design, taken)
+            for cell in found:
+                taken[setting(cell)] = cell.seeds
+            if block == name:
+                return found
+    raise AssertionError(name)
+
+
+def cells_of(block: str, design: dict, taken: dict[str, tuple[int, ...]]) -> list[Cell]:
+    """The cells of one design, given the seeds that settings of earlier designs have."""
+    if wrong := sorted({*design} - DESIGN):
+        raise ConfigError(f"block {block}: unknown entry {wrong[0]!r}; known are {sorted(DESIGN)}")
+    base = {**read_settings(SETTINGS / f"{design['settings']}.yaml"), **design.get("with", {})}
+    fresh, found = itertools.count(design["seeds"]), []
+    for levels in combinations(design):
+        changes = [design["factors"][factor][level] for factor, level in levels.items()]
+        settings = dict(base)
+        for change in changes:
+            settings |= change
+        cell = Cell(named(design, levels), levels, settings, ())
+        seeds = taken.get(setting(cell)) or tuple(range(of_cell(design, "before", cell.name)))
+        missing = of_cell(design, "runs", cell.name) - len(seeds)
+        seeds += tuple(itertools.islice(fresh, max(0, missing)))
+        if len({*seeds}) < len(seeds):
+            twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+            raise ConfigError(f"block {block}, cell {cell.name!r}: seed {twice} stands there twice")
+        found.append(Cell(cell.name, levels, settings, seeds))
+    return found
+
+
+def combinations(design: dict) -> list[dict]:
+    """The levels of each cell: every combination of the free factors, with those of the generated
+    ones. A generator names the factors whose product (levels 0 and 1 as -1 and +1) is its level."""
+    generators = design.get("generators", {})
+    free = {k: v for k, v in design["factors"].items() if k not in generators}
+    found = []
+    for values in itertools.product(*free.values()):
+        levels = dict(zip(free, values))
+        for factor, word in generators.items():
+            levels[factor] = (sum(levels[letter] for letter in word) + len(word) + 1) % 2
+        found.append({factor: levels[factor] for factor in design["factors"]})
+    wanted = design.get("cells")
+    return [levels for levels in found if wanted is None or named(design, levels) in wanted]
+
+
+def named(design: dict, levels: dict) -> str:
+    """The name of a cell: of factors with one letter and levels 0 and 1 the letters at level 1, or
+    "none"; else every factor with its level."""
+    if all(len(factor) == 1 and {*design["factors"][factor]} == {0, 1} for factor in levels):
+        return "".join(factor for factor, level in levels.items() if level) or "none"
+    return ", ".join(f"{factor} {level}" for factor, level in levels.items())
+
+
+def of_cell(design: dict, entry: str, cell: str) -> int:
+    """A number that a design gives for all cells, or for some by name and the rest as "else"."""
+    given = design.get(entry, 0)
+    return given.get(cell, given.get("else", 0)) if isinstance(given, dict) else given
+
+
+def setting(cell: Cell) -> str:
+    """The hash of a cell's settings without its seed."""
+    return Config.from_params(cell.settings).replace(seed=0).hash()
+
+
+def drawn(name: str, changes: dict) -> list[Config]:
+    """The configurations of a design, in an order drawn at random."""
+    found, design = cells(name), blocks()[name]
+    for change in changes:
+        if change == "seed" or any(
+            change in level for f in design["factors"].values() for level in f.values()
+        ):
+            raise ConfigError(f"{change} cannot be given to a block whose runs differ in it")
+    configs = [
+        Config.from_params({**cell.settings, **changes, "seed": seed})
+        for cell in found
+        for seed in cell.seeds
+    ]
+    random.Random(design["order"]).shuffle(configs)
+    return configs
+
+
+# ---- what must be true before a design's runs
+
+
+def check(name: str, configs: list[Config]) -> None:
+    """ConfigError where the claims of a design are not committed, or where some of its runs were
+    made by other code than this. Blocks of stars claim nothing of their own, nor does a design that
+    chooses a setting for another."""
+    design = blocks()[name]
+    if not isinstance(design, dict):
+        return
+    if not design.get("chooses") and not committed_claims(name):
+        how = f"write them into {CLAIMS.relative_to(ROOT)} and commit them before the first run"
+        raise ConfigError(f"block {name}: its claims are not committed: {how}")
+    new = [config for config in configs if config.seed >= design["seeds"]]
+    for run in map(Run, new):
+        if run.finished:
+            made = run.json("provenance.json")
+            if made["source"] != runs.source_tree():
+                by = f"{run.path.name} was made by the code of commit {made['git']['commit']}"
+                raise ConfigError(f"block {name}: its run {by}: check that commit out to go on")
+
+
+def committed_claims(name: str) -> bool:
+    """Whether claims of this block stand in notebooks/claims.yaml, the same as in git's HEAD."""
+    where = f"HEAD:{CLAIMS.relative_to(ROOT).as_posix()}"
+    command = ["git", "-C", str(ROOT), "show", where]
+    try:
+        head = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    now = Path(CLAIMS).read_text(encoding="utf-8")
+    here, there = (
+        [claim for claim in read_yaml(text, CLAIMS.name) if claim.get("block") == name]
+        for text in (now, head)
+    )
+    return bool(here) and json.dumps(here) == json.dumps(there)

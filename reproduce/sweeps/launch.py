@@ -1,0 +1,148 @@
+"""Where runs take place: in processes here, one or several for a run (torchrun), or in jobs of a
+Slurm cluster (submitit)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Callable, Iterator
+
+import torch
+import yaml
+
+from reproduce import processes
+from reproduce.config import Config
+from reproduce.files import PACKAGE
+from reproduce.runs.directory import Run
+from reproduce.settings import ConfigError, Diverged, short_repr
+
+CLUSTER = "slurm"  # submitit's name of it; "local" makes its jobs here, as the tests do
+LATE = "left for the next call"
+Done = tuple[int, object]  # which call, and what it returned or the exception that it raised
+
+
+def catch(function: Callable, *arguments):
+    """What the function returns, or the exception that it raises."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error
+
+
+def with_deadline(seconds: float, function: Callable) -> Callable:
+    """The function; but ``LATE`` where a call as long as the longest so far would end after the
+    deadline, in so many seconds from now."""
+    end, longest = time.monotonic() + seconds, 0.0
+
+    def call(*arguments):
+        nonlocal longest
+        start = time.monotonic()
+        if start + longest > end:
+            return LATE
+        outcome = function(*arguments)
+        longest = max(longest, time.monotonic() - start)
+        return outcome
+
+    return call
+
+
+def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:
+    """The calls in threads, ``jobs`` at a time, each yielded when it is done."""
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        futures = {pool.submit(catch, function, *arguments): i for i, arguments in enumerate(calls)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def torchrun(config: Config, run: Run) -> Iterator[dict]:
+    """Train one run in ``config.processes`` processes of this machine; yield its rows. Raises what
+    the first process that failed said."""
+    command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
+    command += ["--module", "reproduce", "train", "--rows"]
+    for name, value in config.changed().items():
+        if name not in ("processes", "tensorboard", "wandb"):  # this process does these
+            command += ["-p", name, yaml.safe_dump(value)]
+    threads = str(max(1, torch.get_num_threads() // config.processes))
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
+    with tempfile.TemporaryFile("w+") as errors:
+        streams = dict(stdout=subprocess.PIPE, stderr=errors, text=True)
+        torchrun = subprocess.Popen([sys.executable, "-m", *command], **streams, env=environment)
+        try:
+            for line in torchrun.stdout:
+                said = json.loads(line)
+                if "step" in said and run.on_step:
+                    run.on_step(said["step"], said["steps"])
+                elif "note" in said:
+                    run.notes.append(said["note"])
+                elif "epoch" in said:
+                    yield said
+            code = torchrun.wait()
+        finally:
+            torchrun.terminate()
+            torchrun.wait()
+        errors.seek(0)
+        text = errors.read()
+        said = re.findall(r"^error: (.*(?:\n  .*)*)", text, re.M)
+        for sentence in said:
+            if sentence.startswith("diverged: "):
+                raise Diverged(sentence[10:])
+        causes = [sentence for sentence in said if processes.GONE not in sentence]
+        if code and causes:
+            raise ConfigError(causes[0])
+        if code:  # a process was killed, or has an error of its own: with its traceback
+            print(text, file=sys.stderr)
+            why = re.search(r"^[\w.]+(Error|Exception)\b.*", text, re.M)
+            raise processes.Lost(why[0] if why else f"torchrun ended with status {code}")
+
+
+def slurm_executor(folder: Path, jobs: int, options: dict):
+    """submitit's executor, checked before anything is submitted.
+
+    options: by the names of its ``update_parameters``, or of ``sbatch``'s long options with
+    underscores: partition, gpus_per_node, timeout_min, mem_gb, qos, account.
+    """
+    unusable = "launcher is 'slurm', but"
+    try:
+        import submitit
+    except ImportError:
+        how = "pip install -e '.[cluster]'"
+        raise ConfigError(f"{unusable} the package submitit is not installed: {how}") from None
+    if CLUSTER == "slurm" and not shutil.which("sbatch"):
+        how = "start the sweep on the cluster's login machine"
+        raise ConfigError(f"{unusable} there is no command 'sbatch' here: {how}")
+    general = submitit.AutoExecutor._typed_parameters()
+    parameters = {"name": "reproduce", "slurm_array_parallelism": max(1, jobs)}
+    for name, value in options.items():
+        own = name in general or name.startswith("slurm_")
+        parameters[name if own else f"slurm_{name}"] = value
+    executor = submitit.AutoExecutor(folder, cluster=CLUSTER)
+    try:
+        executor.update_parameters(**parameters)
+    except (NameError, AssertionError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"slurm: {why}; got {short_repr(options)}") from None
+    return executor
+
+
+def slurm(function: Callable, calls: list[tuple], executor, every: float = 1.0) -> Iterator[Done]:
+    """The calls as one array of jobs, each yielded when done; a job that died is an exception."""
+    from submitit import helpers
+
+    with executor.batch():
+        jobs = [executor.submit(catch, function, *arguments) for arguments in calls]
+    for job in helpers.as_completed(jobs, poll_frequency=every):
+        try:
+            outcome = job.result()
+        except Exception:  # submitit's: there is no result
+            how = f"job {job.job_id} ended without a result, in state {job.state}"
+            outcome = RuntimeError(f"{how}; its log: {job.paths.stderr}")
+        yield jobs.index(job), outcome

@@ -1,0 +1,217 @@
+"""One's own images, from a folder to a page."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_apply import METHODS, paint
+
+from reproduce.__main__ import main
+from reproduce.config import Config
+from reproduce.data import sets as data
+from reproduce.own_images import clusters
+from reproduce.runs.directory import Run
+from reproduce.settings import ConfigError
+from reproduce.train import fit
+
+
+def settings_for(base, folder, method, **changes):
+    common = dict(dataset="folder", folder=str(folder), image_size=8, width=4, method=method)
+    places = dict(results_dir=str(base / "runs"), data_dir=str(base / "data"))
+    small = {"n_clusters": 2, "epochs": 1, "batch_size": 8, **METHODS[method]}
+    return Config.from_params({**common, **places, **small, **changes})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    base = tmp_path_factory.mktemp("clusters")
+    folder = paint(base / "images")
+    copied = folder / "train" / "side0" / "00.png"
+    (copied.parent / "90.png").write_bytes(copied.read_bytes())  # a duplicate
+    return base, folder
+
+
+def trained(place, method, **changes):
+    run = Run(settings_for(*place, method, **changes))
+    if not run.finished:
+        list(fit(run.config, run))
+    return run.path
+
+
+def look(place, path, **more):
+    return clusters.look(str(path), data_dir=str(place[0] / "data"), **more)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_looked_at(place, method):
+    path = trained(place, method)
+    found = look(place, path)
+    with open(path / "assignments.csv", newline="") as file:
+        rule = "aligned_average" if method == "crlc" else "kmeans_embedding"
+        known = {row["file"]: int(row[rule]) for row in csv.DictReader(file)}
+    assert dict(zip(found.table["file"], found.table["cluster"])) == known
+    assert found.sizes.tolist() == np.bincount(list(known.values()), minlength=2).tolist()
+    assert found.votes.shape == ((3 if method == "crlc" else 5), 25)
+    assert found.table["agree"].between(0, 1).all()
+    k = int(found.sizes.argmax())
+    sure, unsure = found.typical(k, 4), found.doubtful(k, 4)
+    assert (np.diff(found.table["probability"][sure]) <= 0).all()
+    assert found.table["margin"][unsure].max() <= found.table["margin"][sure].min()
+    pairs = clusters.near_duplicates(found, 3)
+    names = {tuple(sorted(p)) for p in zip(pairs["file_a"], pairs["file_b"])}
+    assert ("train/side0/00.png", "train/side0/90.png") in names and pairs["cosine"].max() > 0.999
+    assert (pairs["a"] < pairs["b"]).all()
+    few = look(place, path, at_most=5)
+    assert list(few.table["file"]) == [list(known)[i] for i in (0, 6, 12, 18, 24)]
+    assert few.sizes.sum() == 25
+
+
+def test_other_images_than_it_was_trained_on(place, tmp_path):
+    """A folder that has changed since says what to do about it."""
+    folder = paint(tmp_path / "images")
+    run = Run(settings_for(tmp_path, folder, "crlc"))
+    list(fit(run.config, run))
+    (folder / "train" / "side0" / "00.png").unlink()
+    with pytest.raises(ConfigError, match="other images than are there now: -p resume False"):
+        clusters.look(str(run.path), data_dir=str(tmp_path / "data"))
+
+
+def test_other_starts_of_k_means_vote_with_the_numbers_of_the_first():
+    cluster = torch.arange(60) % 3
+    features = torch.randn(60, 4) * 0.01 + 10 * torch.eye(3, 4)[cluster]
+    votes = clusters.restarts(features, cluster, 3)
+    assert votes.shape == (5, 60) and (votes == cluster.numpy()).mean() > 0.8
+
+
+def test_the_images_are_cached_where_they_were_for_the_run(place, tmp_path, monkeypatch):
+    path = trained(place, "crlc")
+    monkeypatch.setattr(data, "ROOT", tmp_path / "no")
+    (tmp_path / "here").mkdir()
+    given = {"run_dir": str(path), "at_most": 9, "per_row": 3, "on_map": 9}
+    clusters.from_notebook({**given, "data_dir": str(tmp_path / "here")})
+    assert list((tmp_path / "here").glob("folder-*.npz")) and not (tmp_path / "no").exists()
+
+
+def test_runs_of_other_seeds_and_other_k_are_found(place):
+    path = trained(place, "crlc")
+    trained(place, "crlc", seed=1)
+    trained(place, "crlc", n_clusters=3)
+    trained(place, "crlc", lambda1=0.5)
+    found = look(place, path)
+    runs = clusters.related(found)
+    assert runs[["K", "seed"]].values.tolist() == [[2, 0], [2, 1], [3, 0]]
+    assert runs["between_heads"].between(-1, 1).all()
+    assert clusters.mean_agreement([[0, 0, 1, 1], [1, 1, 0, 0]]) == 1
+    assert np.isnan(clusters.mean_agreement([[0, 1]]))
+
+
+@pytest.mark.parametrize(
+    "n, size, mode, gpu, expected",
+    [
+        (40, (30, 28), "L", False, ("digits", 28, 0, "compact", 200, 8)),
+        (40, (90, 70), "L", False, ("images", 64, 32, "compact", 200, 8)),
+        (300, (40, 50), "RGB", False, ("images", 40, 32, "compact", 200, 64)),
+        (300, (40, 50), "RGB", True, ("images", 40, None, "resnet18", 500, 64)),
+    ],
+)
+def test_settings_go_by_images_and_device(tmp_path, n, size, mode, gpu, expected):
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        shape = (size[1], size[0]) + ((3,) if mode == "RGB" else ())
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(tmp_path / f"{i:03d}.png")
+    settings, said = clusters.choose(str(tmp_path), {"n_clusters": 3, "seed": 4}, gpu)
+    config = Config.from_params(settings)
+    wanted = ("augmentation", "image_size", "view_size", "backbone", "epochs", "batch_size")
+    assert tuple(settings.get(name) for name in wanted) == expected
+    assert config.seed == 4 and f"{n} {'grey' if mode == 'L' else 'colour'} images" in said
+    start = clusters.choose(str(tmp_path), {"n_clusters": 3, "weights": "imagenet"}, gpu)[0]
+    assert Config.from_params(start).freeze
+    assert start["epochs"] == {(300, False): 67, (300, True): 67, (40, False): 200}[n, gpu]
+    free = clusters.choose(str(tmp_path), {"weights": "imagenet", "method": "byol"}, gpu)[0]
+    assert not Config.from_params({**free, "n_clusters": 3}).freeze
+    assert "7 epochs" in clusters.choose(str(tmp_path), {"epochs": 7}, gpu)[1]
+    Config.from_params(clusters.choose(str(tmp_path), {"n_clusters": 3, "epochs": 2}, gpu)[0])
+
+
+def test_a_large_grey_photograph_is_not_taken_for_a_drawing(tmp_path):
+    """A JPEG is decoded at a smaller size, which is not its own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 640), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    settings, said = clusters.choose(str(tmp_path), {}, False)
+    assert settings["augmentation"] == "images" and "of about 512 pixels" in said
+
+
+def test_a_hundred_thousand_images_get_few_epochs(tmp_path, monkeypatch):
+    Image.new("RGB", (80, 80), "red").save(tmp_path / "a.png")
+    listed = [(tmp_path / "a.png", -1, 0)] * 100_000
+    monkeypatch.setattr(clusters, "list_folder", lambda folder: (listed, []))
+    assert clusters.choose(str(tmp_path), {}, False)[0]["epochs"] == 5
+    assert clusters.choose(str(tmp_path), {}, True)[0]["epochs"] == 30
+
+
+def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
+    folder = paint(tmp_path / "images")
+    words = ["clusters", str(folder), "2"]
+    for name, value in (("results_dir", "runs"), ("data_dir", "data")):
+        words += ["-p", name, str(tmp_path / value)]
+    words += ["-p", "epochs", "1", "-p", "width", "4", "-p", "method", "byol"]
+    with monkeypatch.context() as without:  # once is enough
+        without.setattr("reproduce.runs.executed.execute", lambda *words, **named: None)
+        without.setattr("reproduce.runs.executed.to_html", lambda *words, **named: None)
+        assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "24 colour images of about 8 pixels" in said and "clusters.html" in said
+    (run,) = (tmp_path / "runs" / "folder" / "byol").iterdir()
+    (run / "names.yaml").write_text("0: bright\n1: dark\n")
+    assert main(words) == 0
+    assert "already finished" in capsys.readouterr().out
+    page = (run / "clusters.html").read_text(encoding="utf-8")
+    assert 'aria-label="Pages"' not in page and "index.html" not in page, "there is none yet"
+    assert page.count("<img") >= 5 and "bright" in page and "TqdmWarning" not in page
+    with open(run / "clusters.csv", newline="") as file:
+        assert {row["name"] for row in csv.DictReader(file)} <= {"bright", "dark"}
+
+
+def test_wrong_input_ends_in_a_sentence(place, tmp_path, capsys):
+    base, folder = place
+    places = ["-p", "results_dir", str(tmp_path / "r"), "-p", "data_dir", str(tmp_path / "d")]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"no image")
+    for where, k, said in (
+        (tmp_path / "empty", "2", "holds no image"),
+        (tmp_path / "gone", "2", "does not exist"),
+        (tmp_path / "bad", "2", "can be read as an image"),
+        (folder, "26", "more than the 25 images"),
+        (folder, "1", "n_clusters is 1"),
+    ):
+        assert main(["clusters", str(where), k, *places]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1, error
+    given = {"run_dir": "", "at_most": 10, "per_row": 3, "on_map": 5}
+    for wrong, said in (
+        ({"per_row": 0}, "per_row must be a whole number of at least 1"),
+        ({"at_most": 1}, "at_most must be a whole number of at least 2"),
+        ({"data_dir": 3}, "data_dir must be a text"),
+        ({"rows": 3}, "unknown parameter 'rows'"),
+        ({"run_dir": str(tmp_path)}, "not the directory of a finished run"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            clusters.from_notebook({**given, **wrong})
+
+
+def test_the_pictures_can_be_drawn(place):
+    import matplotlib.pyplot as plt
+
+    found = look(place, trained(place, "crlc"))
+    k = int(found.sizes.argmax())
+    found.names = {k: "left"}
+    fig = clusters.sheet(found, [(found.title(k), np.arange(3), "white"), ("b", [1], "0.6")], ["x"])
+    assert fig.axes[0].get_ylabel() == "left" and sum(bool(ax.images) for ax in fig.axes) == 4
+    fig, ax = plt.subplots()
+    xy = torch.rand(25, 2).numpy()
+    clusters.draw_thumbnails(found, xy, np.arange(25), ax, cells=3)
+    assert 4 <= len(ax.images) <= 9
+    plt.close("all")

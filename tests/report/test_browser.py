@@ -1,0 +1,367 @@
+"""The pages and the notebook as a reader meets them: in Chromium, without any network."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import nbformat
+import pytest
+import requests
+
+from reproduce.files import ROOT
+from reproduce.report import pages
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+RUNS = [
+    "digits/crlc/lambda1-0.1_*_seed-[012]_*",
+    "digits/crlc/lambda1-1_entropy-*_seed-[012]_*",
+    "digits/byol/*",
+    "cifar10/crlc/*_seed-0_*",
+]
+NOTEBOOK = {
+    "entropy": """# What one page holds
+
+This first sentence is what the overview says of it. A second one is not.
+---
+results_dir: str = ""  # folder of run directories
+---
+print("a line that was printed")
+---
+## A figure
+
+Prose before it.
+---
+import matplotlib.pyplot as plt
+plt.plot([0, 1], [1, 0])
+plt.show()
+---
+### Its table
+
+---
+import pandas as pd
+table = pd.DataFrame({"ACC": ["97.4 ± 0.8", "9.0"]} | {f"wide {i}": [i, i] for i in range(20)})
+table.insert(0, "setting", ["first", "second"])
+table.set_index(pd.MultiIndex.from_product([["digits"], ["a", "b"]], names=["data", "name"]))
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens an address at a width; nothing may fail on the console or ask a network."""
+    context, wrong = browser.new_context(), []
+    context.set_default_timeout(20_000)
+
+    def only_here(route):
+        where = urlparse(route.request.url)
+        if where.scheme in ("file", "data", "blob") or where.hostname == "127.0.0.1":
+            return route.continue_()
+        wrong.append(f"asked {route.request.url}")
+        route.abort()
+
+    context.route("**/*", only_here)
+    context.on("console", lambda m: m.type == "error" and wrong.append(f"console: {m.text}"))
+    context.on("weberror", lambda e: wrong.append(f"error: {e.error}"))
+
+    def visit(address, width=1280):
+        page = context.new_page()
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(address.as_uri() if isinstance(address, Path) else address)
+        return page
+
+    yield visit
+    context.close()
+    assert not wrong
+
+
+def notebook(text, path):
+    cells = []
+    for i, source in enumerate(part.strip() for part in text.split("---\n")):
+        code = not source.startswith(("#", "Prose"))
+        cell = nbformat.v4.new_code_cell(source) if code else nbformat.v4.new_markdown_cell(source)
+        cell.metadata["tags"] = ["parameters"] if i == 1 else []
+        cells.append(cell)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Pages of a few committed runs and of one small notebook, as ``make report`` makes them."""
+    root = tmp_path_factory.mktemp("site")
+    (root / "notebooks").mkdir()
+    notebook(NOTEBOOK["entropy"], root / "notebooks" / "entropy.ipynb")
+    folder = root / "results" / "local"
+    for run in (run for pattern in RUNS for run in (ROOT / "results").glob(pattern)):
+        left_out = shutil.ignore_patterns("*.npz", *(["train.*"] if "seed-1" in run.name else []))
+        shutil.copytree(run, folder / run.relative_to(ROOT / "results"), ignore=left_out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "ROOT", root)
+        assert pages.build(folder) == folder / "index.html"
+    return folder
+
+
+def column(page, name):
+    """The shown values of a column of the table of runs."""
+    names = page.locator("#runs thead th").all_inner_texts()
+    index = [n.strip(" ▲▼") for n in names].index(name) + 1
+    return [
+        c.inner_text()
+        for c in page.locator(f"#runs tbody tr:not([hidden]) td:nth-child({index})").all()
+    ]
+
+
+def test_the_runs_are_sorted_by_number_and_by_name(site, visit):
+    page = visit(site / "runs.html")
+
+    def means(name):
+        return [float(v.split(" ±")[0]) for v in column(page, name) if v]
+
+    for name in ("k-means on features", "aligned average"):
+        before = means(name)
+        assert before != sorted(before) and before != sorted(before, reverse=True)
+        page.get_by_role("button", name=name).click()
+        assert means(name) == sorted(before, reverse=True)
+        page.get_by_role("button", name=name).click()
+        assert means(name) == sorted(before)
+    page.get_by_role("button", name="Method").click()
+    assert column(page, "Method")[0] == "byol"
+    page.get_by_role("button", name="aligned average").click()
+    page.get_by_role("button", name="aligned average").click()
+    blank = column(page, "aligned average")
+    assert "" in blank and blank.index("") == len(means("aligned average")), "empty ones come last"
+    assert page.locator("th[aria-sort]").count() == 1
+    assert page.locator("th[aria-sort=ascending]").inner_text().startswith("aligned average")
+    page.get_by_role("button", name="Method").click()
+    methods = column(page, "Method")
+    assert methods == sorted(methods) and {"byol", "crlc"} == set(methods)
+
+
+def test_the_runs_are_filtered_by_words_and_by_column(site, visit):
+    page = visit(site / "runs.html")
+    rows, count = column(page, "Method"), page.locator("#count")
+    assert count.inner_text() == f"{len(rows)} settings"
+    page.get_by_label("Method").select_option("byol")
+    assert set(column(page, "Method")) == {"byol"}
+    assert count.inner_text() == f"1 of {len(rows)} settings"
+    page.get_by_label("Method").select_option("all")
+    page.get_by_label("Data").select_option("digits")
+    page.get_by_label("Find").fill("SAMPLE lambda1 0.1")
+    assert column(page, "Preset, and what it changes") == [
+        "digits-quick, lambda1 0.1, entropy sample"
+    ]
+    page.get_by_label("Find").fill("no such thing")
+    assert column(page, "Method") == [] and count.inner_text() == f"0 of {len(rows)} settings"
+    page.get_by_label("Find").fill("")
+    page.get_by_label("Data").select_option("all")
+    assert column(page, "Method") == rows
+
+
+def test_a_row_is_a_setting_and_its_seeds_are_links(site, visit):
+    page = visit(site / "runs.html")
+    page.get_by_label("Find").fill("digits lambda1 0.1 sample")
+    assert column(page, "n") == ["3"] and page.locator("tr:not([hidden]) svg path").count() == 1
+    links = page.locator("#runs tbody tr:not([hidden]) a")
+    assert links.all_inner_texts() == ["0", "1", "2"]
+    assert links.nth(0).get_attribute("href").endswith("/train.html")
+    assert (site / links.nth(1).get_attribute("href")).is_dir(), "a run without a page: its folder"
+    links.nth(0).click()
+    page.get_by_role("link", name="All runs").click()
+    assert page.url.endswith("/runs.html")
+
+
+def test_from_the_overview_to_a_heading_and_back(site, visit):
+    page = visit(site / "index.html")
+    assert page.locator("h2").all_inner_texts() == ["Claims", "Pages"]
+    assert "holds" in page.locator(".claims .verdict").all_inner_texts()
+    assert "not run" not in page.locator(".claims").inner_text()
+    card = page.locator(".cards a").first
+    assert "This first sentence is what the overview says of it." in card.inner_text()
+    assert "second one" not in card.inner_text() and card.locator("img").count() == 1
+    card.click()
+    assert page.title() == "What one page holds"
+    page.locator("nav.contents").get_by_role("link", name="Its table").click()
+    assert page.url.endswith("entropy.html#Its-table")
+    assert page.locator("nav.site [aria-current]").inner_text() == "Entropy"
+    assert page.get_by_text("this machine's own runs").is_visible()
+    page.get_by_role("link", name="Overview").click()
+    assert page.url.endswith("/index.html")
+
+
+def test_a_page_folds_its_code_and_shows_no_injected_cell(site, visit):
+    page = visit(site / "entropy.html")
+    assert page.get_by_text("a line that was printed", exact=True).is_visible()
+    code = page.locator("details.source")
+    assert code.all_inner_texts() == ["Parameters", "Code", "Code", "Code"]
+    assert not page.get_by_text("plt.show()").is_visible()
+    code.nth(2).locator("summary").click()
+    assert page.get_by_text("plt.show()").is_visible()
+    assert "Parameters" not in page.locator("main").inner_text().replace("Parameters", "", 1)
+    assert page.locator("img").get_attribute("alt") == "Figure: A figure"
+    assert str(site) not in page.content()
+
+
+def test_text_stands_left_and_numbers_right(site, visit):
+    page = visit(site / "entropy.html")
+    align = "cells => cells.map(c => getComputedStyle(c).textAlign)"
+    names, blank, first, second = (r.locator("th, td") for r in page.locator("table tr").all())
+    assert names.evaluate_all(align)[:4] == ["left", "left", "left", "right"]
+    assert first.evaluate_all(align)[:5] == ["left", "left", "left", "right", "right"]
+    assert second.evaluate_all(align)[:4] == ["left", "left", "right", "right"]
+
+
+def every_page(folder):
+    """The pages of a folder, and those of its runs."""
+    return sorted(folder.glob("*.html")) + sorted(folder.glob("*/*/*/train.html"))
+
+
+def ids(path):
+    return {*re.findall(r'id="([^"]+)"', path.read_text(encoding="utf-8"))}
+
+
+def check(path, visit):
+    """No sideways scroll on a telephone, a text for every picture, links to what exists, print."""
+    page = visit(path, width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+    for picture in page.locator("img").all():
+        alt = picture.get_attribute("alt")
+        assert " " in alt and "No description" not in alt, path
+        assert picture.evaluate("i => i.naturalWidth > 0"), path
+    for link in page.locator("a").all():
+        target = urlparse(link.evaluate("a => a.href"))
+        assert target.scheme in ("file", "https"), path
+        if target.scheme == "file":
+            there = Path(unquote(target.path))
+            assert there.exists(), (path, there)
+            names = {target.fragment, unquote(target.fragment)}
+            assert names == {""} or names & ids(there), (path, target.fragment)
+    page.emulate_media(media="print")
+    assert page.locator("nav:visible").count() == 0 and page.locator("h1").is_visible(), path
+
+
+def test_every_page_fits_a_telephone_and_its_links_lead_somewhere(site, visit):
+    found = every_page(site)
+    assert {"index.html", "runs.html", "entropy.html", "train.html"} == {p.name for p in found}
+    for path in found[:5]:
+        check(path, visit)
+
+
+def test_every_committed_page_fits_a_telephone_and_its_links_lead_somewhere(visit):
+    found = [path for path in every_page(ROOT / "results") if "local" not in path.parts]
+    assert len(found) > 20
+    for path in found:
+        check(path, visit)
+
+
+def test_the_table_of_all_committed_runs_is_small(tmp_path):
+    from reproduce.report import results
+
+    rows = pages.settings_rows(results.load(), ROOT / "results")
+    names = [results.RULES[rule] for rule in pages.RULES]
+    page = tmp_path / "runs.html"
+    pages.write(page, "runs", "All runs", rows=rows, names=names)
+    assert len(rows) > 40 and page.stat().st_size < 100_000
+
+
+# ---- JupyterLab
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """The address of a JupyterLab that has a small copy of train.ipynb, at a free port."""
+    copy = nbformat.read(ROOT / "notebooks" / "train.ipynb", as_version=4)
+    cell = next(c for c in copy.cells if "parameters" in c.metadata.get("tags", []))
+    tiny = {"epochs": 12, "width": 4, "limit": 300, "results_dir": "runs", "data_dir": "data"}
+    cell.source += "".join(f"\n{name} = {value!r}" for name, value in tiny.items())
+    nbformat.write(copy, tmp_path / "train.ipynb")
+    tracker = tmp_path / "settings" / "@jupyterlab" / "notebook-extension"
+    tracker.mkdir(parents=True)
+    every_cell = {"windowingMode": "none"}  # in the page, also where it is scrolled out of sight
+    (tracker / "tracker.jupyterlab-settings").write_text(json.dumps(every_cell))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={tmp_path}",
+        f"--IdentityProvider.token={token}",
+        f"--LabApp.user_settings_dir={tmp_path / 'settings'}",
+        f"--LabApp.workspaces_dir={tmp_path / 'workspaces'}",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.news_url=",
+    ]
+    places = {f"JUPYTER_{k}_DIR": str(tmp_path / k) for k in ("CONFIG", "DATA", "RUNTIME")}
+    here = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path / "ipython")}
+    with open(tmp_path / "server.log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options],
+            env={**os.environ, **places, **here},
+            stdout=log,
+            stderr=log,
+        )
+    yield f"http://127.0.0.1:{port}/lab/tree/train.ipynb?token={token}"
+    server.terminate()
+    server.wait(30)
+
+
+OBSERVE = """() => {
+  window.bars = [];
+  new MutationObserver(() => {
+    const found = document.body.innerText.match(/(\\d+)\\/12 \\[/);
+    if (found && window.bars.at(-1) !== found[1]) window.bars.push(found[1]);
+  }).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
+
+
+def test_the_notebook_runs_in_jupyterlab_to_its_last_figure(lab, visit, tmp_path):
+    patient = requests.adapters.Retry(total=90, backoff_factor=0.5, backoff_max=1)
+    with requests.Session() as session:
+        session.mount("http://", requests.adapters.HTTPAdapter(max_retries=patient))
+        assert session.get(lab).ok
+    page = visit(lab)
+    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    cells.last.wait_for(state="attached", timeout=60_000)
+    page.get_by_text("| Idle").wait_for(timeout=60_000)
+    page.evaluate(OBSERVE)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    picture = cells.last.locator("img")
+    picture.wait_for(state="attached", timeout=240_000)
+    assert picture.evaluate("i => i.naturalWidth") > 300
+    bars = [int(n) for n in page.evaluate("window.bars")]
+    # on a busy machine what the page draws may be seen again or out of order
+    assert len(set(bars)) > 3 and max(bars) == 12, "the bar moved"
+    assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    assert [*tmp_path.glob("runs/digits/crlc/*/metrics.json")]

@@ -1,0 +1,163 @@
+"""Executed notebooks as they are kept: small, without a place or a time, and still the same
+pictures."""
+
+import base64
+import io
+import json
+import re
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from reproduce.files import ROOT
+from reproduce.report import pages, plots, results
+from reproduce.settings import ConfigError
+
+
+@pytest.fixture
+def drawn():
+    """Ten thin lines of ten colours, as PNG."""
+    plots.style()
+    figure, ax = plt.subplots(figsize=(6, 4))
+    for k in range(10):
+        ax.plot(np.sin(np.linspace(0, 6, 50) + k), color=plots.COLORS[k])
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    plt.close(figure)
+    return content.getvalue()
+
+
+def rgb(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def test_few_colors_keep_every_line_its_colour(drawn):
+    small = pages.quantize_png(drawn)
+    before, after = rgb(drawn), rgb(small)
+    assert len(small) < 0.5 * len(drawn) and len(np.unique(after.reshape(-1, 3), axis=0)) <= 64
+    assert (
+        before.shape == after.shape
+        and np.abs(before - after).mean() < 1
+        and (after[0, 0] == 255).all()
+    )
+    for color in plots.COLORS[:10]:
+        line = np.abs(before - (255 * np.array(color)).round()).max(-1) <= 1
+        assert line.sum() > 50 and np.abs(after[line] - before[line]).max() < 16
+
+
+def test_what_has_few_colors_stays_as_it_is(drawn):
+    small = pages.quantize_png(drawn)
+    assert pages.quantize_png(small) == small
+
+
+def test_photographs_stay_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    assert pages.quantize_png(content.getvalue()) == content.getvalue()
+
+
+def test_a_transparent_picture_is_put_on_white():
+    content = io.BytesIO()
+    Image.new("RGBA", (400, 400), (0, 0, 0, 0)).save(content, "PNG", compress_level=0)
+    assert (rgb(pages.quantize_png(content.getvalue())) == 255).all()
+
+
+def test_an_executed_notebook_forgets_where_and_when_and_keeps_what_was_said(tmp_path, drawn):
+    said = {
+        "name": "stdout",
+        "output_type": "stream",
+        "text": [f"run directory: {ROOT}/results/x, 97 % ± 1\n"],
+    }
+    shown = {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"image/png": base64.b64encode(drawn).decode(), "text/plain": "<Figure>"},
+    }
+    cell = {
+        "cell_type": "code",
+        "execution_count": 1,
+        "id": "a",
+        "source": "x",
+        "outputs": [said, shown],
+        "metadata": {
+            "execution": {"iopub.status.busy": "2026"},
+            "papermill": {"duration": 1.0},
+            "tags": ["parameters"],
+        },
+    }
+    path = tmp_path / "out.ipynb"
+    path.write_text(
+        json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    pages.strip_paths_and_times(path)
+    (kept,) = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert kept["outputs"][0]["text"] == ["run directory: results/x, 97 % ± 1\n"] and kept[
+        "metadata"
+    ] == {"tags": ["parameters"]}
+    assert (
+        len(kept["outputs"][1]["data"]["image/png"]) < 0.5 * len(shown["data"]["image/png"])
+        and kept["outputs"][1]["data"]["text/plain"] == "<Figure>"
+    )
+
+
+def test_every_kept_run_is_small():
+    runs = [p.parent for p in (ROOT / "results").rglob("train.ipynb") if "local" not in p.parts]
+    assert runs
+    for run in runs:
+        assert sum((run / f).stat().st_size for f in ("train.ipynb", "train.html")) < 340_000, (
+            run.name
+        )
+
+
+def test_every_notebook_about_many_runs_has_a_page_the_report_first():
+    named = {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} - set(pages.ONE_RUN)
+    found = [p.stem for p in pages.notebooks()]
+    assert set(found) == named and len(found) == len(named) and found[0] == "report"
+
+
+def test_a_folder_without_runs_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ConfigError, match="has no finished run yet"):
+        pages.build(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_notebook_that_fails_is_named_and_leaves_the_page_before_it_whole(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise OSError('gone')")])
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    notebook.metadata["kernelspec"] = kernel
+    nbformat.write(notebook, tmp_path / "failing.ipynb")
+    (tmp_path / "executed.ipynb").write_text("what was there")
+    with pytest.raises(ConfigError, match="failing.ipynb: OSError: gone"):
+        pages.execute(tmp_path / "failing.ipynb", tmp_path / "executed.ipynb")
+    assert (tmp_path / "executed.ipynb").read_text() == "what was there"
+    assert {p.name for p in tmp_path.iterdir()} == {"failing.ipynb", "executed.ipynb"}
+
+
+def test_figures_of_other_runs_do_not_overwrite_the_committed_ones():
+    n = 0
+    for path in pages.notebooks():
+        cells = nbformat.read(path, as_version=4).cells
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        saved = re.findall(r"(?:plots|figures)\.save\((.*?)\)$", code, re.M | re.S)
+        assert all(call.endswith("results_dir") for call in saved), path
+        n += len(saved)
+    assert n > 10
+
+
+def test_a_small_picture_has_the_width_asked_for(drawn):
+    small = pages.quantize_png(drawn, 32, width=440)
+    assert rgb(small).shape[1] == 440 and len(small) < 30_000
+
+
+def test_every_row_of_the_table_of_settings_has_its_own_words():
+    rows = pages.settings_rows(results.load(), ROOT / "results")
+    words = [(row["data"], row["method"], row["setting"]) for row in rows]
+    assert len(set(words)) == len(words) > 50

@@ -1,0 +1,305 @@
+"""Sweeps: what they expand to, and that they run, skip, survive a failure and say so."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from reproduce import Config, ConfigError
+from reproduce.__main__ import given, main, parser
+from reproduce.files import ROOT
+from reproduce.report.results import load
+from reproduce.runs.directory import find
+from reproduce.sweeps import launch, sweep
+
+QUICK = ["-p", "epochs", "1", "-p", "width", "4", "-p", "n_heads", "2", "-p", "limit", "200"]
+
+
+def test_a_parameter_on_the_command_line_overrides_the_settings_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("epochs: 45\nwidth: 8\n")
+    args = parser().parse_args(["train", "-f", str(tmp_path / "mine.yaml"), "-p", "epochs", "1"])
+    assert given(args) == {"epochs": 1, "width": 8}
+
+
+def test_grid_and_factors_expand_to_a_product():
+    grid = sweep.parse_grid(["lambda1=0.1,1", "seed=0,1,2"])
+    assert grid == {"lambda1": [0.1, 1], "seed": [0, 1, 2]}
+    configs = sweep.expand(
+        {"epochs": 2}, grid, [sweep.parse_one("head_init=torch,head_bias=False")]
+    )
+    assert len(configs) == 12 and len({c.hash() for c in configs}) == 12
+    assert sum(c.head_init == "torch" and not c.head_bias for c in configs) == 6
+    assert all(c.epochs == 2 for c in configs)
+
+
+def test_equal_settings_run_once():
+    assert len(sweep.expand({}, {"lambda1": [1, 1.0]}, [{"entropy": "batch"}])) == 1
+
+
+@pytest.mark.parametrize("word", ["lambda1", "lambda1=", "=1"])
+def test_a_grid_that_cannot_be_read(word):
+    with pytest.raises(ConfigError):
+        sweep.expand({}, sweep.parse_grid([word]))
+
+
+def test_nothing_runs_if_one_setting_is_wrong(tmp_path, capsys):
+    settings = tmp_path / "s.yaml"
+    settings.write_text("epochs: 1\n")
+    assert (
+        main(
+            [
+                "sweep",
+                str(settings),
+                "--grid",
+                "lambda1=0.1,-1",
+                "-p",
+                "results_dir",
+                str(tmp_path / "r"),
+            ]
+        )
+        == 2
+    )
+    assert "lambda1 must be a number of at least 0, got -1" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_sweep_runs_skips_and_survives_a_failure(tmp_path, capsys, monkeypatch):
+    settings, results = tmp_path / "s.yaml", tmp_path / "results"
+    settings.write_text("evaluate_every: 1\n")
+    words = [
+        "sweep",
+        str(settings),
+        *QUICK,
+        "-p",
+        "results_dir",
+        str(results),
+        "-p",
+        "data_dir",
+        str(tmp_path),
+        "--keep",
+        "first",
+    ]
+    # learning_rate 1000 diverges or not; a split that cannot be: batch_size 201 fails on 200 images
+    assert main([*words, "--grid", "seed=0,1", "--one", "batch_size=201", "--jobs", "2"]) == 1
+    said = capsys.readouterr().out
+    assert re.search(
+        r"batch_size +finished +failed +ACC +seconds\n +64 +2 +0 +\d+\.\d +\d+\.\d\n"
+        r" +201 +0 +2 +– +–\n",
+        said,
+    )
+    assert (
+        "2 finished" in said
+        and "2 failed" in said
+        and "batch_size is 201, more than the 200 images" in said
+    )
+    runs = find(results)
+    assert len(runs) == 2 and len(load(results)) == 2
+    kept = [sorted(p.name for p in run.iterdir()) for run in runs]
+    assert set(sweep.BULKY) <= set(kept[0]) and not set(sweep.BULKY) & set(kept[1])
+    page = (runs[0] / "train.html").read_text()
+    assert "http://" not in page.replace(
+        "http://www.w3.org", ""
+    ) and "https://" not in page.replace("https://www.w3.org", "")
+    assert "<script" not in page and "data:image/png;base64" in page
+    assert main([*words, "--grid", "seed=0,1"]) == 0
+    assert "2 skipped" in capsys.readouterr().out
+
+
+def stand_ins(tmp_path, **grid):
+    """Rows of a sweep whose runs are a metrics.json each."""
+    rows = []
+    for i, config in enumerate(sweep.expand({}, grid)):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "metrics.json").write_text(
+            json.dumps({"seconds": 10 * (i + 1), "scores": {"kmeans_embedding": {"acc": 0.1 * i}}})
+        )
+        rows.append({"config": config, "path": tmp_path / str(i), "status": "finished"})
+    return rows
+
+
+def test_the_summary_joins_seeds_and_names_what_varies(tmp_path):
+    rows = stand_ins(tmp_path, lambda1=[0.1, 1], seed=[0, 1])
+    rows[0]["status"], rows[3]["status"] = "skipped", "failed"
+    found = sweep.summary(rows)
+    assert found.columns.tolist() == ["lambda1", "finished", "failed", "ACC", "seconds"]
+    assert (
+        found["lambda1"].tolist() == ["0.1", "1.0"]
+        and found["finished"].tolist() == [2, 1]
+        and found["failed"].tolist() == [0, 1]
+    )
+    assert found["ACC"].tolist() == pytest.approx([5, 20]) and found["seconds"].tolist() == [15, 30]
+    alone = sweep.summary(rows[:2])
+    assert alone.values.tolist() == [[2, 0, pytest.approx(5), 15]]
+    (tmp_path / "1" / "metrics.json").write_text(
+        '{"seconds": 1, "scores": {"kmeans_embedding": {"acc": 0.5},'
+        ' "aligned_average": {"acc": 0.7}}}'
+    )
+    assert sweep.summary(rows[1:2])["ACC"].tolist() == pytest.approx([70])
+
+
+def test_one_failure_stops_no_other(tmp_path, monkeypatch, capsys):
+    """Not even one that no one thought of."""
+
+    def run_notebook(config, bulky, jobs):
+        if config.seed == 1:
+            raise OSError(28, "No space left on device")
+        return "diverged" if config.seed == 2 else ""
+
+    monkeypatch.setattr(sweep, "run_notebook", run_notebook)
+    rows = sweep.sweep(sweep.expand({"results_dir": str(tmp_path)}, {"seed": [0, 1, 2, 3]}), jobs=2)
+    assert [r["status"] for r in rows] == ["finished", "failed", "failed", "finished"]
+    assert (
+        rows[1]["log"] == "OSError: [Errno 28] No space left on device"
+        and rows[2]["log"] == "diverged"
+    )
+    said = capsys.readouterr().err
+    assert said.count("failed: digits/crlc/") == 2
+
+
+# ---- jobs of a cluster: submitit's local executor makes them here
+
+
+def test_no_run_is_started_that_would_end_too_late(tmp_path, monkeypatch, capsys):
+    """Of 960 seconds three runs of 300 fit, a fourth would not; what is finished already costs
+    nothing."""
+    clock, ran = [0.0], []
+    monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
+
+    def run_notebook(config, *rest):
+        ran.append(config.seed)
+        clock[0] += 300
+        return "it broke" if config.seed == 2 else ""
+
+    monkeypatch.setattr(sweep, "run_notebook", run_notebook)
+    monkeypatch.setattr(sweep.Run, "finished", property(lambda run: run.config.seed == 0))
+    configs = sweep.expand({"results_dir": str(tmp_path)}, {"seed": range(6)})
+    rows = sweep.sweep(configs, minutes=16)
+    assert [row["status"] for row in rows] == [
+        "skipped",
+        "finished",
+        "failed",
+        "finished",
+        "left",
+        "left",
+    ]
+    assert ran == [1, 2, 3]
+    assert "left for the next call" in capsys.readouterr().err
+    for minutes in (0, float("nan")):
+        with pytest.raises(ConfigError, match="minutes must be a number above 0"):
+            sweep.sweep(configs, minutes=minutes)
+    with pytest.raises(ConfigError, match="minutes is 5, but launcher is 'slurm'"):
+        sweep.sweep(configs, launcher="slurm", minutes=5)
+
+
+def test_jobs_that_return_raise_and_die(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "CLUSTER", "local")
+
+    def work(what):
+        if what == "raise":
+            raise ValueError("a wrong\nvalue")
+        if what == "die":
+            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return f"did {what}"
+
+    executor = launch.slurm_executor(tmp_path / "jobs", 2, {"timeout_min": 9})
+    done = dict(launch.slurm(work, [("one",), ("raise",), ("die",), ("two",)], executor, every=0.1))
+    assert done[0] == "did one" and done[3] == "did two"
+    assert repr(done[1]) == repr(ValueError("a wrong\nvalue"))
+    assert re.search(
+        "job [0-9]+ ended without a result, in state .*; its log: ", str(done[2])
+    ) and str(tmp_path / "jobs") in str(done[2])
+
+
+def test_a_sweep_on_a_cluster_runs_papermill_in_each_job(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "CLUSTER", "local")
+    settings, results = tmp_path / "s.yaml", tmp_path / "results"
+    settings.write_text("evaluate_every: 1\n")
+    words = [
+        "sweep",
+        str(settings),
+        *QUICK,
+        "-p",
+        "results_dir",
+        str(results),
+        "-p",
+        "data_dir",
+        str(tmp_path),
+        "--launcher",
+        "slurm",
+        "--slurm",
+        "timeout_min=9",
+    ]
+    assert main(words) == 0
+    (run,) = find(results)
+    assert "1 finished" in capsys.readouterr().out and (run / "train.ipynb").exists()
+    monkeypatch.setattr(launch, "slurm_executor", None)
+    assert main(words) == 0, "what is finished is not submitted again"
+    assert "1 skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--slurm", "timeout_min=1"], "launcher is 'local': add --launcher slurm"),
+        (["--launcher", "slurm"], "no command 'sbatch' here"),
+    ],
+)
+def test_a_launcher_that_cannot_be_used(tmp_path, capsys, monkeypatch, words, sentence):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "s.yaml").write_text(f"results_dir: {tmp_path / 'r'}\n")
+    assert main(["sweep", str(tmp_path / "s.yaml"), *words]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"partitoin": "gpu"}, "slurm: Unknown argument 'partitoin'"),
+        ({"gpus_per_node": "two"}, 'slurm: Parameter "gpus_per_node" expected'),
+    ],
+)
+def test_what_a_job_asks_for_is_checked(tmp_path, monkeypatch, options, sentence):
+    monkeypatch.setattr(launch, "CLUSTER", "local")
+    with pytest.raises(ConfigError, match=sentence):
+        launch.slurm_executor(tmp_path, 1, options)
+    assert launch.slurm_executor(tmp_path, 3, {"partition": "gpu", "gpus_per_node": 1})
+
+
+def test_without_submitit_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(
+        ConfigError, match=r"submitit is not installed: pip install -e '.\[cluster\]'"
+    ):
+        sweep.sweep([Config.from_params({"results_dir": str(tmp_path / "r")})], launcher="slurm")
+    assert not (tmp_path / "r").exists()
+
+
+def test_train_without_jupyter(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "reproduce",
+        "train",
+        *QUICK,
+        "-p",
+        "results_dir",
+        str(tmp_path / "r"),
+        "-p",
+        "data_dir",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "aligned average" in done.stdout and len(find(tmp_path / "r")) == 1
+    wrong = subprocess.run(
+        [*command, "-p", "lamda1", "3"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (
+        wrong.returncode == 2
+        and wrong.stderr.strip() == "error: unknown parameter 'lamda1': did you mean 'lambda1'?"
+    )

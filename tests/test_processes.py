@@ -1,0 +1,324 @@
+"""Several processes train what one trains: on a CPU, through gloo, with a file to meet at."""
+
+import contextlib
+import datetime
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as spawning
+from torch.distributed.nn import functional
+
+from reproduce import Config, ConfigError, augment, fit, processes
+from reproduce.files import ROOT
+from reproduce.methods import METHODS
+from reproduce.runs.directory import Run
+
+TINY = dict(
+    epochs=3,
+    limit=232,
+    batch_size=32,
+    width=4,
+    evaluate_every=3,
+    trace_images=5,
+    learning_rate=0.005,
+)
+OWN = {  # what makes a method's own parts take part within three epochs
+    "crlc": dict(n_heads=2, views="apart"),
+    "moco": dict(queue_size=128, shuffle_keys=True),
+    "pcl": dict(queue_size=128, prototypes="5 8", prototype_warmup=1, shuffle_keys=True),
+    "propos": dict(prototype_warmup=1, sigma=0.1),
+    "deepcluster": dict(pseudo_clusters=15, quotas=True),
+}
+
+
+# sums are added in another order: gradients of several passes, and the k-means of prototypes
+ROUNDED = ("crlc", "pcl", "propos")
+
+
+def settings(method: str, split: int, folder) -> dict:
+    own = dict(OWN.get(method, {}))
+    if split == 1:
+        own.pop("shuffle_keys", None)
+    where = {"results_dir": str(folder), "data_dir": str(folder.parent / "data")}
+    return {**TINY, **own, "method": method, "batchnorm_split": split, **where}
+
+
+def with_neighbours(folder, name: str) -> dict:
+    """Heads on the frozen backbone of SimCLR as one process has trained it."""
+    start = Run(Config.from_params(settings("simclr", 2, folder / "one"))).path
+    start = dict(weights=str(start), freeze=True, neighbours=3)
+    return {**settings("crlc", 2, folder / name), **start}
+
+
+BUGS = {
+    "own gradient": "a gather whose backward keeps this process's gradient alone",
+    "ranks for views": "what is gathered lies process by process, not view by view",
+    "own draws": "each process augments as if it were alone",
+}
+
+
+def one_of_two(rank: int, meeting: str, runs: list[tuple[dict, str]]) -> None:
+    """A process of two: trains all runs, one after the other, each with its bug or none."""
+    torch.set_num_threads(1)
+    meet = dict(init_method=f"file://{meeting}", timeout=datetime.timedelta(minutes=3))
+    dist.init_process_group("gloo", rank=rank, world_size=2, **meet)
+    for params, bug in runs:
+        with pytest.MonkeyPatch.context() as patch:
+            if bug == "own gradient":
+                own = lambda ctx, *grads: (None, grads[rank].clone())  # noqa: E731
+                patch.setattr(functional._AllGather, "backward", staticmethod(own))
+            if bug == "ranks for views":
+                rows = lambda x, _=1: torch.cat(processes.all_gather(x))  # noqa: E731
+                patch.setattr(processes, "gather", rows)
+            if bug == "own draws":
+                patch.setattr(augment, "world", lambda: 1)
+                patch.setattr(augment, "share", lambda x, *_: x)
+            if bug == "stopped":
+                stop_and_go_on(Config.from_params(params), step=10)
+            list(fit(Config.from_params(params)))
+    x, weight = normed_batch()
+    norm = processes.with_global_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), x.device)[0]
+    norm.double()
+    mine = processes.share(x.detach()).requires_grad_()
+    y = processes.gather(norm(mine))
+    (y * weight).sum().backward()  # in both processes: twice the gradient
+    grads = [processes.gather_rows(mine.grad) / 2]
+    grads += [processes.reduce_(p.grad) / 2 for p in norm.parameters()]
+    if rank == 0:
+        folder = Path(meeting).parent
+        torch.save([y, *grads, norm.running_mean, norm.running_var], folder / "norm.pt")
+    dist.barrier()
+    os._exit(0)  # gloo's threads outlive the group; one that frees a tensor late would abort Python
+
+
+def stop_and_go_on(config: Config, step: int) -> None:
+    """Train until both processes are interrupted after a step within an epoch."""
+
+    def after_step(self, done, steps, own=METHODS[config.method].after_step):
+        own(self, done, steps)
+        if done == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(METHODS[config.method], "after_step", after_step)
+        list(fit(config))
+    dist.barrier()
+
+
+def normed_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(6, 3, 4, 5, generator=draw, dtype=torch.float64) * 3 + 100
+    return x.requires_grad_(), torch.randn(x.shape, generator=draw, dtype=torch.float64)
+
+
+def kept(params: dict) -> tuple[dict, list[dict], dict]:
+    run = Run(Config.from_params(params))
+    return torch.load(run.path / "model.pt"), run.history(), run.json("metrics.json")
+
+
+def difference(a: dict, b: dict) -> float:
+    """The largest, relative to the tensor's own largest value."""
+    assert a.keys() == b.keys()
+    pairs = [(a[k].double(), b[k].double()) for k in a if a[k].numel()]
+    return max(float((x - y).abs().max() / y.abs().max().clamp_min(1e-2)) for x, y in pairs)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Every method by one process and by two, with a batch norm for each half and for the whole;
+    and SimCLR by two with the classic mistakes."""
+    folder = tmp_path_factory.mktemp("trained")
+    cases = [(method, split) for method in METHODS for split in (2, 1)]
+    for method, split in cases:
+        list(fit(Config.from_params(settings(method, split, folder / "one"))))
+    list(fit(Config.from_params(with_neighbours(folder, "one"))))
+    runs = [(settings(method, split, folder / "two"), "") for method, split in cases]
+    runs += [(with_neighbours(folder, "two"), "")]
+    runs += [(settings("simclr", 2, folder / bug), bug) for bug in BUGS]
+    runs += [({**settings("propos", 2, folder / "stopped"), "checkpoint_minutes": 0}, "stopped")]
+    spawning.spawn(one_of_two, (str(folder / "meeting"), runs), nprocs=2)
+    return folder
+
+
+def test_two_processes_that_were_interrupted_continue_to_the_same_bits(trained):
+    whole, stopped = (kept(settings("propos", 2, trained / name))[2] for name in ("two", "stopped"))
+    assert whole["weights_sha256"] == stopped["weights_sha256"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_with_a_batch_norm_each_are_one_with_a_split_batch(trained, method):
+    one, two = (kept(settings(method, 2, trained / name)) for name in ("one", "two"))
+    assert difference(one[0], two[0]) < 1e-5
+    if method not in ROUNDED:
+        assert one[2]["weights_sha256"] == two[2]["weights_sha256"]
+    same_history(one[1], two[1])
+    for rule, scores in one[2]["scores"].items():
+        assert scores == pytest.approx(two[2]["scores"][rule], abs=1e-9), rule
+
+
+def test_two_processes_show_the_same_neighbours_as_one(trained):
+    one, two = (kept(with_neighbours(trained, name)) for name in ("one", "two"))
+    assert difference(one[0], two[0]) < 1e-5
+    same_history(one[1], two[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_norm_over_all_processes_is_that_of_one(trained, method):
+    one, two = (kept(settings(method, 1, trained / name)) for name in ("one", "two"))
+    # alike to 1e-5 until a ReLU at the edge of rounding falls to the other side
+    assert difference(one[0], two[0]) < 2e-2
+    same_history(one[1], two[1], 1e-3)
+
+
+def test_a_batch_norm_over_all_processes_in_float64(trained):
+    x, weight = normed_batch()
+    norm = torch.nn.BatchNorm2d(3).double()
+    y = norm(x)
+    (y * weight).sum().backward()
+    found = torch.load(trained / "norm.pt")
+    known = (y, x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var)
+    for a, b in zip(found, known, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+def same_history(one: list[dict], two: list[dict], tolerance: float = 2e-5) -> None:
+    """The default is one in the last of the six digits that are written."""
+    assert len(one) == len(two) == TINY["epochs"]
+    for a, b in zip(one, two):
+        timed = {"seconds", "images_per_second"}
+        assert a.keys() == b.keys()
+        for column in a.keys() - timed:
+            known = b[column]
+            near = known and pytest.approx(known, rel=tolerance, abs=tolerance)
+            assert a[column] == near, column
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_the_classic_mistakes_would_be_seen(trained, bug):
+    good = kept(settings("simclr", 2, trained / "one"))[0]
+    assert difference(kept(settings("simclr", 2, trained / bug))[0], good) > 1e-2
+
+
+# ---- what torchrun starts
+
+QUICK = dict(epochs=2, limit=96, batch_size=32, width=4, n_heads=2, head_hidden=8)
+
+
+def words(params: dict) -> list[str]:
+    return [word for name, value in params.items() for word in ("-p", name, str(value))]
+
+
+def test_a_notebook_starts_processes_and_shows_their_rows(tmp_path):
+    executed = tmp_path / "out.ipynb"
+    params = {**QUICK, "processes": 2, "results_dir": tmp_path / "results"}
+    command = [sys.executable, "-m", "papermill", "notebooks/train.ipynb", str(executed)]
+    done = subprocess.run(command + words(params), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
+    text = "".join(o.get("text", "") for o in outputs)
+    assert "epoch    2/2" in text and "run directory:" in text
+
+
+def test_a_lost_process_ends_the_others_and_leaves_a_checkpoint(tmp_path):
+    params = {**QUICK, "epochs": 3000, "results_dir": tmp_path, "checkpoint_minutes": 0}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "--module", "reproduce", "train", "--rows", *words(params)]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    for line in running.stdout:
+        if '"epoch"' in line:
+            break
+    second = [
+        p for p in children(running.pid) if b"\0RANK=1\0" in Path(f"/proc/{p}/environ").read_bytes()
+    ]
+    os.kill(int(second[0]), signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode and time.monotonic() - began < 60
+    assert "error: process 0 of 2 ends because another one is gone" in errors
+    partial = Run(Config.from_params({**params, "results_dir": str(tmp_path)}))
+    state, _ = partial.load_checkpoint()
+    assert state["at"]["epoch"] >= 1 and "damaged" not in "".join(partial.notes)
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.parametrize(
+    "params, sentence",
+    [
+        (dict(batch_size=65), "batch_size is 65, but there are 2 processes"),
+        (dict(batch_size=66, batchnorm_split=3), "batchnorm_split is 3, but there are 2 processes"),
+        (dict(compile=True), "compile is True, but there are 2 processes"),
+    ],
+)
+def test_settings_that_processes_cannot_have(params, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        Config.from_params({**params, "processes": 2})
+
+
+def test_what_the_processes_say_is_raised_here(tmp_path):
+    params = {**QUICK, "dataset": "folder", "folder": str(tmp_path / "none"), "processes": 2}
+    config = Config.from_params({**params, "results_dir": str(tmp_path / "results")})
+    with pytest.raises(ConfigError, match="folder .* does not exist"):
+        list(fit(config))
+
+
+def test_a_list_that_a_process_says_is_raised_whole(tmp_path, monkeypatch):
+    said = "error: has 2 images that cannot be read:\n  'a.png': empty\n  'b.png': damaged"
+    script = tmp_path / "torchrun"
+    script.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{said}\nanother line\nEND\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    config = Config.from_params({**QUICK, "processes": 2, "results_dir": str(tmp_path / "runs")})
+    with pytest.raises(ConfigError) as raised:
+        list(fit(config))
+    assert str(raised.value) == said.removeprefix("error: ")
+
+
+def test_an_error_of_a_process_is_shown_with_its_traceback(tmp_path, monkeypatch, capfd):
+    """What no sentence foresees, such as a full GPU."""
+    said = "Traceback (most recent call last):\n  ...\ntorch.OutOfMemoryError: CUDA out of memory"
+    also = f"error: process 0 of 2 ends because {processes.GONE}; the last ..."
+    script = tmp_path / "torchrun"
+    script.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{also}\n{said}\nEND\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    config = Config.from_params({**QUICK, "processes": 2, "results_dir": str(tmp_path / "runs")})
+    with pytest.raises(processes.Lost, match="^torch.OutOfMemoryError: CUDA out of memory$"):
+        list(fit(config))
+    assert "Traceback (most recent call last)" in capfd.readouterr().err
+
+
+# ---- shares of rows
+
+
+def test_shares_are_whole_together():
+    for n, w in ((10, 3), (7, 2), (3, 4), (64, 8)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(processes, "world", lambda: w)
+            parts = []
+            for r in range(w):
+                patch.setattr(processes, "rank", lambda: r)
+                parts += range(n)[processes.own(n)]
+            assert parts == list(range(n))
+
+
+def test_one_process_is_given_what_it_gives():
+    x = torch.randn(6, 2)
+    for function in (
+        processes.share,
+        processes.gather,
+        processes.gather_rows,
+        processes.reduce_,
+    ):
+        assert function(x) is x
+    assert processes.broadcast(x) is x and processes.own(6) == slice(0, 6)
