@@ -649,7 +649,7 @@ def test_pseudo_labels_are_new_each_epoch_and_compared_with_the_last():
 
 def test_deepcluster_on_the_features_of_a_wide_layer_as_they_are():
     """Not whitened and not of length one: here only the length tells one cluster from the other."""
-    method, _ = made("deepcluster", pca=0, wide=6, pseudo_clusters=2)
+    method, _ = made("deepcluster", pca=0, wide=6, pseudo_clusters=3)
     method.eval()
     images = torch.rand(3, 1, 8, 8, dtype=torch.float64)
     out = method.features(images)
@@ -657,7 +657,7 @@ def test_deepcluster_on_the_features_of_a_wide_layer_as_they_are():
     assert torch.equal(out, method.backbone(images) @ weight.T + bias) and out.shape == (3, 6)
     assert torch.equal(method.outputs(images)["backbone"], out) and method.top.in_features == 6
     assert torch.equal(method.prepare(out), out)
-    long = torch.arange(40) % 2
+    long = torch.arange(40) % 3
     x = torch.cat([(1 + 9 * long)[:, None], torch.randn(40, 5) / 10], 1).float()
     method.before_epoch(1, lambda network: x)
     assert metrics.nmi(long, method.pseudo_labels) == pytest.approx(1)
