@@ -1,5 +1,6 @@
 """The loop, its checkpoints and its run directory, on real digits with few epochs."""
 
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -227,6 +228,45 @@ def test_a_run_interrupted_within_an_epoch_continues_to_the_same_bits(config, tm
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     for key in ("weights_sha256", "scores"):
         assert run.json("metrics.json")[key] == whole.json("metrics.json")[key]
+
+
+def test_seconds_are_those_of_the_steps_whole_or_continued(config, monkeypatch):
+    """By this clock a step takes a second, an interruption an hour, and nothing else any time."""
+    now, config = [0.0], config.replace(checkpoint_minutes=0)
+    monkeypatch.setattr(keeping, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def stepped(until: int):
+        def on_step(step, steps):
+            if step > until:  # its checkpoint is not written
+                now[0] += 3600
+                raise KeyboardInterrupt
+            now[0] += 1
+
+        return on_step
+
+    for until in (5, 8, 12):  # in the second epoch of three with four steps, at its end, never
+        run, rows = Run(config), []
+        run.on_step = stepped(until)
+        with contextlib.suppress(KeyboardInterrupt):
+            rows = list(fit(config, run))
+    assert [row["seconds"] for row in rows] == [4, 4, 4]
+    assert [row["images_per_second"] for row in rows] == [64, 64, 64]
+    metrics = run.json("metrics.json")
+    assert (metrics["seconds"], metrics["images_per_second"]) == (12, 64)
+
+
+def test_an_endless_sampler_drops_no_image(config, monkeypatch):
+    """Two steps of 16 of 40 images an epoch: after five each was shown four times."""
+    shown, loss = [], METHODS["crlc"].loss
+
+    def noted(self, views, index):
+        if index.device.type != "meta":  # where operations are counted, without numbers
+            shown.append(index)
+        return loss(self, views, index)
+
+    monkeypatch.setattr(METHODS["crlc"], "loss", noted)
+    train(config.replace(sampler="endless", limit=40, batch_size=16, epochs=5, evaluate_every=5))
+    assert torch.cat(shown).bincount(minlength=40).tolist() == [4] * 40
 
 
 def test_evaluation_can_see_another_size_than_training(config, monkeypatch):
