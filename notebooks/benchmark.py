@@ -32,7 +32,7 @@ from reproduce.runs.provenance import provenance
 from reproduce.settings import ConfigError
 
 KMEANS = ((60_000, 10, 10), (20_000, 1000, 1))  # samples, clusters, restarts
-SIDE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the matrix product
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrix product
 Work = dict[str, Callable[[], object]]
 
 

@@ -58,12 +58,12 @@ class Randomness:
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
-        if self.device.type != "cpu":
-            state["device"] = torch.get_device_module(self.device).get_rng_state()
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state()
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).set_rng_state(state["device"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"])
