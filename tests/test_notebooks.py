@@ -16,7 +16,7 @@ from reproduce.config import Config, readers
 from reproduce.files import ROOT
 from reproduce.methods import METHODS
 from reproduce.methods.every_run import FOLDERS
-from reproduce.report import pages, parameters, plots, results
+from reproduce.report import claims, pages, parameters, plots, results
 from reproduce.runs.directory import find
 from reproduce.settings import read_settings
 
@@ -81,30 +81,50 @@ def test_a_committed_page_is_of_the_notebook_as_it_is(path):
     assert [c.source for c in executed] == [c.source for c in cells]
 
 
-BY_ANOTHER_RULE = {("-1.4", "10.2"), ("-1.4", "9.3")}  # entropy.ipynb -p rule lowest_loss_head
+INTERVAL = re.compile(
+    r"(?:([+-]?[\d.]+)(?: points?| %)?(?: of (?:ACC|kNN))? )?\[(-?[\d.]+), (-?[\d.]+)\]"
+)
+
+
+def intervals(text):
+    """The intervals in a text, each with the number before it, "" if there is none."""
+    return {(d.lstrip("+"), *ends) for d, *ends in INTERVAL.findall(text.replace("−", "-"))}
+
+
+def negative(numbers):
+    return tuple(f"-{x}".replace("--", "") if x else x for x in numbers)
 
 
 def test_every_interval_in_the_prose_is_in_a_table():
-    """To the digit, with either sign; of a page, or of the claims."""
-    claims = results.claims(results.load())[["low", "high"]].dropna().astype(float)
-    known = {tuple(map("{:.1f}".format, row)) for row in claims.itertuples(index=False)}
-    texts = {}
+    """To the digit, of a page or of the claims; a loss may be told without its minus. Where the
+    prose says the difference before the interval, it is the table's."""
+    known, texts = intervals("\n".join(claims.measure(results.load())["shown"])), {}
     for path in pages.notebooks():
         cells = nbformat.read(ROOT / "results" / path.name, as_version=4).cells
-        outputs = [o for cell in cells for o in cell.get("outputs", [])]
-        shown = " ".join(o.get("data", {}).get("text/plain", o.get("text", "")) for o in outputs)
-        numbers = re.findall(r"-?\d+\.\d+|\n", shown)
-        known |= {*zip(numbers, numbers[1:])}
+        shown = [o.get("data", {}) for cell in cells for o in cell.get("outputs", [])]
+        known |= intervals(" ".join(o.get("text/plain", "") for o in shown))
         texts[path.stem] = "".join(c.source for c in cells if c.cell_type == "markdown")
     texts["README"] = (ROOT / "README.md").read_text(encoding="utf-8")
-    known |= {tuple(f"-{x}".replace("--", "") for x in pair[::-1]) for pair in known}
+    known |= {(negative([d]) + negative(ends[::-1])) for d, *ends in known}
+    ends = {tuple(known_ends) for _, *known_ends in known}
     missing = {
-        (name, pair)
+        (name, d, *told)
         for name, text in texts.items()
-        for pair in re.findall(r"\[(-?[\d.]+), (-?[\d.]+)\]", text.replace("−", "-"))
-        if pair not in known | BY_ANOTHER_RULE
+        for d, *told in intervals(text)
+        if ((d, *told) not in known if d else tuple(told) not in ends)
     }
-    assert not missing
+    assert known and not missing
+
+
+def test_which_intervals_a_text_has():
+    text = "loses 5.2 points [−1.0, 2.5], a gap [1, 2] (0.3 [0.1, 0.5]), 3.1 % of kNN [0.4, 9.9]"
+    assert intervals(text) == {
+        ("5.2", "-1.0", "2.5"),
+        ("", "1", "2"),
+        ("0.3", "0.1", "0.5"),
+        ("3.1", "0.4", "9.9"),
+    }
+    assert negative(["5.2", "-1.0", ""]) == ("-5.2", "1.0", "")
 
 
 def test_the_parameters_cell_is_the_dataclass():

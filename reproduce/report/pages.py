@@ -14,7 +14,7 @@ import pandas as pd
 from IPython.lib import lexers  # noqa: F401  the same
 
 from reproduce.files import ROOT
-from reproduce.report import results
+from reproduce.report import claims, results
 from reproduce.runs.executed import execute, quantize_png, to_html, write
 from reproduce.settings import ConfigError
 
@@ -64,16 +64,17 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
             for executed in (Path(path) / f"{stem}.ipynb" for stem in ("train", "clusters")):
                 if executed.exists():
                     to_html(executed, executed.with_suffix(".html"), up="../../../")
-        claims = results.claims(runs)
+        measured = claims.measure(runs)
         made = [stem for stem in done if stem]
     shared = {"pages": made, "committed": committed}
     for stem in made:
         to_html(folder / f"{stem}.ipynb", folder / f"{stem}.html", **shared)
     if committed:
-        results.write_claims(ROOT / "README.md", claims)
-    claims = claims[committed | (claims["verdict"] != "not run")].to_dict("records")
+        claims.write(ROOT / "README.md", measured)
+    measured = measured[committed | (measured["verdict"] != "not run")]
     shared |= {"rows": settings_rows(runs, folder), "names": [results.RULES[r] for r in RULES]}
-    shared |= {"cards": [card(folder / f"{stem}.ipynb") for stem in made], "claims": claims}
+    shared |= {"cards": [card(folder / f"{stem}.ipynb") for stem in made]}
+    shared |= {"claims": claim_rows(measured, folder, made)}
     title = (
         "Deep image clustering: a study of the gap between 79.9 and 40.9 %"
         if committed
@@ -102,13 +103,30 @@ def settings_rows(runs: pd.DataFrame, folder: Path) -> list[dict]:
     rows = []
     for (data, method, _), same in runs.groupby(["data", "method", "setting"], sort=False):
         scores = 100 * same[[*(f"{rule}_acc" for rule in RULES), "knn_acc"]].astype(float)
-        found = [next(Path(path).glob("train.html"), Path(path)) for path in same["path"]]
-        links = [path.relative_to(folder).as_posix() for path in found]
+        links = [_page_of_run(path, folder) for path in same["path"]]
         row = {"data": data, "method": method, "setting": results.describe(same.iloc[0])}
         row |= {"n": len(same), "seconds": same["seconds"].median(), **_curve(same["path"])}
         scores, seeds = zip(scores.mean(), scores.std()), zip(same["seed"], links)
         rows.append(row | {"scores": [*scores], "seeds": [*seeds]})
     return rows
+
+
+def claim_rows(measured: pd.DataFrame, folder: Path, made: list[str]) -> list[dict]:
+    """What index.html shows: one row per claim, with links to its section, where that page was
+    made, and to its runs."""
+    rows = []
+    for claim in measured.to_dict("records"):
+        page, _, anchor = claims.section(claim["section"])
+        href = f"{page}.html#{anchor}" if page in made else ""
+        runs = [(seed, _page_of_run(path, folder)) for seed, path in claim["runs"]]
+        rows.append(claim | {"href": href, "runs": runs})
+    return rows
+
+
+def _page_of_run(path: str, folder: Path) -> str:
+    """The page of a run, or its directory where it has none, as seen from a folder."""
+    page = Path(path) / "train.html"
+    return (page if page.exists() else Path(path)).relative_to(folder).as_posix()
 
 
 def _curve(paths: pd.Series) -> dict:

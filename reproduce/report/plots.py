@@ -20,7 +20,7 @@ from reproduce.report.statistics import points
 
 COLORS = sns.color_palette("colorblind")
 ENTROPY = {"batch": COLORS[0], "sample": COLORS[1]}  # a palette for seaborn's hue
-ENTROPY_LABELS = {"batch": "of the batch mean (authors)", "sample": "of each sample (course)"}
+ENTROPY_LABELS = {"batch": "of the batch mean (authors)", "sample": "of each sample (CENG501)"}
 
 
 def style() -> None:
@@ -71,9 +71,9 @@ def interval(values) -> tuple[float, float]:
 def waterfall(steps: Mapping[str, pd.DataFrame], gains: pd.DataFrame, score: str, ax) -> None:
     """From the first setting to the last, one bar per step from the mean before it to its own mean.
 
-    steps: ``results.variants`` of a path. gains: ``results.family`` of each step and the one before
-    it; a bar is filled where its interval excludes 0. One dot per seed, a dotted line for k-means
-    on pixels.
+    steps: ``results.variants`` of a path. gains: ``results.compare_each`` of each step and the one
+    before it; a bar is filled where its interval excludes 0. One dot per seed, a dotted line for
+    k-means on pixels.
     """
     beside = {"textcoords": "offset points", "va": "center", "size": "small"}
     white = {"facecolor": "white", "edgecolor": "none", "pad": 2}  # over the dotted line
@@ -82,7 +82,7 @@ def waterfall(steps: Mapping[str, pd.DataFrame], gains: pd.DataFrame, score: str
     for y, (name, part) in enumerate(steps.items()):
         before = means[y - 1] if y else 0.0
         color = COLORS[7] if not y else COLORS[0] if means[y] >= before else COLORS[1]
-        clear = y == 0 or gains.loc[name, "clear"]
+        clear = y == 0 or gains.loc[name, "low"] > 0 or gains.loc[name, "high"] < 0
         look = (
             {"color": color, "alpha": 0.85} if clear else {"facecolor": "none", "edgecolor": color}
         )
@@ -118,7 +118,7 @@ def lambda1_story(grid: pd.DataFrame, published: pd.DataFrame, score: str, axes)
         (weights.index("2"), paper, -16),
     ]:
         axes[0].annotate(f"{y:.1f}", (x, y), (0, side), textcoords="offset points", ha="center")
-    axes[0].annotate("course reproduction", (0.75, 58), color=ENTROPY["sample"], ha="left")
+    axes[0].annotate("CENG501", (0.75, 58), color=ENTROPY["sample"], ha="left")
     axes[0].annotate("paper, best head by label", (4.15, 84), color=ENTROPY["batch"], ha="right")
     axes[0].set_title("published, CIFAR-10")
     for ax, (data, part) in zip(axes[1:], grid.groupby("data", sort=False)):

@@ -1,4 +1,4 @@
-"""Finished runs as tables: load them, select settings, compare two of them with an interval.
+"""Finished runs as tables: load them, select settings, compare them with intervals.
 
 ``load`` gives one row per finished run. ``history``, ``heads``, ``protocols``, ``probes``,
 ``traces`` and ``mass`` give what a run recorded in more than one number, as one tidy table over
@@ -19,17 +19,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from reproduce.config import Config
 from reproduce.metrics import lowest_loss_head
-from reproduce.report.statistics import compare, family, holm, points
+from reproduce.report.statistics import (
+    compare,
+    compare_differences,
+    compare_each,
+    linear_model,
+    shown,
+    survives,
+)
 from reproduce.runs import directory as runs
 from reproduce.runs import flops
 from reproduce.settings import ConfigError, read_settings, unknown
 from reproduce.sweeps import campaign
 
-__all__ = ["compare", "family", "holm", "load", "select"]
+__all__ = ["compare", "compare_differences", "compare_each", "load", "select", "shown", "survives"]
 RULES = {
     "first_head": "first head",
     "mean_of_heads": "mean of heads",
@@ -53,7 +59,6 @@ DATA = {
 FIELDS = {f.name: f for f in dataclasses.fields(Config) if f.metadata["identity"]}
 SETTINGS = [name for name in FIELDS if name != "seed"]
 PRESETS = runs.ROOT / "notebooks" / "settings"
-CLAIMS = runs.ROOT / "notebooks" / "claims.yaml"
 
 
 # ---- one row per run
@@ -76,7 +81,8 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
     limit on its images; "setting", a hash of all settings but the seed; ``<rule>_acc``, ``_nmi``
     and ``_ari`` and "knn_acc" in 0..1, nan where not measured; "seconds", "images_per_second",
     "pflop", that of all steps, and "pflop_with_start", with that of the runs it started from;
-    "device" (its name), "collapsed", "weights_sha256", "path".
+    "device" (its name), "arithmetic" (float32 or bfloat16), "collapsed", "weights_sha256", "path",
+    and "start", the path of the run whose network it goes on with, "" where it starts anew.
     ``local``: the runs that this machine made, in the folder ``local``, instead of the committed.
     """
     folder = root(results_dir) / ("local" if local else "")
@@ -84,7 +90,7 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
     rows = [_row(path, counted) for path in runs.find(folder)] if folder.is_dir() else []
     scores = [f"{rule}_{score}" for rule in RULES for score in runs.SCORES]
     measured = ["knn_acc", "seconds", "images_per_second", "pflop", "pflop_with_start"]
-    said = ["device", "collapsed", "weights_sha256", "setting", "path"]
+    said = ["device", "arithmetic", "collapsed", "weights_sha256", "setting", "path", "start"]
     columns = ["data", *FIELDS, *scores, *measured, *said]
     table = pd.DataFrame(rows, columns=columns)
     table = table.astype({name: float for name in [*scores, *measured]}).copy()
@@ -101,6 +107,8 @@ def _row(path: Path, counted: Mapping[Path, dict]) -> dict:
         for stem in ("config", "metrics", "provenance")
     )
     known = {name: config.get(name, f.default) for name, f in FIELDS.items()}
+    start = runs.ROOT / os.path.expanduser(known["weights"])
+    start = str(start.resolve()) if known["weights"] and start.is_dir() else ""
     known["weights"] = _start(known["weights"], presets())
     changed = {n: v for n, v in known.items() if n != "seed" and v != FIELDS[n].default}
     data = DATA.get(known["dataset"]) or Path(known["folder"]).name or known["dataset"]
@@ -111,10 +119,12 @@ def _row(path: Path, counted: Mapping[Path, dict]) -> dict:
         **flops.of_directory(path, counted.get(path)),
         "data": data + (f", {known['limit']:,} images" if known["limit"] else ""),
         "device": origin["device"],
+        "arithmetic": metrics.get("precision"),
         "collapsed": bool(metrics.get("collapse", {}).get("collapsed", False)),
         "weights_sha256": metrics.get("weights_sha256"),
         "setting": hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8],
         "path": str(path),
+        "start": start,
     }
 
 
@@ -222,82 +232,19 @@ def cells(table: pd.DataFrame, block: str) -> pd.DataFrame:
     return pd.concat(full, ignore_index=True) if full else parts[0]
 
 
-# ---- claims
+def complete(table: pd.DataFrame, block: str) -> bool:
+    """Whether every cell of a design has been run."""
+    return {cell.name for cell in campaign.cells(block)} <= {*cells(table, block)["cell"]}
 
 
-def claims(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
-    """Every claim of notebooks/claims.yaml, measured: one row per claim, in the file's order.
-
-    A claim names two settings, each by what it changes from a preset, or one setting and a
-    threshold in percent; a rule; and a direction (above, below, or same: the same computation).
-    Claims with one "family" are corrected together. "verdict" is *holds* where the corrected
-    interval excludes 0 in that direction, *not shown* where it does not, *one seed* where there is
-    no interval, *not run* where runs are missing; "recorded" is the verdict that the prose was
-    written for; "shown" is the difference in words. table: ``load()``.
-    """
-    written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    written = [claim for claim in written if "effect" not in claim]  # on a model, not a pair
-    pairs = {claim["id"]: _sides(table, claim) for claim in written}
-    found = [
-        family({c["id"]: pairs[c["id"]] for c in written if c["family"] == name}, "score")
-        for name in dict.fromkeys(claim["family"] for claim in written)
-    ]
-    told = pd.DataFrame(written).set_index("id").rename(columns={"verdict": "recorded"})
-    told = told[["sentence", "data", "family", "rule", "direction", "where", "recorded"]]
-    told = told.join(pd.concat(found)).reset_index()
-    spread = told["a_std"].map(" ± {:.1f}".format).where(told["a_std"].notna(), "")
-    ours = told["a"].map("{:.1f}".format) + spread
-    verdict = told.apply(_verdict, axis=1)
-    told = told.assign(verdict=verdict, ours=ours, shown=told.apply(points, axis=1))
-    told.loc[verdict == "not run", ["ours", "shown"]] = ""
-    return told
-
-
-def _sides(table: pd.DataFrame, claim: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs of a claim's two settings, with the compared score as "score"."""
-    sides = claim["ours"], claim["against"]
-    ours, against = ({**side} if isinstance(side, dict) else {} for side in sides)
-    rules = [side.pop("rule", claim["rule"]) for side in (ours, against)]
-    a = select(table, **ours)
-    if not isinstance(claim["against"], dict):  # a threshold in percent, beside each of our runs
-        b = a.assign(score=claim["against"] / 100, weights_sha256=None)
-    else:
-        b = select(table, **against)
-        b = b.assign(score=b[f"{rules[1]}_acc"])
-    if rules[0] != rules[1]:  # two readings of the same weights do differ
-        b = b.assign(weights_sha256=None)
-    return a.assign(score=a[f"{rules[0]}_acc"]), b
-
-
-def _verdict(claim: pd.Series) -> str:
-    if claim["test"] == "none":
-        return "one seed" if np.isfinite(claim["difference"]) else "not run"
-    if claim["direction"] == "same":
-        return "holds" if claim["test"] == "same computation" else "not shown"
-    if claim["direction"] == "equal":
-        return "holds" if max(-claim["low"], claim["high"]) < 1 else "not shown"
-    sign = {"above": 1, "below": -1}[claim["direction"]]
-    return "holds" if claim["clear"] and sign * claim["difference"] > 0 else "not shown"
-
-
-def claims_table(found: pd.DataFrame) -> pd.DataFrame:
-    """``claims`` as the README and the report print them; in percent and points."""
-    shown = found[["data", "sentence", "ours"]].rename(columns={"sentence": "claim"})
-    n = found["n"].where(found["verdict"] != "not run", "")
-    return shown.assign(
-        **{"difference [95 %]": found["shown"], "n": n, "verdict": found["verdict"]}
-    )
-
-
-def write_claims(readme: Path, found: pd.DataFrame) -> None:
-    """Put the table of claims between its two marks in the README."""
-    rows = claims_table(found)
-    lines = [rows.columns, ["---"] * len(rows.columns), *rows.itertuples(index=False)]
-    table = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- claims -->")
-    after = rest.partition("<!-- /claims -->")[2]
-    text = f"{before}<!-- claims -->\n{table}\n<!-- /claims -->{after}"
-    readme.write_text(text, encoding="utf-8")
+def effects(table: pd.DataFrame, block: str, score: str = "aligned_average_acc") -> pd.DataFrame:
+    """``statistics.linear_model`` of the runs of a design of factors with two levels, with the
+    arithmetic of the runs beside. Of all interactions where each combination of the factors has
+    been run, else of those of two factors, with the others taken as 0."""
+    part = cells(table, block).dropna(subset=[score])
+    factors = [*campaign.cells(block)[0].levels]
+    order = len(factors) if part["cell"].nunique() == 2 ** len(factors) else 2
+    return linear_model(part, factors, order, score, ["arithmetic"])
 
 
 # ---- more than one number per run

@@ -103,8 +103,8 @@ def _exporter() -> HTMLExporter:  # one for all pages: its templates take longes
 
 
 def _polish(body: str) -> tuple[str, list[tuple[str, str, str]]]:
-    """Each table in a box that scrolls, numbers to the right, a text for each picture; and the
-    headings: (level, anchor, text)."""
+    """Each table in a box that scrolls, numbers to the right, a text for each picture, links to the
+    pages of other notebooks; and the headings: (level, anchor, text)."""
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(body, "html.parser")
@@ -122,6 +122,8 @@ def _polish(body: str) -> tuple[str, list[tuple[str, str, str]]]:
         if " " not in alt or alt.startswith("No description"):  # a file's name, or nbconvert's
             heading = picture.find_previous(["h1", "h2", "h3"])
             picture["alt"] = f"Figure: {heading.text.rstrip('¶')}" if heading else "Figure"
+    for link in soup("a", href=re.compile(r"^\w+\.ipynb(#|$)")):  # from notebook to notebook
+        link["href"] = link["href"].replace(".ipynb", ".html", 1)
     for anchor in soup(class_="anchor-link"):
         anchor.decompose()
     return str(soup), [(h.name, h.get("id"), h.text) for h in soup(["h2", "h3"])]

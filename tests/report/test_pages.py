@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 from PIL import Image
 
 from reproduce.files import ROOT
@@ -155,6 +156,25 @@ def test_figures_of_other_runs_do_not_overwrite_the_committed_ones():
 def test_a_small_picture_has_the_width_asked_for(drawn):
     small = pages.quantize_png(drawn, 32, width=440)
     assert rgb(small).shape[1] == 440 and len(small) < 30_000
+
+
+def test_the_claims_on_the_committed_pages_link_to_sections_and_runs_that_there_are():
+    found = {}
+    for name in ("index", "report"):
+        soup = BeautifulSoup((ROOT / "results" / f"{name}.html").read_text(), "html.parser")
+        table = next(t for t in soup("table") if "by lowest loss" in t.text.lower())
+        found[name] = [link["href"].split("#") for link in table("a")]
+    anchors = {}
+    for page, *anchor in [*found["index"], *found["report"]]:
+        path = ROOT / "results" / page
+        assert path.exists(), page
+        if anchor:
+            if page not in anchors:
+                soup = BeautifulSoup(path.read_text(), "html.parser")
+                anchors[page] = {tag["id"] for tag in soup(["h1", "h2", "h3"])}
+            assert anchor[0] in anchors[page], (page, anchor)
+    assert {*anchors} == {"report.html", "details.html", "entropy.html", "methods.html"}
+    assert len(found["index"]) == len(found["report"]) > 500
 
 
 def test_every_row_of_the_table_of_settings_has_its_own_words():
