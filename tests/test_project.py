@@ -106,13 +106,29 @@ def test_code_is_formatted_and_no_line_is_longer_than_100_columns(words):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_readme_names_every_file_and_folder_of_the_package():
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Reading the code")[1]
+    section = README.split("## Reading the code")[1]
     named = set(re.findall(r"`(\w+(?:\.py|/))`", section))
     package = ROOT / "reproduce"
     files = {file.name for file in package.glob("[a-z]*.py")}
     folders = {f"{file.parent.name}/" for file in package.glob("*/__init__.py")}
-    assert named == files | folders | {"reproduce/", "__init__.py"}
+    assert named == files | folders | {"reproduce/"}
+
+
+def test_readme_is_read_in_a_minute():
+    """Its first screen says what is not reproduced; the rest is linked, and fits a page's width."""
+    lines = README.splitlines()
+    assert len(lines) <= 120 and max(map(len, lines)) <= 100
+    assert "**Not reproduced:**" in "\n".join(lines[:24])
+    code = [line for block in README.split("```")[1::2] for line in block.splitlines()]
+    assert max(map(len, code)) <= 90
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert len(links) >= 12
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
 def imported(file: Path) -> set[str]:

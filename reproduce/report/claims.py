@@ -26,7 +26,7 @@ def measure(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     A claim compares two settings, each named by what it changes from a preset (``ours``,
     ``against``); or a setting with a threshold in percent; or two differences, each a list of two
     settings; or it is about the effect of factors in the model of a design (``block``,
-    ``effect``), which is measured when every cell of the design has been run.
+    ``effect``). A claim on a design is measured when all runs of the design are there.
     Columns: those of the file; those of ``statistics.compare``; "verdict", of the plain 95 %
     interval, and "recorded", the verdict that the prose was written for; "survives", whether the
     interval still excludes 0 when all claims of the family are looked at together, or all effects
@@ -75,11 +75,11 @@ def _rows(runs: _Runs, claims: list[dict]) -> pd.DataFrame:
 
 def _row(runs: _Runs, claim: Mapping[str, Any]) -> pd.Series:
     """A claim's row of ``statistics.compare``, or the row of an effect with the same columns."""
-    if "effect" in claim:
-        if runs.complete(claim["block"]):
-            return runs.effects(claim["block"], f"{claim['rule']}_acc").loc[claim["effect"]]
+    if "block" in claim and not runs.complete(claim["block"]):
         missing = {"difference": np.nan, "test": "none", "survives": False}
         return pd.Series(missing, [*statistics.COMPARED, "survives"], dtype=object)
+    if "effect" in claim:
+        return runs.effects(claim["block"], f"{claim['rule']}_acc").loc[claim["effect"]]
     (a, x), (b, y), *others = _sides(runs, claim)
     difference = statistics.compare(a, b, x, y)
     if not others:
@@ -174,12 +174,3 @@ def section(text: str) -> tuple[str, str, str]:
     anchor on nbconvert's pages, "With-more-epochs"."""
     stem, heading = re.fullmatch(r"(\w+)\.ipynb, \"(.+)\"", text).groups()
     return stem, heading, heading.replace(" ", "-")
-
-
-def write(readme: Path, found: pd.DataFrame) -> None:
-    """Put the table of claims between its two marks in the README."""
-    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- claims -->")
-    after = rest.partition("<!-- /claims -->")[2]
-    table = markdown(found, results.runs.ROOT)
-    text = f"{before}<!-- claims -->\n{table}\n<!-- /claims -->{after}"
-    readme.write_text(text, encoding="utf-8")

@@ -33,8 +33,7 @@ def notebooks() -> list[Path]:
 
 def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -> Path:
     """Execute the notebooks on the runs below a folder, ``jobs`` at a time, and write their pages,
-    runs.html and index.html there; of the committed runs also README's table of claims. Returns the
-    path of index.html.
+    runs.html and index.html there. Returns the path of index.html.
 
     Raises ConfigError if the folder has no finished run, or if a notebook fails on the committed
     runs. Of other runs, which may be too few for a notebook, only the pages ``OWN`` are made, and
@@ -69,8 +68,6 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
     shared = {"pages": made, "committed": committed}
     for stem in made:
         to_html(folder / f"{stem}.ipynb", folder / f"{stem}.html", **shared)
-    if committed:
-        claims.write(ROOT / "README.md", measured)
     measured = measured[committed | (measured["verdict"] != "not run")]
     shared |= {"rows": settings_rows(runs, folder), "names": [results.RULES[r] for r in RULES]}
     shared |= {"cards": [card(folder / f"{stem}.ipynb") for stem in made]}

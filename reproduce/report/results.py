@@ -233,8 +233,9 @@ def cells(table: pd.DataFrame, block: str) -> pd.DataFrame:
 
 
 def complete(table: pd.DataFrame, block: str) -> bool:
-    """Whether every cell of a design has been run."""
-    return {cell.name for cell in campaign.cells(block)} <= {*cells(table, block)["cell"]}
+    """Whether every run of a design is there: nobody looks at a part of it and stops."""
+    made = {*cells(table, block)[["cell", "seed"]].itertuples(index=False, name=None)}
+    return made >= {(cell.name, seed) for cell in campaign.cells(block) for seed in cell.seeds}
 
 
 def effects(table: pd.DataFrame, block: str, score: str = "aligned_average_acc") -> pd.DataFrame:

@@ -65,14 +65,6 @@ def test_a_claim_names_a_section_that_there_is():
     assert len({claim["id"] for claim in WRITTEN}) == len(WRITTEN)
 
 
-def test_the_readme_states_what_the_runs_say(tmp_path, measured):
-    """The table of claims, computed again from results/, is the one in the README to the letter."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "README.md").write_text(text, encoding="utf-8")
-    claims.write(tmp_path / "README.md", measured)
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == text
-
-
 def test_every_run_of_a_claim_is_there_and_of_its_settings(runs, measured):
     setting = runs.set_index("path")["setting"]
     for claim, told in zip(WRITTEN, measured.itertuples()):
@@ -245,28 +237,6 @@ def test_what_survives_on_a_page_survives_among_the_claims(runs, measured):
     assert results.survives(found).to_dict() == family["survives"].to_dict()
 
 
-def test_the_readme_states_what_each_detail_is_worth_at_both_ends(measured):
-    """README's typed table: added to CENG501's settings, ACC and kNN, taken from the authors'."""
-    known, said = measured.set_index("id"), []
-    for name in ("stem", "crop", "heads", "entropy"):
-        alone = "heads-alone" if name == "heads" else name
-        less = known.loc["cifar-heads" if name == "heads" else f"cifar-less-{name}"].copy()
-        if name == "heads":  # claimed as the last step of the path, an addition
-            less[["difference", "low", "high"]] = -less[["difference", "high", "low"]].to_numpy()
-        four = (
-            known.loc[f"cifar-{alone}"],
-            known.loc[f"cifar-features-{name}"],
-            less,
-            known.loc[f"cifar-features-less-{name}"],
-        )
-        said.append([statistics.points(row) for row in four])
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    if "| detail | added to" not in text:
-        pytest.skip("README has no such table")
-    table = text.partition("| detail | added to")[2].partition("\n\n")[0].splitlines()[2:]
-    assert [re.split(r" *\| *", line)[2:-1] for line in table] == said
-
-
 # ---- what a claim may say
 
 
@@ -392,13 +362,3 @@ def test_an_effect_is_measured_when_every_cell_was_run(examples):
     assert found["difference"] == pytest.approx(-5, abs=0.5)
     assert found["shown"] == statistics.points(model.loc["E:S"]) and found["ours"] == ""
     assert len(found["runs"]) == 13 and found["by_lowest_loss"] == "holds"
-
-
-def test_the_table_is_put_between_its_marks(examples, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before <!-- claims -->\nstale\n<!-- /claims -->\nafter")
-    claims.write(readme, claims.measure(*examples))
-    text = readme.read_text(encoding="utf-8")
-    assert text.startswith("before <!-- claims -->\n| data | claim | ours |")
-    assert text.endswith("|\n<!-- /claims -->\nafter") and "stale" not in text
-    assert text.count("not run") == 3 and "[Claims](results/report.ipynb#Claims)" in text
