@@ -19,6 +19,7 @@ from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.data.folder import fill, list_images, relative, unreadable
 from reproduce.data.packed import write_header
+from reproduce.data.sets import read_cached
 from reproduce.files import TEXT, atomic, is_packed
 from reproduce.methods.every_run import FOLDERS
 from reproduce.runs.trained import load_weights, new_method, wrong_run
@@ -104,7 +105,7 @@ def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
     (``.npz``, as it lies in data_dir), of a packed data set, or of one with a name."""
     path = Path(os.path.expanduser(source))
     if path.suffix == ".npz":
-        images = data.read_cached(path.stem, path)
+        images = read_cached(path.stem, path)
     elif is_packed(path):
         images = data.load(Config.from_params({"dataset": "folder", "folder": source}))
     elif not path.exists() and source in NAMED:

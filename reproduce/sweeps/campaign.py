@@ -15,8 +15,8 @@ from pathlib import Path
 
 from reproduce.config import Config
 from reproduce.files import ROOT
-from reproduce.runs import directory as runs
 from reproduce.runs.directory import Run
+from reproduce.runs.provenance import source_tree
 from reproduce.settings import ConfigError, read_settings, read_yaml
 from reproduce.sweeps.sweep import expand
 
@@ -176,7 +176,7 @@ def check(name: str, configs: list[Config]) -> None:
     for run in map(Run, new):
         if run.finished:
             made = run.json("provenance.json")
-            if made["source"] != runs.source_tree():
+            if made["source"] != source_tree():
                 by = f"{run.path.name} was made by the code of commit {made['git']['commit']}"
                 raise ConfigError(f"block {name}: its run {by}: check that commit out to go on")
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from reproduce.files import ROOT
 from reproduce.report import pages, plots, results
+from reproduce.runs import executed
 from reproduce.settings import ConfigError
 
 
@@ -98,7 +99,7 @@ def test_an_executed_notebook_forgets_where_and_when_and_keeps_what_was_said(tmp
     path.write_text(
         json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
     )
-    pages.strip_paths_and_times(path)
+    executed.strip_paths_and_times(path)
     (kept,) = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert kept["outputs"][0]["text"] == ["run directory: results/x, 97 % ± 1\n"] and kept[
         "metadata"

@@ -7,7 +7,7 @@ import torch
 
 from reproduce import fit
 from reproduce.config import Config
-from reproduce.runs import directory as runs
+from reproduce.runs import directory, provenance
 from reproduce.runs.directory import Run
 
 KEYS = {"start", "end", "epochs", "steps", "commit", "source", "torch"}
@@ -23,7 +23,7 @@ def config(tmp_path):
 def clock(monkeypatch):
     """A clock that goes on by a minute at each look."""
     looks = iter(range(60))
-    monkeypatch.setattr(runs, "now", lambda: f"2026-01-01T00:{next(looks):02d}:00Z")
+    monkeypatch.setattr(directory, "now", lambda: f"2026-01-01T00:{next(looks):02d}:00Z")
 
 
 def test_one_part_for_a_run_in_one_piece(config, clock):
@@ -35,17 +35,17 @@ def test_one_part_for_a_run_in_one_piece(config, clock):
     assert part["start"] == "2026-01-01T00:00:00Z" and part["end"] > part["start"]
     assert (part["epochs"], part["steps"], part["precision"]) == (0, 0, "float32")
     assert part["threads"] == torch.get_num_threads()
-    assert part["source"] == origin["source"] == runs.source_tree()
+    assert part["source"] == origin["source"] == provenance.source_tree()
     assert set(part["processor"]) == {"name", "family", "instructions"}
 
 
 def test_the_code_is_asked_for_before_training(config, monkeypatch):
     """What is changed on the disk while a run trains is not what it ran with."""
-    monkeypatch.setattr(runs, "source_tree", lambda: "before")
+    monkeypatch.setattr(provenance, "source_tree", lambda: "before")
     run = Run(config)
     rows = fit(config, run)
     next(rows)
-    monkeypatch.setattr(runs, "source_tree", lambda: "edited meanwhile")
+    monkeypatch.setattr(provenance, "source_tree", lambda: "edited meanwhile")
     list(rows)
     origin = run.json("provenance.json")
     assert origin["source"] == origin["parts"][0]["source"] == "before"
@@ -62,7 +62,7 @@ def test_a_part_for_each_time_that_a_run_is_continued(config, clock, monkeypatch
         if done == 3 + steps:
             raise Stop
 
-    monkeypatch.setattr(runs, "source_tree", lambda: "first")
+    monkeypatch.setattr(provenance, "source_tree", lambda: "first")
     config = config.replace(checkpoint_minutes=0.0)
     run = Run(config)
     if steps:
@@ -73,7 +73,7 @@ def test_a_part_for_each_time_that_a_run_is_continued(config, clock, monkeypatch
         rows = fit(config, run)
         next(rows)
         rows.close()
-    monkeypatch.setattr(runs, "source_tree", lambda: "second")
+    monkeypatch.setattr(provenance, "source_tree", lambda: "second")
     again = Run(config)
     list(fit(config, again))
     origin = again.json("provenance.json")
@@ -85,7 +85,7 @@ def test_a_part_for_each_time_that_a_run_is_continued(config, clock, monkeypatch
 
 
 def test_the_time_is_utc_to_the_second():
-    told = datetime.datetime.strptime(runs.now(), "%Y-%m-%dT%H:%M:%SZ")
+    told = datetime.datetime.strptime(provenance.now(), "%Y-%m-%dT%H:%M:%SZ")
     since = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) - told
     assert abs(since) < datetime.timedelta(minutes=1)
 
@@ -93,7 +93,7 @@ def test_the_time_is_utc_to_the_second():
 def test_the_processor_is_more_than_its_name(monkeypatch):
     capabilities = {"avx2": True, "avx512_bf16": False, "sse2": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    runs.processor.cache_clear()
-    told = runs.processor()
-    runs.processor.cache_clear()
+    provenance.processor.cache_clear()
+    told = provenance.processor()
+    provenance.processor.cache_clear()
     assert told["name"] and told["instructions"] == ["avx2"]

@@ -13,8 +13,8 @@ from reproduce.config import Config
 from reproduce.data import sets as data
 from reproduce.files import ROOT
 from reproduce.methods import METHODS
-from reproduce.runs import directory as runs
 from reproduce.runs.directory import Run
+from reproduce.runs.provenance import source_tree
 from reproduce.settings import ConfigError, read_settings
 from reproduce.sweeps import campaign
 
@@ -302,7 +302,7 @@ def test_a_design_runs_only_with_committed_claims_and_by_one_code(tmp_path, monk
     run = Run(configs[0])
     run.path.mkdir(parents=True)
     run.path.joinpath("metrics.json").write_text("{}")
-    for source, commit in ((runs.source_tree(), "this"), ("other", "abc")):
+    for source, commit in ((source_tree(), "this"), ("other", "abc")):
         made = {"source": source, "git": {"commit": commit}}
         run.path.joinpath("provenance.json").write_text(json.dumps(made))
         if commit == "this":
