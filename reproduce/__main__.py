@@ -18,6 +18,8 @@ from reproduce.processes import Lost
 from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError, read_settings, read_yaml, short_repr
 
+REPEAT: dict = {"action": "append", "default": []}  # an option that may be given many times
+
 
 def main(words: list[str] | None = None) -> int:
     args = parser().parse_args(words)
@@ -39,10 +41,17 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run_command=function)
         return added.add_argument
 
-    names, preset, many = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    repeat = dict(action="append", default=[])
-    names.add_argument("-p", "--parameter", nargs=2, **repeat, metavar=("NAME", "VALUE"))
+    names, preset = (argparse.ArgumentParser(add_help=False) for _ in range(2))
+    names.add_argument("-p", "--parameter", nargs=2, **REPEAT, metavar=("NAME", "VALUE"))
     preset.add_argument("-f", "--settings", help="YAML file of settings, as papermill's -f")
+    training_commands(command, names, preset)
+    report_commands(command, names, preset)
+    image_commands(command, names)
+    return every
+
+
+def training_commands(command, names, preset) -> None:
+    many = argparse.ArgumentParser(add_help=False)
     many.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
     late = "start no run that would end later"
     many.add_argument("--minutes", type=float, default=math.inf, help=late)
@@ -54,16 +63,21 @@ def parser() -> argparse.ArgumentParser:
 
     add = command(sweep, "many runs through papermill; finished ones are skipped", names, many)
     add("settings", help="YAML file of settings")
-    add("--grid", **repeat, metavar="NAME=V,V", help="repeat for a product")
-    add("--one", **repeat, metavar="NAME=V[,NAME=V]", help="repeat: each factor changed alone")
+    add("--grid", **REPEAT, metavar="NAME=V,V", help="repeat for a product")
+    add("--one", **REPEAT, metavar="NAME=V[,NAME=V]", help="repeat: each factor changed alone")
     where = "processes here, or jobs of a Slurm cluster (pip install -e '.[cluster]')"
     add("--launcher", choices=("local", "slurm"), default="local", help=where)
     asked = "repeat: what a job asks for, as partition=gpu, gpus_per_node=1, timeout_min=600"
-    add("--slurm", **repeat, metavar="NAME=VALUE", help=asked)
+    add("--slurm", **REPEAT, metavar="NAME=VALUE", help=asked)
 
     add = command(campaign, "a block of the studies in notebooks/campaign.yaml", names, many)
     add("block", help="1 to 4 (CIFAR-10 on a GPU), cpu, hour, A to F (on two cores), digits")
 
+    add = command(parameters, "every setting, as the parameters cell of train.ipynb has it")
+    add("--write", action="store_true", help="put the cell into notebooks/train.ipynb")
+
+
+def report_commands(command, names, preset) -> None:
     add = command(
         pflop, "count what runs cost, alone and with the runs they started from: pflop.csv"
     )
@@ -81,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=0, help="kmeans: on so many, beside MiniBatchKMeans, faiss")
     add("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
 
+
+def image_commands(command, names) -> None:
     add = command(apply, "the clusters of new images, by a finished run")
     add("run", help="its directory")
     add("images", help="a folder, flat or nested, a data file .npz, or a data set's name")
@@ -105,10 +121,6 @@ def parser() -> argparse.ArgumentParser:
     add = command(export, "a finished run as one file, for use without this package")
     add("run", help="its directory")
     add("out", help="model.pt2, model.onnx (pip install -e '.[onnx]') or backbone.pt")
-
-    add = command(parameters, "every setting, as the parameters cell of train.ipynb has it")
-    add("--write", action="store_true", help="put the cell into notebooks/train.ipynb")
-    return every
 
 
 def given(args) -> dict:

@@ -11,7 +11,7 @@ import contextlib
 import datetime
 import os
 import signal
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist

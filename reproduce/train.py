@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import shutil
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 

@@ -142,6 +142,31 @@ def folder_batches(folder: Path, clusterer: Clusterer, size: int) -> Iterator[Ba
             yield [name for name in found if name not in bad], images, bad
 
 
+def checked_target(target: str) -> Path:
+    """The file to write; a ConfigError where none can be."""
+    path = Path(os.path.expanduser(target))
+    if not path.parent.is_dir():
+        raise ConfigError(f"output: {str(path)!r}: there is no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise ConfigError(f"output: {str(path)!r} is a folder: name a file")
+    return path
+
+
+def table_of(
+    clusterer: Clusterer, names: list[str], probabilities: Tensor, features: Tensor
+) -> pd.DataFrame:
+    """The rows of ``apply``'s table, from probabilities ``[N, K]`` and features ``[N, D]``."""
+    cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
+    rows = {"file": names, "cluster": cluster}
+    if clusterer.names:
+        rows["name"] = [clusterer.names.get(k, "") for k in cluster.tolist()]
+    rows |= {"probability": best[:, 0], "margin": best[:, 0] - best[:, 1]}
+    if not clusterer.heads:
+        square = squared_distances(features, clusterer.centroids.cpu())
+        rows["distance"] = square.sqrt().min(-1)[0].numpy()
+    return pd.DataFrame(rows)
+
+
 def apply(
     run: str, source: str, out: str, embedding: str = "", size: int = 256, skip: bool = False
 ) -> dict:
@@ -153,12 +178,7 @@ def apply(
     ConfigError that counts them all, and nothing is written.
     """
     clusterer = Clusterer(run, "cuda" if torch.cuda.is_available() else "cpu")
-    targets = [Path(os.path.expanduser(target)) for target in (out, embedding) if target]
-    for target in targets:
-        if not target.parent.is_dir():
-            raise ConfigError(f"output: {str(target)!r}: there is no folder {str(target.parent)!r}")
-        if target.is_dir():
-            raise ConfigError(f"output: {str(target)!r} is a folder: name a file")
+    targets = [checked_target(target) for target in (out, embedding) if target]
     bad, sizes = {}, np.zeros(clusterer.n_clusters, int)
     with contextlib.ExitStack() as files:
         temporary = [files.enter_context(atomic(target)) for target in targets]
@@ -172,21 +192,14 @@ def apply(
             if not names or (bad and not skip):
                 continue
             probabilities, features = clusterer.predict(images)
-            cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
-            rows = {"file": names, "cluster": cluster}
-            if clusterer.names:
-                rows["name"] = [clusterer.names.get(k, "") for k in cluster.tolist()]
-            rows |= {"probability": best[:, 0], "margin": best[:, 0] - best[:, 1]}
-            if not clusterer.heads:
-                square = squared_distances(features, clusterer.centroids.cpu())
-                rows["distance"] = square.sqrt().min(-1)[0].numpy()
+            rows = table_of(clusterer, names, probabilities, features)
             how = dict(index=False, float_format="%.4f", lineterminator="\n")
-            pd.DataFrame(rows).to_csv(table, header=not sizes.any(), **how)
+            rows.to_csv(table, header=not sizes.any(), **how)
             if embedding:
                 if not sizes.any():
                     write_header(raw, "<f4", 0, features.shape[1])
                 raw.write(features.contiguous().numpy().tobytes())
-            sizes += np.bincount(cluster, minlength=len(sizes))
+            sizes += np.bincount(rows["cluster"], minlength=len(sizes))
         if bad and (not skip or not sizes.any()):
             raise unreadable(Path(source), bad, "" if skip else " (--skip leaves them out)")
         if embedding:

@@ -49,10 +49,14 @@ def export(run: str, out: str) -> dict:
         half = {k: v.bfloat16().half() if v.is_floating_point() else v for k, v in state.items()}
         kept = {"state_dict": half, "weights_sha256": clusterer.metrics["weights_sha256"]}
         torch.save(kept, plain := io.BytesIO())
-        with atomic(path) as temporary, zipfile.ZipFile(plain) as before:
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as after:
-                for name in before.namelist():
-                    after.writestr(name, before.read(name))
+        small = dict(mode="w", compression=zipfile.ZIP_DEFLATED, compresslevel=9)
+        with (
+            atomic(path) as temporary,
+            zipfile.ZipFile(plain) as before,
+            zipfile.ZipFile(temporary, **small) as after,
+        ):
+            for name in before.namelist():
+                after.writestr(name, before.read(name))
         return said
     example = torch.zeros(2, *clusterer.shape, dtype=torch.uint8)
     batch = {"images": {0: torch.export.Dim("batch", min=1)}}

@@ -308,7 +308,7 @@ def verdict(row: Mapping[str, Any], direction: str) -> str:
     if row["test"] in ("none", "aliased"):
         return "one seed" if np.isfinite(row["difference"]) else "not run"
     low, high = row["low"], row["high"]
-    within = -MARGIN < low and high < MARGIN
+    within = low > -MARGIN and high < MARGIN
     claimed, denied = {
         "above": (low > 0, high < 0),
         "below": (high < 0, low > 0),

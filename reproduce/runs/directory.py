@@ -16,8 +16,8 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Callable, Iterable
 
 import filelock
 import numpy as np

@@ -115,7 +115,7 @@ def _of_image(config: Config, channels: int, n_clusters: int) -> list[int]:
         method = build(config, channels, n_clusters).eval()
         images = torch.empty(n, channels, side, side)
         networks = method.outputs, method.backbone, getattr(method, "target", torch.nn.Identity())
-        return [operations(lambda: network(images)) // n for network in networks]
+        return [operations(functools.partial(network, images)) // n for network in networks]
 
 
 def of_run(config: Config, channels: int, n_clusters: int, n_train: int) -> dict[str, float]:

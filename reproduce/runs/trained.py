@@ -79,7 +79,7 @@ class Trained:
         def keep(name: str, rows: Tensor) -> None:
             if name not in found:
                 shape = len(pixels), rows.shape[1]
-                file = tempfile.TemporaryFile(dir=self.path)
+                file = tempfile.TemporaryFile(dir=self.path)  # noqa: SIM115
                 found[name] = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
             found[name][start : start + len(rows)] = rows
 
