@@ -3,7 +3,11 @@
 Shapes: B images, each seen in two views; D features; K clusters; ``...`` any leading dimensions,
 usually the H heads, which are all computed at once. Logarithms are natural, so entropies are in
 nats. Everything is computed in float32 or better, also from half-precision inputs and under
-autocast."""
+autocast.
+
+"Released" is what the authors of CRLC (Do et al., ICCV 2021, arXiv 2107.11635) released, the
+repository clarken92/InfoMaxClustering; there ``crlc.py`` lies in ``dl_pytorch1/models/clustering/``
+and ``online_criteria.py`` in ``dl_pytorch1/utils/contrastive/``."""
 
 import contextlib
 
@@ -51,8 +55,10 @@ def info_nce(similarity: Tensor) -> Tensor:
 
 
 def feature_contrast(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
-    """NT-Xent on L2-normalised features (SimCLR, eq. 1; CRLC's FC). z1, z2: ``[..., B, D]`` ->
-    ``[...]``.
+    """NT-Xent on L2-normalised features (SimCLR, eq. 1; CRLC's L_FC, released as
+    ``ConInstContrast_v2`` in ``online_criteria.py``).
+
+    z1, z2: ``[..., B, D]`` -> ``[...]``, above 0; log(2B - 1) where all features are equal.
 
     f(i, j) = cos(z_i, z_j) / temperature, then ``info_nce``"""
     same_shape("feature_contrast", z1, z2)
@@ -154,9 +160,13 @@ def prototype_scattering(
 
 
 def probability_contrast(p1: Tensor, p2: Tensor, critic: str = "log_dot") -> Tensor:
-    """CRLC's contrast between the cluster probabilities of two views (PC). No temperature.
+    """CRLC's contrast between the cluster probabilities of two views (L_PC, released as
+    ``CatInstContrast`` in ``online_criteria.py``). No temperature.
 
-    p1, p2: ``[..., B, K]``, probabilities as given: smoothing is the caller's. Returns ``[...]``.
+    p1, p2: ``[..., B, K]``, probabilities as given: smoothing is the caller's. Returns ``[...]``,
+    at least 0; log(2B - 1) where all predictions are equal, whether decided or not.
+
+    ``info_nce`` of f(i, j) = critic(p_i, p_j).
 
     With the paper's critic f(i, j) = log(p_i . p_j) the sum over the negatives is linear in p_j, so
     nothing of size B x B is ever built:
@@ -179,18 +189,19 @@ def probability_contrast(p1: Tensor, p2: Tensor, critic: str = "log_dot") -> Ten
 
 
 def pairwise_log_dot(p: Tensor) -> Tensor:
-    """f(i, j) = log(p_i . p_j), ``[..., N, K]`` -> ``[..., N, N]``."""
+    """The critic of the paper, f(i, j) = log(p_i . p_j), ``[..., N, K]`` -> ``[..., N, N]``, at
+    most 0. These four stand in ``CatInstContrast.critic``, as released."""
     return gram(p).clamp_min(torch.finfo(p.dtype).tiny).log()
 
 
 def pairwise_neg_l2(p: Tensor) -> Tensor:
-    """f(i, j) = -|p_i - p_j|^2 = 2 p_i . p_j - |p_i|^2 - |p_j|^2"""
+    """f(i, j) = -|p_i - p_j|^2 = 2 p_i . p_j - |p_i|^2 - |p_j|^2, from -2 to 0."""
     square = p.square().sum(-1)
     return 2 * gram(p) - square.unsqueeze(-1) - square.unsqueeze(-2)
 
 
 def pairwise_neg_js(p: Tensor) -> Tensor:
-    """f(i, j) = -JS(p_i, p_j) = (H(p_i) + H(p_j)) / 2 - H((p_i + p_j) / 2)"""
+    """f(i, j) = -JS(p_i, p_j) = (H(p_i) + H(p_j)) / 2 - H((p_i + p_j) / 2), from -log 2 to 0."""
     single = entropy(p)
     mixture = entropy((p.unsqueeze(-2) + p.unsqueeze(-3)) / 2)
     return (single.unsqueeze(-1) + single.unsqueeze(-2)) / 2 - mixture
@@ -200,7 +211,7 @@ CRITICS = dict(log_dot=pairwise_log_dot, dot=gram, neg_l2=pairwise_neg_l2, neg_j
 
 
 def entropy(p: Tensor) -> Tensor:
-    """H(p) = -sum_k p_k log p_k in nats, ``[..., K]`` -> ``[...]``; 0 log 0 is 0."""
+    """H(p) = -sum_k p_k log p_k, ``[..., K]`` -> ``[...]``, from 0 to log K; 0 log 0 is 0."""
     p = at_least_float32(p)
     return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(-1)
 
@@ -208,25 +219,30 @@ def entropy(p: Tensor) -> Tensor:
 def batch_entropy(p: Tensor) -> Tensor:
     """Entropy of the mean over the batch: high when the clusters are used equally.
 
-    H(1/B sum_i p_i), ``[..., B, K]`` -> ``[...]`` in nats. What CRLC's authors maximise."""
+    H(1/B sum_i p_i), ``[..., B, K]`` -> ``[...]`` in nats, from 0 to log K. The H that CRLC's
+    authors maximise: ``entropy`` in ``CRLC._loss_of_1_subhead`` in ``crlc.py``, as released, which
+    takes the mean of both views' entropies."""
     return entropy(at_least_float32(p).mean(-2))
 
 
 def sample_entropy(p: Tensor) -> Tensor:
     """Mean over the batch of each sample's entropy: high when every prediction is undecided.
 
-    1/B sum_i H(p_i), ``[..., B, K]`` -> ``[...]`` in nats. What the course reproduction maximised.
-    """
+    1/B sum_i H(p_i), ``[..., B, K]`` -> ``[...]`` in nats, from 0 to log K. What CENG501's
+    reproduction maximised."""
     return entropy(p).mean(-1)
 
 
 def smooth(p: Tensor, gamma: float) -> Tensor:
-    """p -> (1 - gamma) p + gamma / K"""
+    """p -> (1 - gamma) p + gamma / K, ``[..., K]``, at least gamma / K (``py_1_smt`` in CRLC's
+    ``CRLC._loss_of_1_subhead``, as released)."""
     return (1 - gamma) * p + gamma / p.shape[-1]
 
 
 def logit_clamp(logits: Tensor, limit: float) -> Tensor:
-    """A pull on logits beyond +-limit, zero within. ``[..., B, K]`` -> ``[...]``.
+    """A pull on logits beyond +-limit. ``[..., B, K]`` -> ``[...]``, at least 0; 0 within.
+
+    In CRLC's code ``lower_logit_clamp`` + ``upper_logit_clamp`` in ``CRLC._loss_of_1_subhead``.
 
     mean_i sum_k excess(l_ik) l_ik, excess(l) = l - clip(l, -limit, limit) taken as a constant"""
     logits = at_least_float32(logits)

@@ -1,9 +1,16 @@
-"""CRLC: clustering by maximising mutual information across views (Do et al., ICCV 2021).
+"""CRLC: clustering by maximising mutual information across views (Do et al., ICCV 2021, arXiv
+2107.11635).
 
-One backbone, one projection head for the feature contrast, H clustering heads. The loss is that of
-the authors' released code, all heads at once:
+One backbone, one projection head for the feature contrast, H clustering heads. The paper's loss is
+lambda2 L_FC + L_PC - lambda1 H(mean prediction). What is computed is that of the released code
+(clarken92/InfoMaxClustering, ``CRLC._cluster_loss`` in ``dl_pytorch1/models/clustering/crlc.py``),
+all heads at once:
 
-    lambda2 FC + mean_heads(PC - lambda1 H + clamp)"""
+    lambda2 FC + mean_heads(PC - lambda1 H + logit_clamp_weight clamp)
+
+FC sees the projections, PC smoothed probabilities, H those as they are, clamp the logits. H is the
+mean over the views; the released script for CIFAR-10 weighs it with 2, the paper says lambda1 = 1.
+"""
 
 from dataclasses import dataclass
 
@@ -73,7 +80,9 @@ class CRLC(Method):
         self.heads = heads_mlp(config.n_heads, *sizes, n_clusters, *kind)
 
     def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
-        """With more than two views the contrasts are averaged over their pairs."""
+        """ "feature_contrast" above 0, "probability_contrast" at least 0, "entropy" from 0 to log K
+        nats: scalars, the last two as means over the heads; "head_losses" ``[H]``. With more than
+        two views the contrasts are averaged over their pairs."""
         c, n = self.config, self.config.n_views
         features = self.encode(views)  # [V B, F]
         i, j = torch.triu_indices(n, n, 1, device=features.device)  # the pairs of views
