@@ -103,30 +103,3 @@ def lowest_loss_head(head_losses) -> int:
         wanted = "the finite losses of one head or more"
         raise ValueError(f"lowest_loss_head takes {wanted}, got {head_losses.tolist()}")
     return int(head_losses.argmin())
-
-
-def collapse_monitor(embedding: Tensor, assignments: Tensor, n_clusters: int) -> dict[str, float]:
-    """Signs of collapse. embedding ``[N, D]``, assignments int ``[N]``.
-
-    embedding_std: mean over D of the deviation of the L2-normalised embedding, times sqrt(D): about
-    1 when spread over the sphere, 0 when all are one (SimSiam, fig. 2). "largest_cluster": the
-    share of the images in it. "nonempty_clusters": the number of clusters in use."""
-    z = torch.nn.functional.normalize(embedding.float(), dim=-1)
-    mass = torch.bincount(assignments, minlength=n_clusters)
-    return {
-        "embedding_std": float(z.std(0, correction=0).mean() * z.shape[1] ** 0.5),
-        "largest_cluster": float(mass.max() / mass.sum()),
-        "nonempty_clusters": int((mass > 0).sum()),
-    }
-
-
-def collapse_reason(monitor: dict[str, float], n_clusters: int) -> str:
-    """Why ``collapse_monitor`` shows a collapsed run, in a sentence; empty if it does not."""
-    if not monitor["embedding_std"] > 0.1:
-        deviation = f"standard deviation {monitor['embedding_std']:.3f}, spread out it is 1"
-        return f"all embeddings are nearly the same ({deviation})"
-    if monitor["nonempty_clusters"] <= n_clusters / 2:
-        return f"only {monitor['nonempty_clusters']} of {n_clusters} clusters are in use"
-    if monitor["largest_cluster"] > 0.9:
-        return f"one cluster holds {monitor['largest_cluster']:.0%} of the images"
-    return ""

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reproduce import metrics
 from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.data.sets import Images, evenly
@@ -28,7 +27,7 @@ class Look:
 
     outputs: Outputs
     clusterings: Clusterings
-    collapse: dict[str, float]  # ``metrics.collapse_monitor``
+    collapse: dict[str, float]  # ``monitors.collapse_monitor``
     monitors: dict[str, float]  # ``monitors.measure``
     knn_acc: float | None  # of nearest neighbours; None without labels
 
@@ -145,7 +144,7 @@ class Evaluator:
     def results(self, look: Look, rules: list[Rule]) -> dict:
         """What metrics.json gets; without labels no scores are in it."""
         scores, heads = self.scores, look.clusterings.heads
-        why = metrics.collapse_reason(look.collapse, self.n_clusters)
+        why = monitors.collapse_reason(look.collapse, self.n_clusters)
         found = {"scores": {}, "collapse": {**look.collapse, "collapsed": bool(why), "why": why}}
         found["monitors"] = look.monitors
         if heads is not None and len(self.sample) < len(self.images):

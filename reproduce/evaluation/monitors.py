@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce import losses, metrics, processes
+from reproduce import losses, processes
 from reproduce.augment import Augment
 from reproduce.data import packed
 from reproduce.data.sets import evenly
@@ -64,10 +65,10 @@ def measure(
 
 
 def collapse(embedding: Tensor, clusters: np.ndarray, n_clusters: int) -> dict[str, float]:
-    """``metrics.collapse_monitor`` of the clusters of all images, int ``[N]``, and the embedding
+    """``collapse_monitor`` of the clusters of all images, int ``[N]``, and the embedding
     ``[N, D]`` of a few hundred, which are enough to see that all fall into one point."""
     some = evenly(len(embedding), 512).to(embedding.device)
-    return metrics.collapse_monitor(embedding[some], torch.from_numpy(clusters), n_clusters)
+    return collapse_monitor(embedding[some], torch.from_numpy(clusters), n_clusters)
 
 
 @torch.no_grad()
@@ -164,3 +165,30 @@ def uniformity(features: Tensor) -> float:
     closeness = (4 * cosines - 4).exp().fill_diagonal_(0)
     n = len(features)
     return math.log(float(closeness.double().sum()) / (n * (n - 1)))
+
+
+def collapse_monitor(embedding: Tensor, assignments: Tensor, n_clusters: int) -> dict[str, float]:
+    """Signs of collapse. embedding ``[N, D]``, assignments int ``[N]``.
+
+    embedding_std: mean over D of the deviation of the L2-normalised embedding, times sqrt(D): about
+    1 when spread over the sphere, 0 when all are one (SimSiam, fig. 2). "largest_cluster": the
+    share of the images in it. "nonempty_clusters": the number of clusters in use."""
+    z = F.normalize(embedding.float(), dim=-1)
+    mass = torch.bincount(assignments, minlength=n_clusters)
+    return {
+        "embedding_std": float(z.std(0, correction=0).mean() * z.shape[1] ** 0.5),
+        "largest_cluster": float(mass.max() / mass.sum()),
+        "nonempty_clusters": int((mass > 0).sum()),
+    }
+
+
+def collapse_reason(monitor: dict[str, float], n_clusters: int) -> str:
+    """Why ``collapse_monitor`` shows a collapsed run, in a sentence; empty if it does not."""
+    if not monitor["embedding_std"] > 0.1:
+        deviation = f"standard deviation {monitor['embedding_std']:.3f}, spread out it is 1"
+        return f"all embeddings are nearly the same ({deviation})"
+    if monitor["nonempty_clusters"] <= n_clusters / 2:
+        return f"only {monitor['nonempty_clusters']} of {n_clusters} clusters are in use"
+    if monitor["largest_cluster"] > 0.9:
+        return f"one cluster holds {monitor['largest_cluster']:.0%} of the images"
+    return ""

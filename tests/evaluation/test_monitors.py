@@ -325,3 +325,70 @@ def test_packed_images_give_what_those_in_memory_give(tmp_path):
         list(fit(config, Run(config)))
         found.append(Run(config).json("metrics.json")["monitors"])
     assert found[0] == found[1] and {*ALWAYS, "head_agreement"} == {*found[0]}
+
+
+def test_collapse_monitor():
+    spread = 5 * torch.randn(4000, 32)
+    signs = monitors.collapse_monitor(spread, torch.arange(4000) % 10, 10)
+    assert signs == {
+        "embedding_std": pytest.approx(1, abs=0.02),
+        "largest_cluster": pytest.approx(0.1),
+        "nonempty_clusters": 10,
+    }
+    # one direction, at any length: collapsed, whatever its norm says
+    one = torch.rand(500, 1) * torch.randn(1, 32)
+    signs = monitors.collapse_monitor(one, torch.tensor([3] * 400 + [7] * 100), 10)
+    assert signs == {
+        "embedding_std": pytest.approx(0, abs=1e-5),
+        "largest_cluster": pytest.approx(0.8),
+        "nonempty_clusters": 2,
+    }
+    assert all(type(v) in (float, int) for v in signs.values())
+    single = monitors.collapse_monitor(torch.randn(1, 4), torch.tensor([0]), 2)
+    assert single == {"embedding_std": 0.0, "largest_cluster": 1.0, "nonempty_clusters": 1}
+
+
+@pytest.mark.parametrize("n_clusters", [2, 3, 10])
+def test_a_healthy_run_has_not_collapsed(n_clusters):
+    signs = monitors.collapse_monitor(
+        torch.randn(500, 16), torch.arange(500) % n_clusters, n_clusters
+    )
+    assert monitors.collapse_reason(signs, n_clusters) == ""
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (
+            {"embedding_std": 0.1},
+            "all embeddings are nearly the same (standard deviation 0.100, spread out it is 1)",
+        ),
+        (
+            {"embedding_std": float("nan")},
+            "all embeddings are nearly the same (standard deviation nan, spread out it is 1)",
+        ),
+        ({"nonempty_clusters": 5}, "only 5 of 10 clusters are in use"),
+        ({"largest_cluster": 0.91}, "one cluster holds 91% of the images"),
+    ],
+)
+def test_each_reason_for_a_collapse(change, why):
+    signs = {"embedding_std": 0.11, "largest_cluster": 0.9, "nonempty_clusters": 6}
+    assert monitors.collapse_reason(signs, 10) == ""
+    assert monitors.collapse_reason({**signs, **change}, 10) == why
+
+
+def test_collapses_are_seen_from_embeddings_and_assignments():
+    spread, balanced = torch.randn(500, 16), torch.arange(500) % 10
+    for embedding, assignments, word in (
+        (torch.ones(500, 16) + 1e-3 * spread, balanced, "nearly the same"),
+        (spread, balanced % 5, "only 5 of 10"),
+        (spread, torch.where(torch.arange(500) < 475, 0, balanced), "one cluster holds 95%"),
+    ):
+        assert word in monitors.collapse_reason(
+            monitors.collapse_monitor(embedding, assignments, 10), 10
+        )
+
+
+def test_two_clusters_of_unequal_size_are_no_collapse():
+    signs = monitors.collapse_monitor(torch.randn(500, 16), (torch.arange(500) < 420).long(), 2)
+    assert monitors.collapse_reason(signs, 2) == ""
