@@ -120,8 +120,10 @@ def together(base: type[Settings], *others: type[Settings]) -> type[Settings]:
     both inherit; TypeError where two define a setting of the same name."""
     fields = {f.name: f for f in dataclasses.fields(base)}
     for other in others:
-        if not issubclass(other, base):
-            raise TypeError(f"{other.__qualname__} must inherit {base.__name__}")
+        if not issubclass(other, base) or "__dataclass_fields__" not in vars(other):
+            raise TypeError(
+                f"{other.__qualname__} must be a dataclass that inherits {base.__name__}"
+            )
         for f in dataclasses.fields(other):
             if fields.setdefault(f.name, f) is not f:
                 how = "define it once, in a class that both inherit"

@@ -486,8 +486,14 @@ def test_two_settings_of_one_name_are_refused():
 
     with pytest.raises(TypeError, match="Third defines 'c' a second time"):
         together(Base, First, Third)
-    with pytest.raises(TypeError, match="Other must inherit Base"):
+    with pytest.raises(TypeError, match="Other must be a dataclass that inherits Base"):
         together(Base, First, Other)
+
+    class Forgotten(Base):
+        e: bool = setting(False, "e")
+
+    with pytest.raises(TypeError, match="Forgotten must be a dataclass"):
+        together(Base, First, Forgotten)
 
 
 def test_each_part_refuses_its_own():

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from reproduce import Config, evaluation, fit, processes
+from reproduce import Config, fit, processes
 from reproduce.__main__ import main
+from reproduce.evaluation.extractor import Extractor
 from reproduce.methods import METHODS
 from reproduce.report import results
 from reproduce.runs import flops
 from reproduce.runs.directory import Run
+from reproduce.settings import types_of
 
 TINY = {"width": 4, "limit": 150, "epochs": 2, "batch_size": 16, "trace_images": 2}
 OWN = {
@@ -118,7 +120,7 @@ def test_heads_on_a_frozen_network(augmentation, method, tmp_path, monkeypatch):
 def counted(monkeypatch):
     """The operations of each step and of each pass without gradients, as they really run."""
     steps, passes, loss_of = [], [], processes.loss_of
-    extract = evaluation.Evaluator.extract
+    extract = Extractor.__call__
 
     def noted_loss_of(method):
         def loss(views, index):
@@ -140,7 +142,7 @@ def counted(monkeypatch):
         return found[0]
 
     monkeypatch.setattr(processes, "loss_of", noted_loss_of)
-    monkeypatch.setattr(evaluation.Evaluator, "extract", noted_extract)
+    monkeypatch.setattr(Extractor, "__call__", noted_extract)
     return steps, passes
 
 
@@ -167,11 +169,12 @@ def test_one_count_does_for_runs_that_differ_in_nothing_that_is_multiplied():
 def another(field):
     """A value that is not the default."""
     choices, high = field.metadata["choices"], field.metadata["high"]
-    if field.type == "bool":
+    kind = types_of(Config)[field.name]
+    if kind is bool:
         return not field.default
-    if field.type == "str":
+    if kind is str:
         return next(c for c in choices or ["elsewhere"] if c != field.default)
-    return field.default / 2 + 0.2 if field.type == "float" else min(field.default + 1, high or 9)
+    return field.default / 2 + 0.2 if kind is float else min(field.default + 1, high or 9)
 
 
 def test_counting_draws_no_random_number_and_changes_no_weight(tmp_path, monkeypatch):
