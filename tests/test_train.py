@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from reproduce import Config, ConfigError, Diverged, fit, losses
+from reproduce import Config, ConfigError, Diverged, data, fit, losses
 from reproduce import train as loop
-from reproduce.data import sets as data
 from reproduce.data.sets import write_cached
 from reproduce.evaluation import Evaluator, monitors
 from reproduce.evaluation.probes import knn_accuracy
