@@ -71,7 +71,7 @@ def training_commands(command, names, preset) -> None:
     add("--slurm", **REPEAT, metavar="NAME=VALUE", help=asked)
 
     add = command(campaign, "a block of the studies in notebooks/campaign.yaml", names, many)
-    add("block", help="1 to 4 (CIFAR-10 on a GPU), cpu, hour, A to F (on two cores), digits")
+    add("block", help="ten, 1 to 4 (CIFAR-10 on a GPU), cpu, hour, A to F (on two cores), digits")
 
     add = command(parameters, "every setting, as the parameters cell of train.ipynb has it")
     add("--write", action="store_true", help="put the cell into notebooks/train.ipynb")
@@ -187,10 +187,13 @@ def sweep(args) -> int:
 
 
 def campaign(args) -> int:
-    from reproduce.sweeps.campaign import block, check
+    from reproduce.sweeps.campaign import block, chained, check
 
     configs = block(args.block, given(args))
     check(args.block, configs)
+    if args.jobs > 1 and chained(configs):
+        one = f"runs of block {args.block} start from one another: it must be 1"
+        raise ConfigError(f"jobs is {args.jobs}, but {one}")
     return run_all(configs, args)
 
 

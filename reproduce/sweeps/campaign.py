@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import subprocess
 from dataclasses import dataclass
@@ -48,8 +49,39 @@ def block(name: str, changes: dict) -> list[Config]:
         raise ConfigError(f"block is {name!r}: it must be one of {', '.join(known)}")
     if isinstance(known[name], dict):
         return drawn(name, changes)
-    configs = [config for star in known[name] for config in star_of(star, changes)]
+    configs, named = [], {}
+    for star in known[name]:
+        configs += (made := star_of(started(star, named, changes), changes))
+        if "name" in star:
+            named[star["name"]] = made
     return list({config.hash(): config for config in configs}.values())
+
+
+def started(star: dict, named: dict[str, list[Config]], changes: dict) -> dict:
+    """The star with its ``weights: "@name"`` as the directory of an earlier star's one run, as it
+    is seen from here: so the hash is the same in whichever folder the repository lies.
+
+    named: the runs of the stars before it that have a name. ConfigError where there is no such
+    star, where it has several runs, or where other weights are given."""
+    weights = star.get("with", {}).get("weights", "")
+    if not weights.startswith("@"):
+        return star
+    if "weights" in changes:
+        raise ConfigError("weights cannot be given to a block whose runs start from one another")
+    known = ", ".join(f"@{name}" for name in named) or "none"
+    if (runs := named.get(weights[1:])) is None:
+        raise ConfigError(f"weights is {weights!r}: the stars before it with a name are: {known}")
+    if len(runs) != 1:
+        raise ConfigError(f"weights is {weights!r}, a star of {len(runs)} runs: it must have one")
+    path, here = Run(runs[0]).path, Path.cwd()
+    path = path.relative_to(here) if path.is_relative_to(here) else path
+    return {**star, "with": {**star["with"], "weights": str(path)}}
+
+
+def chained(configs: list[Config]) -> bool:
+    """Whether some of the runs start from others of them."""
+    made = {Run(config).path for config in configs}
+    return any(Path(os.path.abspath(config.weights)) in made for config in configs)
 
 
 def star_of(star: dict, changes: dict) -> list[Config]:

@@ -7,7 +7,9 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 
+from reproduce import fit
 from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.data import sets as data
@@ -17,6 +19,7 @@ from reproduce.runs.directory import Run
 from reproduce.runs.provenance import source_tree
 from reproduce.settings import ConfigError, read_settings
 from reproduce.sweeps import campaign
+from reproduce.sweeps import sweep as driver
 
 
 def changed(a, b):
@@ -26,7 +29,7 @@ def changed(a, b):
 
 
 def test_block_1_goes_from_the_course_to_the_authors_one_factor_at_a_time():
-    path = campaign.block("1", {})[:5]
+    path = campaign.star_of({**campaign.blocks()["1"][2], "grid": {}}, {})
     assert (path[0].entropy, path[0].stem, path[0].normalize, path[0].decay) == (
         "sample",
         "imagenet",
@@ -51,15 +54,24 @@ def test_block_1_goes_from_the_course_to_the_authors_one_factor_at_a_time():
         "batchnorm_split",
         "sampler",
     }
-    assert len({c.hash() for c in campaign.block("1", {})}) == len(campaign.block("1", {}))
+    configs = campaign.block("1", {})
+    ends = [configs[:3], configs[3:6]]  # before all else, with three seeds
+    assert [[c.seed for c in end] for end in ends] == [[0, 1, 2]] * 2
+    assert [{c.replace(seed=0).hash() for c in end} for end in ends] == [
+        {path[0].hash()},
+        {path[-1].hash()},
+    ]
+    assert [c.seed for c in configs[6:]] == [0, 1, 2] * 3 + [0] * 6
 
 
 def test_every_block_is_made_of_valid_settings_with_equal_epochs_and_split():
-    for name, n in (("1", 11), ("2", 8), ("3", 4), ("4", 8)):
+    for name, n in (("ten", 4), ("1", 21), ("2", 8), ("3", 4), ("4", 8)):
         configs = campaign.block(name, {})
         assert len(configs) == n and {c.dataset for c in configs} == {"cifar10"}
-        if name in "123":
+        if name in "12":
             assert len({c.epochs for c in configs}) == 1 and {c.split for c in configs} == {"test"}
+    both = [{c.hash() for c in campaign.block(name, {})} for name in "12"]
+    assert len(both[0] & both[1]) == 1  # the authors' end, which is run once for both
 
 
 def test_the_levers_are_committed_runs_of_the_preset_with_a_single_change():
@@ -107,7 +119,7 @@ def test_changes_reach_every_run_and_unknown_blocks_none():
     assert all(
         (c.limit, c.epochs) == (300, 2) for c in campaign.block("1", {"limit": 300, "epochs": 2})
     )
-    with pytest.raises(ConfigError, match="block is '5': it must be one of 1, 2, 3, 4, cpu, hour"):
+    with pytest.raises(ConfigError, match="block is '5': it must be one of ten, 1, 2, 3, 4, cpu"):
         campaign.block("5", {})
     with pytest.raises(ConfigError, match="^stem cannot be given to a block whose runs differ"):
         campaign.block("1", {"stem": "cifar"})
@@ -115,16 +127,20 @@ def test_changes_reach_every_run_and_unknown_blocks_none():
         campaign.block("1", {"limmit": 300})
 
 
-def test_a_block_is_run_and_the_next_call_skips_what_is_finished(tmp_path, monkeypatch, capsys):
-    """Through papermill, as on the GPU; only the images are others and few."""
-    star = {**campaign.blocks()["1"][0], "path": campaign.blocks()["1"][0]["path"][:1]}
-    monkeypatch.setattr(campaign, "blocks", lambda: {"1": [star]})
+def few_images(path):
+    """A data set of CIFAR-10's name and shape, with 40 images to train on."""
     rng = np.random.default_rng(0)
     parts = [rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8) for n in (40, 20)]
-    data.write_cached(
-        tmp_path / "cifar10.npz",
-        **data.joined(parts, [rng.integers(0, 4, len(x)) for x in parts], list("abcd")),
-    )
+    labels = [rng.integers(0, 4, len(x)) for x in parts]
+    data.write_cached(path / "cifar10.npz", **data.joined(parts, labels, list("abcd")))
+
+
+def test_a_block_is_run_and_the_next_call_skips_what_is_finished(tmp_path, monkeypatch, capsys):
+    """Through papermill, as on the GPU; only the images are others and few."""
+    path = campaign.blocks()["1"][2]
+    star = {**path, "path": path["path"][:1], "grid": {}}
+    monkeypatch.setattr(campaign, "blocks", lambda: {"1": [star]})
+    few_images(tmp_path)
     words = [
         "campaign",
         "1",
@@ -164,6 +180,103 @@ def test_a_block_is_run_and_the_next_call_skips_what_is_finished(tmp_path, monke
     assert main(words) == 0
     assert "2 skipped" in capsys.readouterr().out
     assert [(run / "metrics.json").stat().st_mtime_ns for run in runs] == began
+
+
+# ---- runs that start from one another
+
+
+def test_block_ten_is_a_chain_with_growing_views_and_new_heads():
+    *grown, heads = configs = campaign.block("ten", {})
+    assert [c.view_size for c in configs] == [16, 24, 32, 32]
+    assert not configs[0].weights and heads.freeze and not any(c.freeze for c in grown)
+    for before, config in zip(configs, configs[1:]):
+        assert campaign.chained([before, config])
+        assert (ROOT / config.weights).resolve() == Run(before).path
+        # what the weights must fit
+        for name in ("backbone", "stem", "width", "normalize", "seed"):
+            assert getattr(before, name) == getattr(config, name)
+    assert {c.batch_size for c in configs} == {512} and {c.views for c in grown} == {"together"}
+    again = campaign.block("ten", {"seed": 1})
+    assert not {c.weights for c in again} & {c.weights for c in configs[1:]}
+    assert not campaign.chained(campaign.block("F", {}))  # whose weights are committed runs
+
+
+def test_the_hashes_of_a_chain_are_the_same_wherever_the_repository_lies(tmp_path, monkeypatch):
+    found = []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        found.append([c.hash() for c in campaign.block("ten", {"results_dir": "runs"})])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("stars", "changes", "sentence"),
+    [
+        ([{"name": "b"}], {}, "weights is '@a': the stars before it with a name are: @b$"),
+        ([], {}, "weights is '@a': the stars before it with a name are: none$"),
+        ([{"name": "a", "grid": {"seed": [0, 1]}}], {}, "weights is '@a', a star of 2 runs: it mu"),
+        ([{"name": "a"}], {"weights": "x"}, "weights cannot be given to a block whose runs start"),
+    ],
+)
+def test_a_wrong_start_is_one_sentence(monkeypatch, stars, changes, sentence):
+    preset = {"settings": "digits-quick"}
+    last = {**preset, "with": {"weights": "@a"}}
+    monkeypatch.setattr(
+        campaign, "blocks", lambda: {"X": [*({**preset, **s} for s in stars), last]}
+    )
+    with pytest.raises(ConfigError, match=f"^{sentence}"):
+        campaign.block("X", changes)
+
+
+def test_ten_minutes_rehearsed_and_a_block_that_is_cut_off(tmp_path, monkeypatch, capsys):
+    """The very command, with few images and a tiny network; each run starts from the one before."""
+    few_images(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "results_dir": "runs",
+        "data_dir": str(tmp_path),
+        "limit": 40,
+        "epochs": 2,
+        "batch_size": 8,
+        "backbone": "compact",
+        "width": 2,
+        "n_heads": 2,
+        "evaluate_every": 1,
+    }
+    words = ["campaign", "ten"]
+    for name, value in given.items():
+        words += ["-p", name, str(value)]
+    assert main([*words, "--jobs", "2"]) == 2
+    assert "jobs is 2, but runs of block ten start from one another" in capsys.readouterr().err
+    runs, cut = [Run(config) for config in campaign.block("ten", given)], [1]
+
+    def here(config, *_):  # the test above goes through papermill
+        rows = fit(config, Run(config))
+        next(rows)
+        if config == runs[1].config and cut:
+            rows.close()
+            raise RuntimeError(f"cut off {cut.pop()}")
+        assert len(list(rows)) == 1
+        return ""
+
+    monkeypatch.setattr(driver, "run_notebook", here)
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert "1 finished" in said and "3 failed" in said and len(runs[0].history()) == 2
+    assert f"weights: '{runs[2].config.weights}' is not there" in said
+    (row,) = runs[1].load_checkpoint()[0]["at"]["history"]  # what a cut-off run is worth
+    assert row["epoch"] == 1 and "knn_acc" in row
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "3 finished" in said and "1 skipped" in said
+    assert runs[1].history()[0]["loss"] == pytest.approx(row["loss"], rel=1e-4)
+    assert [part["epochs"] for part in runs[1].json("provenance.json")["parts"]] == [0, 1]
+    for before, run in zip(runs, runs[1:]):
+        assert run.json("config.json")["weights"] == str(before.path.relative_to(tmp_path))
+    frozen, kept = ({**torch.load(run.path / "model.pt")} for run in runs[2:])
+    same = [name for name in frozen if name.startswith("backbone.")]
+    assert same and all(torch.equal(frozen[name], kept[name]) for name in same)
 
 
 # ---- designs
