@@ -4,6 +4,7 @@ packed images."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,11 +24,32 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        settle(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def settle(path: Path, final: Path) -> None:
+    """Give a file, or a folder, its final name once all of it is on the disk: after a power failure
+    that name is not there, or leads to everything."""
+    for inside in [*path.rglob("*")] if path.is_dir() else []:
+        if inside.is_dir() or inside.is_file():
+            sync(inside)
+    sync(path)
+    path.replace(final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """Return once a file's content, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise  # some file systems sync files alone
+    finally:
+        os.close(handle)
 
 
 def read_json(path: Path, setting: str = "run_dir") -> dict:

@@ -8,6 +8,7 @@ packing goes on where it was killed. The hash over all hashes is the data set's 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -34,7 +35,7 @@ from reproduce.data.folder import (
     relative,
     wrong,
 )
-from reproduce.files import atomic, index_hash, read_index
+from reproduce.files import atomic, index_hash, read_index, read_json, sync
 from reproduce.settings import ConfigError
 
 SHARD = 8192  # images in a file
@@ -133,6 +134,7 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
     try:
         found, names, classes = list_source(source, dataset)
         packed.mkdir(parents=True, exist_ok=True)
+        sync(packed.parent)
         for remnant in packed.glob(".*.tmp"):  # of a process killed while writing
             remnant.unlink()
         shards = []
@@ -170,9 +172,9 @@ def write_shard(stem: Path, found: Found, names: list[str], side: int) -> dict:
     stats = [(file.tar if isinstance(file, Member) else file).lstat() for file, _, _ in found]
     state = [(n, *f[1:], s.st_size, s.st_mtime_ns) for n, f, s in zip(names, found, stats)]
     state = hashlib.sha256(json.dumps([1, side, state]).encode()).hexdigest()
-    if path.exists() and note.exists():
-        known = json.loads(note.read_text())
-        if known["state"] == state and known["bytes"] == path.stat().st_size:
+    with contextlib.suppress(ConfigError, FileNotFoundError):  # not written yet, or damaged
+        known = read_json(note)
+        if (known["state"], known["bytes"]) == (state, path.stat().st_size):
             return known
     path.unlink(missing_ok=True)  # before its note is another one's
     digest, counts, bad = hashlib.sha256(), torch.zeros(3, 256, dtype=torch.int64), {}
@@ -189,7 +191,8 @@ def write_shard(stem: Path, found: Found, names: list[str], side: int) -> dict:
         shard = {"file": path.name, "bytes": file.tell(), "images": len(found) - len(bad)}
         shard |= {"bad": bad, "sha256": digest.hexdigest(), "counts": counts.tolist()}
         shard["state"] = state
-        note.write_text(json.dumps(shard))
+        with atomic(note) as whole:
+            whole.write_text(json.dumps(shard))
     return shard
 
 

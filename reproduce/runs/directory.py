@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from reproduce.config import Config
-from reproduce.files import ROOT, TEXT, atomic
+from reproduce.files import ROOT, TEXT, atomic, settle
 from reproduce.runs.provenance import machine_and_code, now, provenance
 from reproduce.settings import ConfigError
 
@@ -49,7 +49,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return os.path.exists(self.path / "metrics.json")
+        """Whether its directory is whole: metrics.json is there and can be read."""
+        try:
+            return isinstance(self.json("metrics.json"), dict)
+        except (OSError, ValueError):
+            return False
 
     def json(self, file: str) -> dict:
         return json.loads((self.path / file).read_text())
@@ -165,17 +169,17 @@ class Run:
             np.savez_compressed(self.partial / f"{stem}.npz", **content)
         torch.save(weights, self.partial / "model.pt")
         self.write_json("metrics.json", metrics)
-        # the name first, the checkpoints after: a kill in between loses nothing
+        # the name first, the checkpoints after: a kill, or a power failure, loses nothing
         old = self.path.with_name(f".{self.path.name}.old.partial")
         shutil.rmtree(old, ignore_errors=True)  # of a process killed here
-        if self.path.exists():
-            self.path.replace(old)
-        if (old / "names.yaml").exists():  # a user's, which fit these clusters if all is equal
-            before = json.loads((old / "metrics.json").read_text()).get("weights_sha256")
+        if (self.path / "names.yaml").exists():  # they fit these clusters if all is equal
+            before = self.json("metrics.json").get("weights_sha256") if self.finished else None
             same = before == metrics.get("weights_sha256")
             name = "names.yaml" if same else "names.before.yaml"
-            shutil.copy(old / "names.yaml", self.partial / name)
-        self.partial.replace(self.path)
+            shutil.copy(self.path / "names.yaml", self.partial / name)
+        if self.path.exists():
+            self.path.replace(old)
+        settle(self.partial, self.path)
         shutil.rmtree(old, ignore_errors=True)
         self.tidy()
 

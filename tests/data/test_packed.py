@@ -261,7 +261,7 @@ def test_a_packed_data_set_is_not_overwritten(place):
 
 KILLED = """
 import sys, time
-from reproduce import packed
+from reproduce.data import packed
 packed.SHARD, read_all = 16, packed.read_all
 def slow(pixels, files):
     time.sleep(0.5 * (len(seen) > 0))
@@ -286,6 +286,7 @@ def test_packing_goes_on_after_a_kill(place):
     kept = {path: path.stat().st_mtime_ns for path in sorted(target.glob("pixels-*.npy"))}
     assert 2 <= len(kept) < 4
     (target / "pixels-00001.npy").write_bytes(b"cut")  # as by a disk that lost what was not synced
+    (target / "pixels-00001.json").write_bytes(b"")
     packed.pack(place / "images", target, 8)
     first, second, *_ = kept
     assert first.stat().st_mtime_ns == kept[first] and second.stat().st_size > 3
