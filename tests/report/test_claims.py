@@ -196,8 +196,6 @@ def compared(measured):
         patch.setattr(statistics, "compare", recorded)
         patch.setattr(results, "compare", recorded)
         patch.setattr(plots, "save", lambda figure, *_: plt.close(figure))
-        claims.measure(results.load())
-        n = len(found)
         for name in ("report", "entropy", "details", "methods"):
             cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
             cells = [cell for cell in cells if cell.cell_type == "code"]
@@ -205,7 +203,7 @@ def compared(measured):
             namespace = {"display": lambda *_: None}
             for cell in cells[: last + 1]:
                 exec(compile(cell.source, f"{name}, {cell.id}", "exec"), namespace)
-    assert len(found) > n > 30
+    assert len(found) > 100
     return found, recorded
 
 
