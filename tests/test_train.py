@@ -30,6 +30,7 @@ from reproduce.runs.directory import Run, find
 from reproduce.runs.provenance import source_tree
 from reproduce.runs.trained import Trained
 from reproduce.schedules import learning_rate
+from reproduce.sweeps import launch
 
 QUICK = {
     "epochs": 3,
@@ -447,6 +448,7 @@ def test_data_that_settings_do_not_fit(config, change, message):
 def test_a_device_that_is_not_there_is_said_before_anything_is_done(config, monkeypatch, processes):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(data, "load", None)  # data that is asked for would raise another error
+    monkeypatch.setattr(launch, "torchrun", None)  # as would processes
     with pytest.raises(ConfigError, match="device is 'cuda', but torch finds no CUDA"):
         list(fit(config.replace(device="cuda", processes=processes)))
     assert not Path(config.results_dir).exists()
