@@ -4,6 +4,7 @@ Each transform is a pure function of images ``[N, C, H, W]`` in 0..1 and of its 
 value per sample: a test hands torchvision the same draw. ``Augment`` draws them."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,12 @@ class Augment:
     def __init__(self, config: Config, mean: Tensor, std: Tensor):
         self.config = config
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
-        draw = {"digits": self.digits, "images": self.images, "none": self.resize}
-        self.draw = draw[config.augmentation]
+        draws: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+            "digits": self.digits,
+            "images": self.images,
+            "none": self.resize,
+        }
+        self.draw = draws[config.augmentation]
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """uint8 ``[B, C, H, W]`` -> ``n_views`` views, float32 ``[B, C, S, S]`` with sides of

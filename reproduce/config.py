@@ -19,7 +19,7 @@ def readers(name: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Config(together(EveryRun, *(method.Settings for method in METHODS.values()))):
+class Config(together(EveryRun, *(m.Settings for m in METHODS.values()))):  # type: ignore[misc]
     """Every setting of a run; make one with ``from_params``, which checks it."""
 
     method: str = setting("crlc", "the method, a file in reproduce/methods/", " ".join(METHODS))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ class KMeans:
         self.cluster_centers_, self.n_iter_ = centroids[best] + x.origin, n_iter[best]
         # rounded as they are kept, so that whoever reads them finds the same clusters
         centroids = (self.cluster_centers_ - x.origin)[None]
-        labels, inertia = [], 0.0
+        labels: list[Tensor] = []
+        inertia: Any = 0.0  # a tensor from the first block on, as ``total`` and ``moments`` below
         for block in x:
             labels.append(nearest(block, centroids)[0])
             inertia += deviations(block, centroids, labels[-1]).sum(dtype=torch.float64)
@@ -126,8 +128,8 @@ class Blocks:
         self.size = min(len(x), max(1, fits))
         self.buffer = torch.ones(self.size, x.shape[1] + 1, dtype=dtype, device=device)
         self.buffered = False  # whether all samples are in the buffer as they should be
-        count = torch.tensor([len(x)], device=device)
-        count = (gather_rows(count) if sharded else count).tolist()
+        own = torch.tensor([len(x)], device=device)
+        count = (gather_rows(own) if sharded else own).tolist()
         self.first, self.total = sum(count[: rank()]) if sharded else 0, sum(count)
         self.origin = self.buffer.new_zeros(x.shape[1])
         mean, self.variance = self._moments()
@@ -169,7 +171,8 @@ class Blocks:
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         """The mean ``[D]`` of all samples and their mean variance, in float64."""
-        moments, finite = 0.0, torch.ones((), device=self.buffer.device)
+        moments: Any = 0.0
+        finite = torch.ones((), device=self.buffer.device)
         for block in self:
             finite *= torch.stack(block.aminmax()).isfinite().all()
             mean = block[:, :-1].mean(0)
@@ -251,17 +254,18 @@ def plus_plus(x: Tensor, n_clusters: int, n_init: int, seed: int) -> Tensor:
 
 def lloyd(x: Blocks, centroids: Tensor, max_iter: int, tol: float) -> tuple[Tensor, list[int]]:
     """Lloyd's iterations from ``[R, K, D]`` -> the last centroids, and each restart's count."""
-    tol, k = tol * x.variance, centroids.shape[1]
+    least_move, k = tol * x.variance, centroids.shape[1]
 
     def step(centroids, before):
-        labels, total = torch.empty_like(before), 0.0
+        labels = torch.empty_like(before)
+        total: Any = 0.0
         for block, its in zip(x, labels.split(x.size, -1)):
             its.copy_(nearest(block, centroids)[0])
             total = total + totals(block, its, k).double()
         total = x.shared(total).to(centroids.dtype)
         new = means(total, centroids, x.cosine)
         empty, same = (total[..., -1] == 0).any(-1), (labels == before).all(-1)
-        still = (new - centroids).square().sum((1, 2)) <= tol
+        still = (new - centroids).square().sum((1, 2)) <= least_move
         # the only time in an iteration that the host waits for the device
         flags = torch.stack([empty, ~(same | still & ~empty)]).int()
         empty, going = x.shared(flags, "max").tolist()

@@ -51,6 +51,7 @@ def setting(default, why, allowed=(None, None), identity=True):
 machine = functools.partial(setting, identity=False)  # where and how, not what is computed
 
 
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """The base of a dataclass of settings, each checked when one is made of parameters.
 
@@ -64,7 +65,7 @@ class Settings:
         >>> Config.from_params({"lambda1": 0.3}).lambda1
         0.3
         """
-        fields, kinds = {f.name: f for f in dataclasses.fields(cls)}, types_of(cls)
+        fields, kinds = {f.name: f for f in dataclasses.fields(cls)}, types_of(cls)  # type: ignore[arg-type]
         values = {}
         for name, value in params.items():
             if name not in fields:

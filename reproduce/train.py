@@ -5,6 +5,7 @@ import functools
 import os
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -165,7 +166,7 @@ def build_method(
     backbone = backbones.build(config, channels)
     known = weights.load_backbone(config, backbone) if config.weights else None
     mean, std = known or data.moments(images)
-    method = METHODS[config.method](config, backbone, n_clusters, n)
+    method: Any = METHODS[config.method](config, backbone, n_clusters, n)  # type: ignore[call-arg]
     method = method.to(device, memory_format=torch.channels_last)
     if config.batchnorm_split == 1:
         method = processes.with_global_norm(method, device)

@@ -109,6 +109,15 @@ def test_code_is_formatted_and_no_line_is_longer_than_100_columns(words):
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_types_of_the_method_and_its_loop(pytestconfig):
+    """Of the files in pyproject.toml's [tool.mypy]; a second time from pytest's cache."""
+    pytest.importorskip("mypy")
+    cache = str(pytestconfig.cache.mkdir("mypy"))
+    command = [sys.executable, "-m", "mypy", "--cache-dir", cache]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_readme_names_every_file_and_folder_of_the_package():
     section = README.split("## Reading the code")[1]
     named = set(re.findall(r"`(\w+(?:\.py|/))`", section))

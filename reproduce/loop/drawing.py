@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Draws:
         self.total = self.steps * config.epochs
         self.near: Tensor | None = None  # [N, k], each image's neighbours
         if config.neighbours:
-            features = evaluator.extract(method.backbone, self.source)
+            features: Any = evaluator.extract(method.backbone, self.source)
             self.near = neighbours(features, config.neighbours)
             if config.freeze and config.augmentation == "none":  # the same features in every epoch
                 self.source = features
@@ -65,6 +66,7 @@ class Draws:
     def batches(self, at: Position) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
         """For each step that is left of the epoch: its images ``[B]`` and their views, V of
         ``[B, C, S, S]`` (of this process: its share of each view)."""
+        assert at.order is not None  # the epoch has begun
         left, b = at.order[len(at.terms) :], self.config.batch_size
         shares = (processes.share(images, len(images) // b) for images in left)
         read = packed.read(self.source, shares, self.config.workers)

@@ -94,6 +94,7 @@ class Keeper:
 
     def is_late(self) -> bool:
         """Whether it is time for a checkpoint within the epoch."""
+        assert self.at.order is not None  # the epoch has begun
         late = time.perf_counter() - self.saved >= 60 * self.config.checkpoint_minutes
         return late and len(self.at.terms) < len(self.at.order) and processes.rank() == 0
 
@@ -170,8 +171,8 @@ def record(named: dict[str, Tensor], terms: Tensor, row: dict, epoch: int) -> Te
         wrong = ~values.isfinite()
         if wrong.any():
             step = int(wrong.any(1).nonzero()[0, 0])
-            value = float(values[step][wrong[step]][0])
-            raise diverged(f"{name} is {value} at epoch {epoch}, step {step}")
+            first = float(values[step][wrong[step]][0])
+            raise diverged(f"{name} is {first} at epoch {epoch}, step {step}")
         if name == "head_losses":
             head_losses = values.mean(0)
         else:

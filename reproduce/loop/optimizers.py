@@ -6,21 +6,22 @@ import torch
 from torch import nn
 
 from reproduce.config import Config
+from reproduce.methods import Method
 from reproduce.schedules import learning_rate
 
 
-def build_optimizer(config: Config, method: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, method: Method) -> torch.optim.Optimizer:
     """SGD or Adam; weight decay on every parameter, or only on tensors of two dimensions and more.
 
     In a group: "times", a predictor's multiple of the rate, and "constant", whether it stays at the
     peak. Parameters that are new each epoch have no momentum where ``top_momentum`` is off."""
     predictor = {id(p) for p in getattr(method, "predictor", nn.Module()).parameters()}
     still = set() if config.top_momentum else {id(p) for p in method.renewed}
-    groups: dict[tuple, list] = {}
+    alike: dict[tuple, list] = {}
     for p in method.parameters():
         if p.requires_grad:
             decayed = config.decay == "all" or sum(size > 1 for size in p.shape) > 1
-            groups.setdefault((id(p) in predictor, decayed, id(p) in still), []).append(p)
+            alike.setdefault((id(p) in predictor, decayed, id(p) in still), []).append(p)
     groups = [
         {
             "params": parameters,
@@ -29,7 +30,7 @@ def build_optimizer(config: Config, method: nn.Module) -> torch.optim.Optimizer:
             "constant": predicts and config.predictor_schedule == "constant",
             "momentum": 0.0 if stands else config.momentum,
         }
-        for (predicts, decayed, stands), parameters in groups.items()
+        for (predicts, decayed, stands), parameters in alike.items()
     ]
     if config.optimizer == "adam":
         betas = config.momentum, 0.999

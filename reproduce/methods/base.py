@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,10 @@ from reproduce.methods import groups
 from reproduce.methods.every_run import EveryRun
 from reproduce.schedules import ema
 
+# A network, images ``[N, C, H, W]`` -> ``[N, n_features]``, with that width as an attribute: a type
+# checker takes every attribute of an nn.Module for a tensor or a module.
+Backbone = Any
+
 
 class Method(nn.Module):
     """From views to named loss terms; a method never sees a label.
@@ -25,6 +30,8 @@ class Method(nn.Module):
     line in ``reproduce/methods/__init__.py``."""
 
     Settings = EveryRun  # the dataclass of what it reads: every run's, shared groups, its own
+    config: Any  # of these Settings, or of a dataclass that has them all
+    projector: nn.Module
     n_heads = 0  # clustering heads
     spaces: tuple[str, ...] = ("backbone", "projection")  # features among its ``outputs``
     space = "backbone"  # which of the ``outputs`` is clustered, where ``cluster_space`` is 'own'
@@ -33,7 +40,7 @@ class Method(nn.Module):
     warm = False  # whether prototypes have entered the loss
     renewed: tuple[nn.Parameter, ...] = ()  # what ``before_epoch`` starts anew, without momentum
 
-    def __init__(self, config: EveryRun, backbone: nn.Module):
+    def __init__(self, config: EveryRun, backbone: Backbone):
         super().__init__()
         self.config = config
         self.freeze = getattr(config, "freeze", False)  # a setting of some methods
@@ -75,7 +82,8 @@ class Method(nn.Module):
             views = [processes.gather(view) for view in views]
             order = torch.randperm(len(views[0])).to(views[0].device)
             views = [processes.share(view[order]) for view in views]
-        features, devices = [], max(1, n // processes.world())
+        features: list[tuple[Tensor, ...]] = []
+        devices = max(1, n // processes.world())
         for device in zip(*(view.chunk(devices) for view in views)):
             self.keep_statistics(not features)
             passes = device if apart else [torch.cat(device)]
@@ -129,8 +137,14 @@ class Method(nn.Module):
     def kmeans(self, n_clusters: int, random_state: int) -> KMeans:
         """k-means with the run's settings, for evaluation and for prototypes."""
         c = self.config
-        settings = dict(metric=c.kmeans_metric, random_state=random_state, sharded=True)
-        return KMeans(n_clusters, c.kmeans_starts, c.kmeans_iterations, **settings)
+        return KMeans(
+            n_clusters,
+            c.kmeans_starts,
+            c.kmeans_iterations,
+            metric=c.kmeans_metric,
+            random_state=random_state,
+            sharded=True,
+        )
 
 
 class Momentum(Method):
@@ -139,7 +153,7 @@ class Momentum(Method):
 
     spaces = "backbone", "projection", "online"
 
-    def __init__(self, config: groups.Target, backbone: nn.Module, projector: nn.Module):
+    def __init__(self, config: groups.Target, backbone: Backbone, projector: nn.Module):
         super().__init__(config, backbone)
         self.projector = projector
         self.target = copy.deepcopy(nn.Sequential(backbone, projector)).requires_grad_(False)
@@ -215,7 +229,7 @@ class HeadsLinear(nn.Module):
         # uniform within +-bound; kaiming's gain is sqrt(2), torch's default amounts to 1/sqrt(3)
         bound = (6 / n_in) ** 0.5 if init == "kaiming" else (1 / n_in) ** 0.5
         nn.init.uniform_(self.weight, -bound, bound)
-        if bias and init == "torch":
+        if self.bias is not None and init == "torch":
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ negatives."""
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from reproduce import losses
 from reproduce.methods import groups
-from reproduce.methods.base import Momentum, predictor, projector
+from reproduce.methods.base import Backbone, Momentum, predictor, projector
 from reproduce.processes import share
 from reproduce.settings import setting
 
@@ -25,7 +25,7 @@ class BYOL(Momentum):
 
     directions = "sum"  # as in the paper: the mean would halve the gradient
 
-    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: Backbone, n_clusters: int, n_images: int):
         super().__init__(config, backbone, projector(config, backbone.n_features))
         self.predictor = predictor(config)
 

@@ -7,11 +7,11 @@ into one."""
 import math
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from reproduce import losses
 from reproduce.methods import groups
-from reproduce.methods.base import Method, mlp
+from reproduce.methods.base import Backbone, Method, mlp
 
 
 class CC(Method):
@@ -28,7 +28,7 @@ class CC(Method):
     n_heads = 1
     unit_length = False
 
-    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: Backbone, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         width, hidden = backbone.n_features, config.head_hidden
         self.projector = mlp(width, hidden, config.projection_dim, norm=False)

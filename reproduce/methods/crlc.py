@@ -15,11 +15,11 @@ mean over the views; the released script for CIFAR-10 weighs it with 2, the pape
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reproduce import losses
 from reproduce.methods import groups
-from reproduce.methods.base import Method, heads_mlp
+from reproduce.methods.base import Backbone, Method, heads_mlp
 from reproduce.settings import setting
 
 
@@ -71,7 +71,7 @@ class CRLC(Method):
 
     unit_length = False
 
-    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: Backbone, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         self.n_heads = config.n_heads
         sizes = backbone.n_features, config.head_hidden

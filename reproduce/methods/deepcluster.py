@@ -8,6 +8,7 @@ Every view of an image is classified: with ``n_views`` 2 a step of B images is o
 paper."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from reproduce.kmeans import KMeans, whitened
 from reproduce.losses import at_least_float32
 from reproduce.methods import groups
-from reproduce.methods.base import Method
+from reproduce.methods.base import Backbone, Method
 from reproduce.metrics import nmi
 from reproduce.processes import gather_rows
 from reproduce.settings import setting
@@ -55,16 +56,17 @@ class DeepCluster(Method):
                 yield f"pseudo_clusters is {k}, more than the {n_images} images to train on"
 
     spaces = ("backbone",)
+    pseudo_labels: Tensor  # [N], of all training images; -1 before the first epoch
 
-    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: Backbone, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         self.k = config.pseudo_clusters or 10 * n_clusters
         self.unit_length = config.pca > 0  # as the features that make its pseudo-labels
-        self.wide = nn.Identity()
+        self.wide: nn.Module = nn.Identity()
         if config.wide:
-            self.wide = nn.Linear(backbone.n_features, config.wide)
-            nn.init.normal_(self.wide.weight, std=0.01)
-            nn.init.zeros_(self.wide.bias)
+            self.wide = wide = nn.Linear(backbone.n_features, config.wide)
+            nn.init.normal_(wide.weight, std=0.01)
+            nn.init.zeros_(wide.bias)
         # the features are taken before the network's last ReLU, which therefore stands here
         self.top = nn.Linear(config.wide or backbone.n_features, self.k)
         self.renewed = tuple(self.top.parameters())
@@ -93,16 +95,17 @@ class DeepCluster(Method):
         by_cluster = self.pseudo_labels.argsort(stable=True)
         size = self.pseudo_labels.bincount()
         size = size[size > 0]
-        random = dict(generator=generator, device=by_cluster.device)
+        random: Any = dict(generator=generator, device=by_cluster.device)
         if self.config.quotas:
             each = n // len(size) + 1
-            drawn = [
-                own[torch.randperm(len(own), **random)[:each]]
-                if len(own) > each
-                else own[torch.randint(len(own), (each,), **random)]
-                for own in by_cluster.split(size.tolist())
-            ]
-            drawn = torch.cat(drawn)
+            drawn = torch.cat(
+                [
+                    members[torch.randperm(len(members), **random)[:each]]
+                    if len(members) > each
+                    else members[torch.randint(len(members), (each,), **random)]
+                    for members in by_cluster.split(size.tolist())
+                ]
+            )
             return drawn[torch.randperm(len(drawn), **random)[:n]]
         first = size.cumsum(0) - size
         u = torch.rand(2, n, **random)

@@ -12,7 +12,7 @@ from typing import Any
 from reproduce.files import is_packed, read_index
 from reproduce.settings import Settings, machine, setting
 
-LEAST_SIDE = {  # pixels that a backbone needs, by its name and by (name, stem)
+LEAST_SIDE: dict[Any, int] = {  # pixels that a backbone needs, by its name and by (name, stem)
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "alexnet"), 16),
     "vgg16": 32,
     **{(name, "imagenet"): 32 for name in ("resnet18", "resnet34", "resnet50")},
@@ -229,9 +229,9 @@ class Augmentation(Network):
             sizes = ["eval_size"] if side >= least else ["view_size", "image_size"]
             given = [name for name in sizes if getattr(self, name)]
             images = f"the images of {self.dataset!r} are {side} x {side}"
-            seen = f"{given[0]} is {getattr(self, given[0])}" if given else images
+            what = f"{given[0]} is {getattr(self, given[0])}" if given else images
             network = f"backbone is {self.backbone!r} and stem is {self.stem!r}"
-            yield f"{network}, but {seen}: the least is {least} pixels ('small': 2)"
+            yield f"{network}, but {what}: the least is {least} pixels ('small': 2)"
 
 
 @dataclass(frozen=True)

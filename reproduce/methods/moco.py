@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from reproduce import losses
 from reproduce.methods import groups
-from reproduce.methods.base import Momentum, projector
+from reproduce.methods.base import Backbone, Momentum, projector
 from reproduce.settings import setting
 
 
@@ -33,10 +33,13 @@ class MoCo(Momentum):
                     f"{self.batch_size}"
                 )
 
-    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
+    queue: Tensor  # [Q, D], the newest keys first
+    new_keys: Tensor  # [2B, D], of the step
+
+    def __init__(self, config: Settings, backbone: Backbone, n_clusters: int, n_images: int):
         super().__init__(config, backbone, projector(config, backbone.n_features, norm=False))
         start = torch.randn(config.queue_size, config.projection_dim)
-        self.register_buffer("queue", F.normalize(start, dim=-1))  # newest first
+        self.register_buffer("queue", F.normalize(start, dim=-1))
 
     def contrast(self, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """The loss over both directions, and the queries of either view ``[B, D]``."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from reproduce import losses
 from reproduce.methods import groups
+from reproduce.methods.base import Backbone
 from reproduce.methods.moco import MoCo
 from reproduce.processes import gather_rows
 from reproduce.settings import setting
@@ -37,11 +38,14 @@ class PCL(MoCo):
                 yield f"prototypes is {self.prototypes!r}: {more}"
 
     space = "projection"  # where it makes its prototypes
+    prototypes: Tensor  # [n, D], one clustering after the other
+    phi: Tensor  # [n], their temperatures
+    cluster: Tensor  # [clusterings, N], each image's prototype
 
-    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: Backbone, n_clusters: int, n_images: int):
         super().__init__(config, backbone, n_clusters, n_images)
         self.sizes = granularities(config.prototypes)
-        n = sum(self.sizes)  # one granularity after the other
+        n = sum(self.sizes)
         self.register_buffer("prototypes", torch.zeros(n, config.projection_dim))
         self.register_buffer("phi", torch.ones(n))
         self.register_buffer("cluster", torch.zeros(len(self.sizes), n_images, dtype=torch.long))

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from reproduce import losses
 from reproduce.methods import groups
+from reproduce.methods.base import Backbone
 from reproduce.methods.byol import BYOL
 from reproduce.processes import gather_rows
 from reproduce.settings import setting
@@ -40,8 +41,9 @@ class ProPos(BYOL):
                 )
 
     space = "projection"  # where it makes its prototypes
+    cluster: Tensor  # [N], each image's
 
-    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: Backbone, n_clusters: int, n_images: int):
         super().__init__(config, backbone, n_clusters, n_images)
         self.n_clusters = n_clusters
         self.register_buffer("cluster", torch.zeros(n_images, dtype=torch.long))
@@ -63,15 +65,16 @@ class ProPos(BYOL):
         alignment = self.align(near, z1, z2)
         scattering = torch.zeros_like(alignment)
         if self.warm:
-            (f1, f2), cluster, t = f.chunk(2), self.cluster[index], c.cluster_temperature
-            own, others = (f1, f2), (z2, z1)
+            cluster, t = self.cluster[index], c.cluster_temperature
+            online: tuple[Tensor, ...] = f.chunk(2)
+            target: tuple[Tensor, ...] = (z2, z1)  # each beside the other view
             if c.misassigned:
-                own, others = (self.device_by_device(*views) for views in (own, others))
+                online, target = (self.device_by_device(*both) for both in (online, target))
             each = [
                 losses.prototype_scattering(a, b, cluster, self.n_clusters, t)
-                for a, b in zip(own, others)
+                for a, b in zip(online, target)
             ]
-            scattering = sum(each) / 2
+            scattering = (each[0] + each[1]) / 2
         return {
             "loss": alignment + c.prototype_weight * scattering,
             "alignment": alignment,

@@ -6,11 +6,11 @@ of a projector that is left out afterwards. Clusters come from k-means."""
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from reproduce import losses
 from reproduce.methods import groups
-from reproduce.methods.base import Method, projector
+from reproduce.methods.base import Backbone, Method, projector
 
 
 class SimCLR(Method):
@@ -18,7 +18,7 @@ class SimCLR(Method):
     class Settings(groups.Contrast, groups.Projector):
         """No settings of its own."""
 
-    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: Backbone, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         self.projector = projector(config, backbone.n_features)
 

@@ -5,11 +5,11 @@ flows. The projector has two layers, as the authors' for CIFAR, and ends in a ba
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from reproduce import losses
 from reproduce.methods import groups
-from reproduce.methods.base import Method, predictor, projector
+from reproduce.methods.base import Backbone, Method, predictor, projector
 from reproduce.processes import share
 
 
@@ -18,7 +18,7 @@ class SimSiam(Method):
     class Settings(groups.Prediction):
         """No settings of its own."""
 
-    def __init__(self, config: Settings, backbone: nn.Module, n_clusters: int, n_images: int):
+    def __init__(self, config: Settings, backbone: Backbone, n_clusters: int, n_images: int):
         super().__init__(config, backbone)
         self.projector = projector(config, backbone.n_features, last_norm="plain")
         self.predictor = predictor(config)
