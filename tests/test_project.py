@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,21 @@ def test_conda_and_pip_make_the_same_environment():
     assert Requirement(f"python{project['requires-python']}").specifier.contains(
         python.removeprefix("python=")
     )
+
+
+def test_what_the_package_imports_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    words = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    declared = {Requirement(word).name.lower() for word in words}
+    files = {file: ast.parse(file.read_text("utf-8")) for file in ROOT.glob("reproduce/**/*.py")}
+    of_module = packages_distributions()
+    for file, tree in files.items():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for module in {name.split(".")[0] for name in names} - {"reproduce"}:
+                if module not in sys.stdlib_module_names and module in of_module:
+                    assert declared & {d.lower() for d in of_module[module]}, (file, module)
 
 
 # a path that only one machine has
