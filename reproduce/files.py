@@ -4,11 +4,12 @@ packed images."""
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from reproduce.settings import ConfigError
@@ -16,6 +17,8 @@ from reproduce.settings import ConfigError
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be any bytes
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # with which a spreadsheet begins a formula
+JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji
 
 
 @contextlib.contextmanager
@@ -64,6 +67,26 @@ def read_json(path: Path, setting: str = "run_dir") -> dict:
         why = f"must hold names and values, got a {type(content).__name__}"
         raise ConfigError(f"{setting}: {str(path)!r} {why}")
     return content
+
+
+# ---- names, which are a user's
+
+
+def printable(name: str) -> str:
+    """A name to look at, on one line: what is not printed, as a new line, stands as in Python."""
+    return "".join(c if c.isprintable() or c in JOINERS else repr(c)[1:-1] for c in name)
+
+
+def in_table(file: str) -> str:
+    """A relative path in a CSV file, where no spreadsheet takes it for a formula; it still opens
+    its file."""
+    return f"./{file}" if file.startswith(FORMULA) else file
+
+
+def quoting(names: Iterable[str]) -> int:
+    """What a writer of CSV is to quote: Python 3.12 and older let a carriage return in a name end
+    the line, unless they quote all text."""
+    return csv.QUOTE_NONNUMERIC if any("\r" in name for name in names) else csv.QUOTE_MINIMAL
 
 
 # ---- packed images, which ``reproduce.packed`` writes

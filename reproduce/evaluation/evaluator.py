@@ -16,6 +16,7 @@ from reproduce.evaluation.extractor import Extractor, Outputs
 from reproduce.evaluation.rules import Clusterings, Rule, by_heads, by_kmeans
 from reproduce.evaluation.scores import Scores
 from reproduce.evaluation.traces import Traces
+from reproduce.files import in_table
 from reproduce.methods import Method
 
 MOST_PROBABILITIES = 1 << 28  # values, above which only some images keep their probabilities
@@ -138,7 +139,7 @@ class Evaluator:
         if look.outputs.heads is not None:
             rules = rules + self.kmeans(look.outputs, leads=False).rules
         clusters, files = {rule.name: rule.clusters for rule in rules}, self.images.files
-        assignments = {"file": files, **clusters} if files else {}
+        assignments = {"file": [*map(in_table, files)], **clusters} if files else {}
         return self.results(look, rules), self.arrays(look, clusters), assignments
 
     def results(self, look: Look, rules: list[Rule]) -> dict:

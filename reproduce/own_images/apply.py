@@ -20,7 +20,7 @@ from reproduce.config import Config
 from reproduce.data.folder import fill, list_images, relative, unreadable
 from reproduce.data.packed import write_header
 from reproduce.data.sets import read_cached
-from reproduce.files import TEXT, atomic, is_packed
+from reproduce.files import FORMULA, TEXT, atomic, in_table, is_packed, quoting
 from reproduce.methods.every_run import FOLDERS
 from reproduce.runs.trained import load_weights, new_method, wrong_run
 from reproduce.settings import ConfigError, read_settings
@@ -157,9 +157,10 @@ def table_of(
 ) -> pd.DataFrame:
     """The rows of ``apply``'s table, from probabilities ``[N, K]`` and features ``[N, D]``."""
     cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
-    rows = {"file": names, "cluster": cluster}
+    rows = {"file": [in_table(name) for name in names], "cluster": cluster}
     if clusterer.names:
-        rows["name"] = [clusterer.names.get(k, "") for k in cluster.tolist()]
+        given = {k: "'" * v.startswith(FORMULA) + v for k, v in clusterer.names.items()}
+        rows["name"] = [given.get(k, "") for k in cluster.tolist()]
     rows |= {"probability": best[:, 0], "margin": best[:, 0] - best[:, 1]}
     if not clusterer.heads:
         square = squared_distances(features, clusterer.centroids.cpu())
@@ -173,6 +174,9 @@ def apply(
     """Write ``out``, a row per image: file, cluster, its name if it has one, probability, margin to
     the next cluster and, without clustering heads, distance from the centroid; and ``embedding``,
     the features ``[N, D]`` float32 in the same order. Memory does not grow with the images.
+
+    A file whose name begins like a formula of a spreadsheet stands there with ``./`` before it,
+    such a name of a cluster with an apostrophe.
 
     Returns {"images", "skipped", "sizes"}. Where images cannot be read and ``skip`` is False: a
     ConfigError that counts them all, and nothing is written.
@@ -194,6 +198,7 @@ def apply(
             probabilities, features = clusterer.predict(images)
             rows = table_of(clusterer, names, probabilities, features)
             how = dict(index=False, float_format="%.4f", lineterminator="\n")
+            how["quoting"] = quoting([*rows["file"], *rows.get("name", [])])
             rows.to_csv(table, header=not sizes.any(), **how)
             if embedding:
                 if not sizes.any():

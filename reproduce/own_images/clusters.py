@@ -15,6 +15,7 @@ import pandas as pd
 import seaborn
 import torch
 from matplotlib.patches import Rectangle
+from pandas.io.formats.style import Styler
 from PIL import Image
 from torch import Tensor
 
@@ -23,9 +24,10 @@ from reproduce.config import readers
 from reproduce.data.folder import FORMATS, list_folder
 from reproduce.data.sets import evenly
 from reproduce.evaluation import probes
-from reproduce.files import ROOT, read_json
+from reproduce.files import ROOT, printable, read_json
 from reproduce.kmeans import KMeans
 from reproduce.own_images.apply import Clusterer
+from reproduce.report import plots
 from reproduce.runs.trained import newest_run
 from reproduce.settings import ConfigError, Settings, read_settings, setting
 
@@ -108,7 +110,7 @@ class Look:
         self.labels = read_json(self.path / "provenance.json")["labels"]  # behind the features
 
     def title(self, cluster: int) -> str:
-        return self.names.get(cluster, f"cluster {cluster}")
+        return printable(self.names.get(cluster, f"cluster {cluster}"))
 
     @property
     def palette(self) -> list:
@@ -138,9 +140,13 @@ class LookParameters(Settings):
 
 
 def from_notebook(namespace: Mapping[str, Any]) -> Look:
-    """What the notebook's parameters name (pass ``globals()``)."""
+    """What the notebook's parameters name (pass ``globals()``); its figures draw names as text."""
     given = LookParameters.from_notebook(namespace)
-    return look(given.run_dir or newest_run(), given.at_most, given.data_dir)
+    found = look(given.run_dir or newest_run(), given.at_most, given.data_dir)
+    plots.draw_names_as_text()
+    if missing := plots.without_font("".join(found.names.values())):
+        print(f"no font of this machine draws {missing}: install one, as fonts-noto-cjk on Debian")
+    return found
 
 
 @torch.no_grad()
@@ -194,6 +200,15 @@ def near_duplicates(found: Look, n: int = 8) -> pd.DataFrame:
     pairs = pairs.drop_duplicates(["a", "b"]).nlargest(n, "cosine")
     files = found.table["file"]
     return pairs.assign(file_a=files[pairs["a"]].values, file_b=files[pairs["b"]].values)
+
+
+def table(frame: pd.DataFrame, formats: Mapping[str, str], **more) -> Styler:
+    """A table of a notebook, in which names are text: no HTML, no mathematics. formats: by column;
+    more: of ``Styler.format``."""
+    text = frame.rename(index=lambda v: printable(v) if isinstance(v, str) else v)
+    text = text.map(lambda v: printable(v) if isinstance(v, str) else v)
+    shown = text.style.format(formats, escape="html", **more).format_index(escape="html")
+    return shown.set_table_attributes('class="dataframe tex2jax_ignore"')
 
 
 def related(found: Look) -> pd.DataFrame:

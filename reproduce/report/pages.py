@@ -9,6 +9,7 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 from IPython.lib import lexers  # noqa: F401  the same
@@ -92,7 +93,12 @@ def card(executed: Path) -> dict:
     pngs = [d["image/png"] for d in data if "image/png" in d]
     small = quantize_png(base64.b64decode(pngs[0]), 32, width=440) if pngs else b""
     picture = base64.b64encode(small).decode()
-    return {"href": f"{executed.stem}.html", "title": title, "text": sentence, "png": picture}
+    return {
+        "href": quote(f"{executed.stem}.html"),
+        "title": title,
+        "text": sentence,
+        "png": picture,
+    }
 
 
 def settings_rows(runs: pd.DataFrame, folder: Path) -> list[dict]:
@@ -123,7 +129,8 @@ def claim_rows(measured: pd.DataFrame, folder: Path, made: list[str]) -> list[di
 def _page_of_run(path: str, folder: Path) -> str:
     """The page of a run, or its directory where it has none, as seen from a folder."""
     page = Path(path) / "train.html"
-    return (page if page.exists() else Path(path)).relative_to(folder).as_posix()
+    there = page if page.exists() else Path(path)
+    return quote(os.fsencode(there.relative_to(folder)))  # a folder's name is no scheme, as a:b/
 
 
 def _curve(paths: pd.Series) -> dict:

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import font_manager
 from scipy import stats
 
 from reproduce.files import ROOT, atomic
@@ -21,10 +22,38 @@ from reproduce.report.statistics import points
 COLORS = sns.color_palette("colorblind")
 ENTROPY = {"batch": COLORS[0], "sample": COLORS[1]}  # a palette for seaborn's hue
 ENTROPY_LABELS = {"batch": "of the batch mean (authors)", "sample": "of each sample (CENG501)"}
+FONTS = (  # for names in scripts that the first font lacks, where they are installed
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "Noto Emoji",
+    "Symbola",
+)
 
 
-def style() -> None:
-    """One look for all notebooks: colours that colour-blind readers can tell apart."""
+def draw_names_as_text() -> None:
+    """Names are a user's, ``A $$ B`` or Chinese: no mathematics, and more fonts than one."""
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = ["sans-serif", *(font for font in FONTS if font in there)]
+    plt.rcParams.update({"text.parse_math": False, "font.family": fonts})
+    warnings.filterwarnings("ignore", "Glyph .* missing from")
+
+
+def without_font(text: str) -> str:
+    """The characters of a text that no font in use draws."""
+    families = [font_manager.FontProperties(family=[f]) for f in plt.rcParams["font.family"]]
+    fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families]
+    wanted = dict.fromkeys(c for c in text if not c.isspace())
+    return "".join(c for c in wanted if not any(f.get_char_index(ord(c)) for f in fonts))
+
+
+def style(mathematics: bool = False) -> None:
+    """One look for all notebooks: colours that colour-blind readers can tell apart. mathematics:
+    for logarithmic axes, which write their powers with it; names with dollars are then not safe."""
     look = {
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -38,6 +67,8 @@ def style() -> None:
         "axes.titlelocation": "left",
     }
     sns.set_theme(style="ticks", context="notebook", palette=COLORS, rc=look)
+    draw_names_as_text()
+    plt.rcParams["text.parse_math"] = mathematics
     np.random.seed(0)  # of stripplot's jitter: the same runs give the same picture
 
 

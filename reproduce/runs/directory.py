@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from reproduce.config import Config
-from reproduce.files import ROOT, TEXT, atomic, settle
+from reproduce.files import ROOT, TEXT, atomic, quoting, settle
 from reproduce.runs.provenance import machine_and_code, now, provenance
 from reproduce.settings import ConfigError
 
@@ -196,7 +196,9 @@ class Run:
 
     def write_csv(self, file: str, rows: Iterable, columns: list[str]) -> None:
         with open(self.partial / file, "w", newline="", **TEXT) as out:
-            writer = csv.writer(out, lineterminator="\n")
+            rows = [*rows]
+            texts = (value for row in rows for value in row if isinstance(value, str))
+            writer = csv.writer(out, lineterminator="\n", quoting=quoting(texts))
             writer.writerow(columns)
             writer.writerows(rows)
 

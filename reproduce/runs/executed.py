@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import io
 import json
 import os
 import re
 from pathlib import Path
+from urllib.parse import quote
 
+import bleach
 import nbformat
 import papermill  # here, not in threads: two that import it at once may fail
 from IPython.lib import lexers  # noqa: F401  the same
@@ -22,6 +25,13 @@ from reproduce.settings import ConfigError
 TEMPLATE = ROOT / "notebooks" / "template"
 PLACES = ("data_dir = ", "results_dir = ")
 PHOTOGRAPH = 1 << 14  # colours that no drawing has
+TAGS = (  # what a page takes from a notebook; scripts, styles, frames and forms are none of it
+    "a abbr b blockquote br caption code dd del details div dl dt em figcaption figure h1 h2 h3 h4 "
+    "h5 h6 hr i img kbd li ol p pre s small span strong sub summary sup table tbody td tfoot th "
+    "thead tr u ul"
+).split()
+NAMED = "alt aria-label class colspan height id open role rowspan scope start title width".split()
+HREF = re.compile(r"#|https?://|mailto:|[^:?#]*(?:[?#]|$)")  # a place here, or one of a network
 NUMBER = re.compile(r"[+−–-]?[\d.,]+( ?%)?( ± [\d.]+)?( [\[(].*[\])])?|–|nan|NaN|")
 
 
@@ -79,8 +89,8 @@ def quantize_png(png: bytes, n: int = 64, width: int = 0) -> bytes:
 
 
 def to_html(executed: Path, page_path: Path, **site) -> None:
-    """An executed notebook as one page with its pictures inside: no script, no address of any
-    network. ``site`` is for ``write``."""
+    """An executed notebook as one page with its pictures inside: no script, whatever the notebook
+    holds, and nothing from any network. ``site`` is for ``write``."""
     from pygments.formatters import HtmlFormatter
 
     notebook = nbformat.read(executed, as_version=4)
@@ -88,12 +98,37 @@ def to_html(executed: Path, page_path: Path, **site) -> None:
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             given = [s for s in cell.source.splitlines()[1:] if not re.match(r"\w+_dir =", s)]
-            cell.cell_type, cell.source = "markdown", ", ".join(f"`{line}`" for line in given)
+            cell.cell_type, cell.source = "markdown", ", ".join(map(_code_span, given))
     body, _ = _exporter().from_notebook_node(notebook)
     body = re.sub(r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body)  # these have no colour
     body, contents = _polish(body)
+    body = sanitise(body)
     style = HtmlFormatter(style="friendly").get_style_defs(".highlight")
     write(page_path, "page", title, body=body, contents=contents, highlight=style, **site)
+
+
+def _code_span(line: str) -> str:
+    """A line of code within Markdown, whatever it holds."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{ticks} {line} {ticks}"
+
+
+def sanitise(body: str) -> str:
+    """HTML without what could run or ask a network: tags of text, tables and pictures, which lie in
+    the page. A notebook and the names in it may be someone else's."""
+    return _cleaner().clean(body)
+
+
+@functools.cache
+def _cleaner() -> bleach.Cleaner:
+    def allowed(tag: str, name: str, value: str) -> bool:
+        if name in ("href", "src"):
+            picture = tag == "img" and name == "src" and value.startswith("data:image/")
+            return picture or (tag == "a" and name == "href" and bool(HREF.match(value.strip())))
+        return name in NAMED
+
+    known = {"http", "https", "mailto", "data"}
+    return bleach.Cleaner(tags=TAGS, attributes=allowed, protocols=known, strip=True)
 
 
 @functools.cache
@@ -108,6 +143,8 @@ def _polish(body: str) -> tuple[str, list[tuple[str, str, str]]]:
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(body, "html.parser")
+    for unread in soup(["script", "style"]):  # with their text; the page has a style of its own
+        unread.decompose()
     for table in soup("table"):
         rows = [row(["td", "th"], recursive=False)[::-1] for row in table("tr")]  # from the right,
         rows = [row for row in rows if not any(c.get("colspan") for c in row)]  # for rowspans left
@@ -134,11 +171,27 @@ def write(path: Path, template: str, title: str, pages=(), up: str | None = "", 
     leads to index.html, as "../../../" for the page of a run; None: there is none yet."""
     from jinja2 import Environment, FileSystemLoader
 
-    links = [(f"{stem}.html", stem.replace("_", " ").capitalize()) for stem in pages]
+    links = [(quote(f"{stem}.html"), stem.replace("_", " ").capitalize()) for stem in pages]
     links = [(f"{up}index.html", "Overview"), *links, (f"{up}runs.html", "All runs")]
     links = [] if up is None else links
+    script, style = TEMPLATE / f"{template}.js", TEMPLATE / "style.css"
+    content["script"] = script.read_text(encoding="utf-8") if script.exists() else ""
+    content["style"] = style.read_text(encoding="utf-8") + content.pop("highlight", "")
+    content["policy"] = content_policy(content["style"], content["script"])
     environment = Environment(autoescape=True, loader=FileSystemLoader(TEMPLATE))
     page = environment.get_template(f"{template}.html.j2")
     text = page.render(title=title, kind=template, links=links, here=path.name, **content)
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic(path) as temporary:  # names of files may be any bytes: what no text is, is drawn so
+        temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+
+
+def content_policy(style: str, script: str) -> str:
+    """What a browser is to let a page do: look like ``style``, run ``script``, show pictures that
+    lie in it, and ask no network for anything."""
+
+    def alone(text: str) -> str:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        return f"'sha256-{digest}'" if text else "'none'"
+
+    own = f"style-src {alone(style)}; script-src {alone(script)}"
+    return f"default-src 'none'; img-src data:; {own}; base-uri 'none'; form-action 'none'"

@@ -299,3 +299,21 @@ def test_the_moments_are_those_of_the_training_part(made):
     config = clusterer.config.replace(data_dir=str(base / "data"))
     mean, std = moments(data.load(config).part("all"))
     assert torch.equal(clusterer.mean, mean) and torch.equal(clusterer.std, std)
+
+
+def test_no_name_is_a_formula_and_each_opens_its_file(made, tmp_path):
+    base, folder, runs = made
+    new = tmp_path / "new"
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a\rb", "a\nb", 'a,"b', "a<b", "猫 😀"]
+    for name in names:
+        new.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(new / f"{name}.png")
+    (runs["crlc"] / "names.yaml").write_text("{0: '=A', 1: '=A', 2: '=A', 3: '=A'}")
+    try:
+        apply(str(runs["crlc"]), str(new), str(tmp_path / "o.csv"))
+    finally:
+        (runs["crlc"] / "names.yaml").unlink()
+    found = rows(tmp_path / "o.csv")
+    assert {(new / row["file"]).resolve(strict=True).stem for row in found} == {*names}
+    assert not any(row["file"][0] in "=+-@\t\r\n" for row in found)
+    assert {row["name"] for row in found} == {"'=A"} and len(found) == len(names)

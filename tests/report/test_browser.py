@@ -1,5 +1,6 @@
 """The pages and the notebook as a reader meets them: in Chromium, without any network."""
 
+import csv
 import json
 import os
 import re
@@ -12,10 +13,15 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import nbformat
+import numpy as np
 import pytest
 import requests
+import yaml
+from PIL import Image
 
-from reproduce.files import ROOT
+from reproduce.__main__ import main
+from reproduce.config import Config
+from reproduce.files import ROOT, printable
 from reproduce.report import pages
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -288,6 +294,157 @@ def test_the_table_of_all_committed_runs_is_small(tmp_path):
     page = tmp_path / "runs.html"
     pages.write(page, "runs", "All runs", rows=rows, names=names)
     assert len(rows) > 40 and page.stat().st_size < 100_000
+
+
+# ---- what others have named or written
+
+RAN = "<img src=x onerror=document.title=1>"
+CLASSES = ["A $$ B", f"=1+1 {RAN}"]
+FILES = [
+    f"{RAN}.png",
+    "a<b.png",
+    "R&D.png",
+    "$50_$100.png",
+    "=cmd|calc!A0.png",
+    "猫 😀.png",
+    "new\nline.png",
+    "carriage\rreturn.png",
+]
+CLUSTERS = {k: f"{k} $50_$100 A $$ B {RAN} 猫 & <i>" for k in range(2)}
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """The run directory of a folder of images with such names, with its table and its pages."""
+    base = tmp_path_factory.mktemp("named")
+    rng = np.random.default_rng(0)
+    for i in range(2 * len(FILES)):
+        folder = base / f"{RAN} images" / CLASSES[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        if i % 2 == 0:  # each file has its copy in the other class
+            pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / FILES[i // 2])
+    words = ["clusters", str(folder.parent), "2", "-p", "epochs", "1", "-p", "width", "4"]
+    for name, value in (("results_dir", "runs"), ("data_dir", "data")):
+        words += ["-p", name, str(base / value)]
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr("reproduce.runs.executed.execute", lambda *words, **named: None)
+        without.setattr("reproduce.runs.executed.to_html", lambda *words, **named: None)
+        assert main(words) == 0
+    (run,) = (base / "runs" / "folder" / "crlc").iterdir()
+    (run / "names.yaml").write_text(yaml.safe_dump(CLUSTERS, allow_unicode=True), encoding="utf-8")
+    assert main(words) == 0
+    config = Config(**json.loads((run / "config.json").read_text()), data_dir=str(base / "data"))
+    parameters = {**config.identity(), "folder": config.folder, "data_dir": str(base / "data")}
+    parameters["results_dir"] = str(base / "runs")
+    pages.execute(ROOT / "notebooks" / "train.ipynb", run / "train.ipynb", **parameters)
+    pages.to_html(run / "train.ipynb", run / "train.html", up=None)
+    return run
+
+
+def test_names_are_text(named, visit):
+    page = visit(named / "clusters.html")
+    text = page.locator("main").inner_text()
+    for name in [*FILES, *CLASSES]:
+        assert printable(name) in text, name
+    titles = page.locator("tbody th").all_inner_texts()  # of the clusters that have images
+    assert {*titles} & {*CLUSTERS.values()} and not any("cluster" in title for title in titles)
+    assert page.locator("main img").count() >= 5 and page.title() == "The clusters of your images"
+    page = visit(named / "train.html")
+    assert RAN in page.locator("main").inner_text() and page.title() != "1"
+    assert page.locator("main img").count() >= 6
+
+
+def test_each_name_in_a_table_opens_its_file_and_is_no_formula(named):
+    folder = Path(json.loads((named / "config.json").read_text())["folder"])
+    for name in ("clusters.csv", "assignments.csv"):
+        with open(named / name, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert len({(folder / row["file"]).resolve(strict=True) for row in rows}) == 2 * len(FILES)
+        assert not any(row["file"].startswith(tuple("=+-@\t\r")) for row in rows)
+    assert any(row["file"].startswith("./=1+1") for row in rows)
+
+
+OTHERS = f"""# Someone's notebook <script>document.title = "ran"</script> {RAN}
+
+This sentence is what one reads of it. [a](javascript:document.title='ran')
+---
+results_dir = ""
+---
+Prose <a href="javascript:document.title='ran'">b</a> <svg onload="document.title='ran'"></svg>
+<a href=" java&#10;script:document.title='ran'" onclick="document.title='ran'">c</a>
+<iframe srcdoc="<script>parent.document.title='ran'</script>"></iframe> <math><style>{RAN}</style>
+<form action="https://example.org/"><input name="q"><button>d</button></form>
+<a href="data:text/html,<script>alert(1)</script>">e</a> <img src="https://example.org/x.png">
+<base href="https://example.org/"><meta http-equiv="refresh" content="0;url=https://example.org/">
+---
+1
+---
+Prose: the end
+"""
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """The pages of runs that someone else has made: a folder, its data and a notebook."""
+    root = tmp_path_factory.mktemp("foreign")
+    (root / "notebooks").mkdir()
+    folder = root / "results" / "local"
+    kept = next((ROOT / "results").glob("digits/crlc/*_seed-0_*"))
+    for name in ("javascript:document.title='ran'", f"a&b {RAN}"):
+        run = folder / name / "crlc" / kept.name
+        shutil.copytree(kept, run, ignore=shutil.ignore_patterns("*.npz", "train.*"))
+        config = json.loads((run / "config.json").read_text())
+        config |= {"dataset": "folder", "folder": f"{RAN} {name}"}
+        (run / "config.json").write_text(json.dumps(config))
+        notebook(OTHERS, run / "train.ipynb")
+        content = nbformat.read(run / "train.ipynb", 4)
+        outputs = {
+            "text/html": f"<script>document.title = 'ran'</script>{RAN}<b>shown</b>",
+            "application/javascript": "document.title = 'ran'",
+            "image/svg+xml": "<svg onload=\"document.title='ran'\"></svg>",
+            "text/markdown": f"{RAN} [f](javascript:document.title='ran')",
+        }
+        content.cells[3].outputs = [
+            nbformat.v4.new_output("display_data", {mime: data}) for mime, data in outputs.items()
+        ]
+        nbformat.write(content, run / "train.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "ROOT", root)
+        pages.build(folder)
+    return folder
+
+
+def test_nothing_of_someone_elses_runs(foreign, visit):
+    page = visit(foreign / "runs.html")
+    assert any(RAN in name for name in column(page, "Data"))
+    links = page.locator("#runs tbody a")
+    assert links.count() == 2
+    for i in range(2):
+        links.nth(i).click()
+        assert page.url.endswith("/train.html") and "Someone" in page.locator("h1").inner_text()
+        assert page.locator("main b").inner_text() == "shown"
+        for link in page.locator("main a").all():
+            assert not link.get_attribute("href"), link
+        assert page.locator("script, iframe, form, svg, input, base").count() == 0
+        assert page.title() not in ("1", "ran")
+        page.go_back()
+    visit(foreign / "index.html")
+
+
+def test_a_page_runs_no_script_but_its_own(browser, tmp_path):
+    """Also where something gets past the cleaning."""
+    body = f"<h1>x</h1><script>document.title = 'ran'</script>{RAN}<img src='https://localhost/x'>"
+    pages.write(tmp_path / "page.html", "page", "Title", body=body, contents=[])
+    page, refused, got = browser.new_page(), {}, []
+    page.on("requestfailed", lambda request: refused.update({request.url: request.failure}))
+    page.on("requestfinished", lambda request: got.append(request.url))
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_timeout(300)
+    assert page.title() == "Title" and len(got) == 1, got
+    assert set(refused.values()) == {"csp"} and "https://localhost/x" in refused
+    assert page.evaluate("getComputedStyle(document.querySelector('main')).maxWidth") != "none"
+    page.close()
 
 
 # ---- JupyterLab
