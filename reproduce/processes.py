@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather, all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
+from reproduce.settings import ConfigError, short_repr
+
 MINUTES = 30  # that processes wait for each other
 GONE = "another one is gone"
 _alone = False
@@ -135,6 +137,21 @@ def broadcast(thing):
     box = [thing]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def agree(**facts) -> None:
+    """ConfigError in every process where one has another fact than the first: together they would
+    train something that nobody asked for, or wait for each other without end."""
+    every = [facts] * world()
+    if world() > 1:
+        dist.all_gather_object(every, facts)
+    for other, theirs in enumerate(every):
+        for name in {**every[0], **theirs}:  # in one order everywhere
+            first, own = every[0].get(name), theirs.get(name)
+            if first != own:
+                what = f"{name} {short_repr(own)}, process 0 has {short_repr(first)}"
+                where = f"process {other} of {world()} has {what}"
+                raise ConfigError(f"{where}: start all with the same settings, code and data")
 
 
 # ---- the model

@@ -22,6 +22,7 @@ from reproduce.methods import METHODS, Method
 from reproduce.networks import backbones, weights
 from reproduce.runs import loggers
 from reproduce.runs.directory import Run
+from reproduce.runs.provenance import source_tree
 from reproduce.settings import ConfigError
 from reproduce.sweeps import launch
 
@@ -37,8 +38,9 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     Of several processes, which torchrun starts or the setting ``processes``, only the first yields
     rows and writes.
 
-    Raises ConfigError before any work if device or data cannot be trained on, Diverged if a loss is
-    not finite, Lost in the processes that are left when one of them is gone."""
+    Raises ConfigError before any work if device or data cannot be trained on, or if processes
+    differ in settings, code or data; Diverged if a loss is not finite; Lost in the processes that
+    are left when one of them is gone."""
     run = run or Run(config)
     loggers.check(config)
     shown = run.finished and config.resume
@@ -48,6 +50,7 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
         yield from loggers.log_epochs(config, run, launch.torchrun(config, run))
         return
     with processes.group(config.device):
+        processes.agree(**config.identity(), source=source_tree(), torch=torch.__version__)
         for sentence in config.not_for(processes.world()):
             raise ConfigError(sentence)
         if processes.rank():  # the first one's twin, whose rows and steps nobody reads
@@ -68,6 +71,8 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
         return
     device = find_device(config)
     images = data.load(config)
+    low = uses_bfloat16(config, device)
+    processes.agree(data=images.sha256, device=device.type, bfloat16=low)
     n_clusters = check(config, images)
     run.notes += config.sentences("notes")
     with contextlib.nullcontext() if processes.rank() else run.lock():

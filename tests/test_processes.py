@@ -1,9 +1,11 @@
 """Several processes train what one trains: on a CPU, through gloo, with a file to meet at."""
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing as spawning
 from torch.distributed.nn import functional
 
-from reproduce import Config, ConfigError, augment, fit, processes
+from reproduce import Config, ConfigError, augment, data, fit, processes
 from reproduce.files import ROOT
 from reproduce.methods import METHODS
 from reproduce.runs.directory import Run
@@ -250,6 +252,64 @@ def test_a_lost_process_ends_the_others_and_leaves_a_checkpoint(tmp_path):
 
 def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def unlike(rank: int, meeting: str, cases: list[dict]) -> None:
+    """A process of two whose settings are not the first one's; what is said goes into a file."""
+    meet = dict(init_method=f"file://{meeting}", timeout=datetime.timedelta(minutes=1))
+    dist.init_process_group("gloo", rank=rank, world_size=2, **meet)
+    said = []
+    for changes in cases:
+        folder = Path(meeting).parent
+        params = {**QUICK, "results_dir": str(folder / "runs"), "data_dir": str(folder / "data")}
+        with pytest.MonkeyPatch.context() as patch:
+            if rank and "torch" in changes:
+                patch.setattr(torch, "__version__", changes["torch"])
+            elif rank and "data" in changes:
+                load = data.load
+                patch.setattr(data, "load", lambda c: replaced(load(c), changes["data"]))
+            elif rank:
+                params |= changes
+            try:
+                list(fit(Config.from_params(params)))
+                said.append("trained")
+            except ConfigError as error:
+                said.append(str(error))
+    (folder / f"said-{rank}").write_text("\n".join(said))
+    dist.barrier()
+    os._exit(0)
+
+
+def replaced(images, sha256: str):
+    return dataclasses.replace(images, sha256=sha256)
+
+
+def test_processes_that_differ_are_told_before_the_first_step(tmp_path):
+    cases = {"lambda1": 0.5, "epochs": 3, "precision": "bfloat16", "torch": "1.0", "data": "else"}
+    unequal = [{name: value} for name, value in cases.items()]
+    spawning.spawn(unlike, (str(tmp_path / "meeting"), [*unequal, {}]), nprocs=2)
+    first, second = ((tmp_path / f"said-{rank}").read_text().splitlines() for rank in (0, 1))
+    assert first == second and first.pop() == "trained"
+    for sentence, (name, value) in zip(first, cases.items(), strict=True):
+        assert sentence.startswith(f"process 1 of 2 has {name} {value!r}, process 0 has "), sentence
+
+
+def test_processes_started_by_hand_that_differ_end_with_2(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in ("0", "1"):
+        params = {**QUICK, "seed": rank, "results_dir": tmp_path}
+        command = [sys.executable, "-m", "reproduce", "train", *words(params)]
+        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        options = dict(cwd=ROOT, env={**os.environ, **where}, stderr=-1, text=True)
+        started.append(subprocess.Popen(command, **options))
+    for process in started:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2, errors
+        assert "error: process 1 of 2 has seed 1, process 0 has 0: start all with" in errors
 
 
 @pytest.mark.parametrize(
