@@ -207,7 +207,8 @@ def table(frame: pd.DataFrame, formats: Mapping[str, str], **more) -> Styler:
     more: of ``Styler.format``."""
     text = frame.rename(index=lambda v: printable(v) if isinstance(v, str) else v)
     text = text.map(lambda v: printable(v) if isinstance(v, str) else v)
-    shown = text.style.format(formats, escape="html", **more).format_index(escape="html")
+    shown = text.style.format(formats, escape="html", **more)
+    shown = shown.format_index(escape="html").format_index(escape="html", axis=1)
     return shown.set_table_attributes('class="dataframe tex2jax_ignore"')
 
 
