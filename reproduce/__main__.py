@@ -15,7 +15,7 @@ from reproduce.config import Config
 from reproduce.files import ROOT
 from reproduce.methods.every_run import FOLDERS
 from reproduce.processes import Lost
-from reproduce.runs.directory import Run
+from reproduce.runs.directory import Run, collapse_note
 from reproduce.settings import ConfigError, read_settings, read_yaml, short_repr
 
 REPEAT: dict = {"action": "append", "default": []}  # an option that may be given many times
@@ -153,6 +153,8 @@ def watched_fit(run: Run) -> None:
         pass
     for note in run.notes:
         print(note)
+    if first and (collapsed := collapse_note(run.json("metrics.json"))):
+        print(f"warning: {collapsed}")
 
 
 def print_rows(run: Run) -> None:

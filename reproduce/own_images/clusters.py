@@ -144,6 +144,7 @@ def from_notebook(namespace: Mapping[str, Any]) -> Look:
     given = LookParameters.from_notebook(namespace)
     found = look(given.run_dir or newest_run(), given.at_most, given.data_dir)
     plots.draw_names_as_text()
+    plots.show_in_notebook()
     if missing := plots.without_font("".join(found.names.values())):
         print(f"no font of this machine draws {missing}: install one, as fonts-noto-cjk on Debian")
     return found

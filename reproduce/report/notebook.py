@@ -13,7 +13,7 @@ from IPython.display import Markdown
 from tqdm import tqdm
 
 from reproduce.config import Config
-from reproduce.runs.directory import Run
+from reproduce.runs.directory import Run, collapse_note
 from reproduce.runs.estimate import Estimate
 from reproduce.runs.provenance import provenance
 from reproduce.settings import Settings, setting
@@ -115,8 +115,5 @@ def print_summary(run: Run) -> Markdown | None:
     rate = f"{metrics['images_per_second']:.0f} images/s, {metrics['precision']}"
     print(f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {rate}")
     print(f"run directory: {run.path}")
-    collapse = metrics.get("collapse", {})
-    if collapse.get("collapsed"):
-        sentence = "Its scores say nothing about the method at work."
-        return Markdown(f"**This run has collapsed: {collapse['why']}. {sentence}**")
-    return None
+    sentence = collapse_note(metrics)
+    return Markdown(f"**{sentence}**") if sentence else None

@@ -108,6 +108,7 @@ def settings_rows(runs: pd.DataFrame, folder: Path) -> list[dict]:
         scores = 100 * same[[*(f"{rule}_acc" for rule in RULES), "knn_acc"]].astype(float)
         links = [_page_of_run(path, folder) for path in same["path"]]
         row = {"data": data, "method": method, "setting": results.describe(same.iloc[0])}
+        row |= {"collapsed": int(same["collapsed"].sum())}
         row |= {"n": len(same), "seconds": same["seconds"].median(), **_curve(same["path"])}
         scores, seeds = zip(scores.mean(), scores.std()), zip(same["seed"], links)
         rows.append(row | {"scores": [*scores], "seeds": [*seeds]})

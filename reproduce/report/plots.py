@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
 from matplotlib import font_manager
 from scipy import stats
 
@@ -22,6 +23,7 @@ from reproduce.report.statistics import points
 COLORS = sns.color_palette("colorblind")
 ENTROPY = {"batch": COLORS[0], "sample": COLORS[1]}  # a palette for seaborn's hue
 ENTROPY_LABELS = {"batch": "of the batch mean (authors)", "sample": "of each sample (CENG501)"}
+INLINE = "module://matplotlib_inline.backend_inline"  # what a kernel sets where nothing is set
 FONTS = (  # for names in scripts that the first font lacks, where they are installed
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -51,6 +53,13 @@ def without_font(text: str) -> str:
     return "".join(c for c in wanted if not any(f.get_char_index(ord(c)) for f in fonts))
 
 
+def show_in_notebook() -> None:
+    """Figures stand in the notebook also where a login's MPLBACKEND names another place."""
+    shell = get_ipython()
+    if hasattr(shell, "kernel") and os.environ.get("MPLBACKEND") != INLINE:
+        shell.run_line_magic("matplotlib", "inline")
+
+
 def style(mathematics: bool = False) -> None:
     """One look for all notebooks: colours that colour-blind readers can tell apart. mathematics:
     for logarithmic axes, which write their powers with it; names with dollars are then not safe."""
@@ -69,6 +78,7 @@ def style(mathematics: bool = False) -> None:
     sns.set_theme(style="ticks", context="notebook", palette=COLORS, rc=look)
     draw_names_as_text()
     plt.rcParams["text.parse_math"] = mathematics
+    show_in_notebook()
     np.random.seed(0)  # of stripplot's jitter: the same runs give the same picture
 
 

@@ -223,6 +223,15 @@ def find(results: str | Path | None = None) -> list[Path]:
     return [run for run in whole if "local" not in run.relative_to(root).parts]
 
 
+def collapse_note(metrics: dict) -> str:
+    """The sentence for everyone who sees a run that has collapsed; empty for the others."""
+    collapse = metrics.get("collapse", {})
+    if not collapse.get("collapsed"):
+        return ""
+    scores = "Its scores say nothing about the method at work."
+    return f"This run has collapsed: {collapse['why']}. {scores}"
+
+
 def weights_digest(weights: dict) -> str:
     """SHA-256 over the values of a state dict of CPU tensors, in its order."""
     digest = hashlib.sha256()

@@ -19,7 +19,8 @@ from IPython.lib import lexers  # noqa: F401  the same
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from reproduce.files import ROOT, atomic
+from reproduce.files import ROOT, atomic, read_json
+from reproduce.runs.directory import collapse_note
 from reproduce.settings import ConfigError
 
 TEMPLATE = ROOT / "notebooks" / "template"
@@ -103,6 +104,8 @@ def to_html(executed: Path, page_path: Path, **site) -> None:
     body = re.sub(r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body)  # these have no colour
     body, contents = _polish(body)
     body = sanitise(body)
+    metrics = executed.with_name("metrics.json")  # of the run that it is about
+    site["warning"] = collapse_note(read_json(metrics)) if metrics.exists() else ""
     style = HtmlFormatter(style="friendly").get_style_defs(".highlight")
     write(page_path, "page", title, body=body, contents=contents, highlight=style, **site)
 

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import shutil
 
 import matplotlib
 
@@ -182,3 +183,35 @@ def test_every_row_of_the_table_of_settings_has_its_own_words():
     rows = pages.settings_rows(results.load(), ROOT / "results")
     words = [(row["data"], row["method"], row["setting"]) for row in rows]
     assert len(set(words)) == len(words) > 50
+
+
+def test_a_collapse_is_said_at_the_top_of_the_page_and_in_the_table(tmp_path):
+    kept = next((ROOT / "results").glob("digits/crlc/*/train.ipynb")).parent
+    for name, collapsed in (("fallen", True), ("well", False)):
+        run = tmp_path / name / "crlc" / "run"
+        shutil.copytree(kept, run, ignore=shutil.ignore_patterns("*.npz", "*.html"))
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics["collapse"] = {"collapsed": collapsed, "why": "9 of <10> are empty"}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        pages.to_html(run / "train.ipynb", run / "train.html")
+        page = BeautifulSoup((run / "train.html").read_text(encoding="utf-8"), "html.parser")
+        first = page.main.find(True)
+        assert (first.text.startswith("This run has collapsed: 9 of <10> are empty.")) == collapsed
+    rows = pages.settings_rows(results.load(tmp_path), tmp_path)
+    pages.write(tmp_path / "runs.html", "runs", "All runs", rows=rows, names=[])
+    assert "1 of 2 collapsed" in (tmp_path / "runs.html").read_text(encoding="utf-8")
+
+
+def test_figures_are_in_the_notebook_whatever_backend_a_login_names(tmp_path, monkeypatch):
+    code = "from reproduce.report import plots\nimport matplotlib.pyplot as plt\nplots.style()\n"
+    cells = [
+        nbformat.v4.new_code_cell(code),
+        nbformat.v4.new_code_cell("plt.plot([0]); plt.show()"),
+    ]
+    content = nbformat.v4.new_notebook(cells=cells)
+    content.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(content, tmp_path / "a.ipynb")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    pages.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb")
+    outputs = nbformat.read(tmp_path / "b.ipynb", 4).cells[1].outputs
+    assert [o for o in outputs if "image/png" in o.get("data", {})], outputs
