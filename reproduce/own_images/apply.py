@@ -44,11 +44,14 @@ class Clusterer(nn.Module):
         if not (self.path / "apply.npz").exists():
             how = "has no apply.npz, which says how its clusters are found in new images"
             raise wrong_run(run, f"{how}: train it again (-p resume False)")
-        with np.load(self.path / "apply.npz") as file:
-            stored = {name: torch.from_numpy(file[name]) for name in file.files}
+        try:
+            with np.load(self.path / "apply.npz") as file:
+                stored = {name: torch.from_numpy(file[name]) for name in file.files}
+            self.shape = len(stored["mean"]), self.config.side, self.config.side
+        except Exception as error:  # zipfile and numpy raise many kinds
+            raise wrong_run(run, f"has a damaged apply.npz: {type(error).__name__}") from None
         self.n_clusters = self.metrics["data"]["n_clusters"]
         self.heads, self.spherical = "order" in stored, "cosine" in stored
-        self.shape = len(stored["mean"]), self.config.side, self.config.side
         self.method = new_method(self.config, self.metrics, weights, self.shape[0])
         for name, value in stored.items():
             self.register_buffer(name, value)

@@ -16,6 +16,7 @@ from IPython.lib import lexers  # noqa: F401  the same
 
 from reproduce.files import ROOT
 from reproduce.report import claims, results
+from reproduce.runs.directory import whole_or_left_out
 from reproduce.runs.executed import execute, quantize_png, to_html, write
 from reproduce.settings import ConfigError
 
@@ -62,8 +63,9 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
         done = pool.map(run, chosen)
         for path in runs["path"]:  # meanwhile, the pages of single runs
             for executed in (Path(path) / f"{stem}.ipynb" for stem in ("train", "clusters")):
-                if executed.exists():
-                    to_html(executed, executed.with_suffix(".html"), up="../../../")
+                with whole_or_left_out(executed):
+                    if executed.exists():
+                        to_html(executed, executed.with_suffix(".html"), up="../../../")
         measured = claims.measure(runs)
         made = [stem for stem in done if stem]
     shared = {"pages": made, "committed": committed}
@@ -109,7 +111,7 @@ def settings_rows(runs: pd.DataFrame, folder: Path) -> list[dict]:
         links = [_page_of_run(path, folder) for path in same["path"]]
         row = {"data": data, "method": method, "setting": results.describe(same.iloc[0])}
         row |= {"collapsed": int(same["collapsed"].sum())}
-        row |= {"n": len(same), "seconds": same["seconds"].median(), **_curve(same["path"])}
+        row |= {"n": len(same), "seconds": same["seconds"].median(), **_curve(same)}
         scores, seeds = zip(scores.mean(), scores.std()), zip(same["seed"], links)
         rows.append(row | {"scores": [*scores], "seeds": [*seeds]})
     return rows
@@ -134,9 +136,9 @@ def _page_of_run(path: str, folder: Path) -> str:
     return quote(os.fsencode(there.relative_to(folder)))  # a folder's name is no scheme, as a:b/
 
 
-def _curve(paths: pd.Series) -> dict:
+def _curve(runs: pd.DataFrame) -> dict:
     """A line 60 wide and 18 high: ACC from 0 to 1 over the epochs, the mean over the seeds."""
-    history = pd.concat([pd.read_csv(Path(path) / "history.csv") for path in paths])
+    history = results.history(runs)
     for rule in ("aligned_average_acc", "kmeans_embedding_acc"):
         if rule in history and history[rule].notna().any():
             acc = history.groupby("epoch")[rule].mean().dropna()

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from reproduce.config import Config
+from reproduce.files import read_json
 from reproduce.metrics import lowest_loss_head
 from reproduce.report.statistics import (
     compare,
@@ -32,7 +34,7 @@ from reproduce.report.statistics import (
 )
 from reproduce.runs import directory as runs
 from reproduce.runs import flops
-from reproduce.settings import ConfigError, read_settings, unknown
+from reproduce.settings import ConfigError, read_settings, types_of, unknown, validate
 from reproduce.sweeps import campaign
 
 __all__ = ["compare", "compare_differences", "compare_each", "load", "select", "shown", "survives"]
@@ -84,10 +86,14 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
     "device" (its name), "arithmetic" (float32 or bfloat16), "collapsed", "weights_sha256", "path",
     and "start", the path of the run whose network it goes on with, "" where it starts anew.
     ``local``: the runs that this machine made, in the folder ``local``, instead of the committed.
+    A run that cannot be read is left out, with a sentence on stderr.
     """
     folder = root(results_dir) / ("local" if local else "")
     counted = flops.read(folder)
-    rows = [_row(path, counted) for path in runs.find(folder)] if folder.is_dir() else []
+    rows = []
+    for path in runs.find(folder) if folder.is_dir() else []:
+        with runs.whole_or_left_out(path):
+            rows.append(_row(path, counted))
     scores = [f"{rule}_{score}" for rule in RULES for score in runs.SCORES]
     measured = ["knn_acc", "seconds", "images_per_second", "pflop", "pflop_with_start"]
     said = ["device", "arithmetic", "collapsed", "weights_sha256", "setting", "path", "start"]
@@ -102,21 +108,22 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
 
 def _row(path: Path, counted: Mapping[Path, dict]) -> dict:
     """One run's row; a setting newer than the run has its default. counted: ``flops.read``."""
-    config, metrics, origin = (
-        json.loads((path / f"{stem}.json").read_text(encoding="utf-8"))
-        for stem in ("config", "metrics", "provenance")
-    )
+    config, origin = (read_json(path / f"{stem}.json") for stem in ("config", "provenance"))
+    metrics, kinds = runs.read_metrics(path), types_of(Config)
     known = {name: config.get(name, f.default) for name, f in FIELDS.items()}
+    for name, value in known.items():
+        validate(FIELDS[name], kinds[name], value)
     start = runs.ROOT / os.path.expanduser(known["weights"])
     start = str(start.resolve()) if known["weights"] and start.is_dir() else ""
     known["weights"] = _start(known["weights"], presets())
     changed = {n: v for n, v in known.items() if n != "seed" and v != FIELDS[n].default}
+    measured = {k: metrics.get(k) for k in ("knn_acc", "seconds", "images_per_second")}
+    measured |= flops.of_directory(path, counted.get(path))
     data = DATA.get(known["dataset"]) or Path(known["folder"]).name or known["dataset"]
     return {
         **known,
         **{f"{r}_{k}": s.get(k) for r, s in metrics["scores"].items() for k in runs.SCORES},
-        **{k: metrics.get(k) for k in ("knn_acc", "seconds", "images_per_second")},
-        **flops.of_directory(path, counted.get(path)),
+        **{k: v if v is None else float(v) for k, v in measured.items()},
         "data": data + (f", {known['limit']:,} images" if known["limit"] else ""),
         "device": origin["device"],
         "arithmetic": metrics.get("precision"),
@@ -149,7 +156,7 @@ def _start(weights: str, known: Mapping[str, dict]) -> str:
     file = runs.ROOT / os.path.expanduser(weights) / "config.json"
     if not weights or not file.is_file():
         return weights
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file, "weights")
     start = {name: config.get(name, f.default) for name, f in FIELDS.items()}
     return describe({**start, "weights": _start(start["weights"], known)}, known)
 
@@ -259,27 +266,35 @@ def _each(
     columns that there are at least, also without any run."""
     parts = [pd.DataFrame(columns=[*names.split(), "seed", *keep])]
     for run in table.to_dict("records"):
-        with contextlib.suppress(FileNotFoundError):
-            part = pd.DataFrame(read(Path(run["path"])))
+        path = Path(run["path"])
+        with runs.whole_or_left_out(path), contextlib.suppress(FileNotFoundError):
+            part = pd.DataFrame(read(path))
             parts.append(part.assign(**{name: run[name] for name in ["seed", *keep]}))
     full = [part for part in parts if len(part)]
     return pd.concat(full, ignore_index=True) if full else parts[0]
 
 
-def _metrics(path: Path) -> dict:
-    return json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-
-
 def history(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
     """One row per run and epoch, with the columns of history.csv."""
-    return _each(table, keep, "epoch loss", lambda path: pd.read_csv(path / "history.csv"))
+
+    def read(path: Path) -> pd.DataFrame:
+        file, n_epochs = path / "history.csv", runs.read_metrics(path).get("epochs")
+        text = file.read_text(encoding="utf-8")
+        rows = pd.read_csv(io.StringIO(text))
+        if not text.endswith("\n") or (n_epochs is not None and len(rows) != n_epochs):
+            raise ConfigError(f"history.csv is cut: {len(rows)} epochs of {n_epochs}")
+        columns = rows.astype(object).where(rows.notna(), None)
+        runs.check_scores("history.csv", [(c, v) for c in columns for v in columns[c]])
+        return rows
+
+    return _each(table, keep, "epoch loss", read)
 
 
 def heads(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
     """One row per run and clustering head: "head", "loss", "acc", "rank" of its loss from 1."""
 
     def read(path: Path) -> pd.DataFrame:
-        found = pd.DataFrame(_metrics(path).get("heads", []), columns=["loss", "acc"])
+        found = pd.DataFrame(runs.read_metrics(path).get("heads", []), columns=["loss", "acc"])
         return found.assign(head=found.index, rank=found["loss"].rank(method="first").astype(int))
 
     return _each(table, keep, "head loss acc rank", read)
@@ -288,14 +303,21 @@ def heads(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
 def protocols(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
     """One row per run and protocol of k-means: "space", "normalized", "restarts", "acc"."""
     names = "space normalized restarts acc nmi ari"
-    return _each(table, keep, names, lambda path: _metrics(path).get("kmeans_protocols", []))
+
+    def read(path: Path) -> list[dict]:
+        return runs.read_metrics(path).get("kmeans_protocols", [])
+
+    return _each(table, keep, names, read)
 
 
 def probes(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
     """One row per run and layer with a linear classifier on it: "layer", "acc", "features"."""
 
     def read(path: Path) -> pd.DataFrame:
-        layers = json.loads((path / "probes.json").read_text(encoding="utf-8"))["layers"]
+        if not (path / "probes.json").exists():
+            return pd.DataFrame()
+        layers = read_json(path / "probes.json")["layers"]
+        runs.check_scores("probes.json", runs.leaves(layers))
         return pd.DataFrame(layers).T.rename_axis("layer").reset_index()
 
     return _each(table, keep, "layer acc features", read)
@@ -318,7 +340,7 @@ def traces(table: pd.DataFrame, *keep: str, last: bool = False, every_head: bool
         with np.load(path / "traces.npz") as stored:
             p = stored["probabilities"].astype(float)  # [E, I, H, K]
             epochs, images, labels = (stored[k] for k in ("epochs", "images", "labels"))
-        which = range(p.shape[2]) if every_head else [chosen_head(_metrics(path))]
+        which = range(p.shape[2]) if every_head else [chosen_head(runs.read_metrics(path))]
         p, epochs = (p[-1:], epochs[-1:]) if last else (p, epochs)
         p = p[:, :, list(which)]
         axes = [epochs, images, list(which), range(p.shape[3])]
@@ -335,7 +357,7 @@ def mass(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
 
     def read(path: Path) -> pd.DataFrame:
         with np.load(path / "traces.npz") as stored:
-            share = stored["mass"][:, chosen_head(_metrics(path))].astype(float)  # [E, K]
+            share = stored["mass"][:, chosen_head(runs.read_metrics(path))].astype(float)  # [E, K]
             return (
                 pd.DataFrame(share, stored["epochs"])
                 .rename_axis("epoch")

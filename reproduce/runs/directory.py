@@ -10,13 +10,15 @@ import contextlib
 import csv
 import dataclasses
 import errno
+import functools
 import hashlib
 import io
 import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import filelock
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 
 from reproduce.config import Config
-from reproduce.files import ROOT, TEXT, atomic, quoting, settle
+from reproduce.files import ROOT, TEXT, atomic, quoting, read_json, settle
 from reproduce.runs.provenance import machine_and_code, now, provenance
 from reproduce.settings import ConfigError
 
@@ -230,6 +232,54 @@ def collapse_note(metrics: dict) -> str:
         return ""
     scores = "Its scores say nothing about the method at work."
     return f"This run has collapsed: {collapse['why']}. {scores}"
+
+
+@contextlib.contextmanager
+def whole_or_left_out(path: Path) -> Iterator[None]:
+    """What is done with one run of many: an error in it, whatever its damage is, is one sentence on
+    stderr with the path and the reason, and the other runs go on."""
+    try:
+        yield
+    except Exception as error:
+        said = isinstance(error, ConfigError)
+        leave_out(str(path), str(error) if said else f"{type(error).__name__}: {error}")
+
+
+@functools.cache  # once for each reason, however many tables want the run
+def leave_out(path: str, why: str) -> None:
+    print(f"left out: {path}: {why}", file=sys.stderr)
+
+
+def read_metrics(run: Path) -> dict:
+    """A finished run's metrics.json; ConfigError where it cannot be read, or where a score in it is
+    not in 0..1 (ARI: -1..1)."""
+    metrics = read_json(run / "metrics.json")
+    if not isinstance(metrics.get("scores"), dict):
+        raise ConfigError(f"metrics.json holds no scores: {metrics.get('reason', 'it is damaged')}")
+    check_scores("metrics.json", leaves(metrics))
+    return metrics
+
+
+def leaves(content, name: str = "") -> Iterator[tuple[str, object]]:
+    """The values in nested dicts and lists, each with the name that it stands under."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from leaves(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from leaves(value, name)
+    else:
+        yield name, content
+
+
+def check_scores(file: str, values: Iterable[tuple[str, object]]) -> None:
+    """ConfigError where a value named like a score, as ``acc`` or ``knn_acc``, cannot be one."""
+    for name, value in values:
+        score = name.rpartition("_")[2]
+        if score in SCORES and value is not None:
+            low = -1 if score == "ari" else 0
+            if type(value) not in (int, float) or not low - 1e-6 <= value <= 1 + 1e-6:
+                raise ConfigError(f"{file}: {name} must be in {low}..1, got {value!r}")
 
 
 def weights_digest(weights: dict) -> str:

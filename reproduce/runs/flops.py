@@ -27,7 +27,7 @@ from reproduce.files import ROOT
 from reproduce.methods import METHODS, Method
 from reproduce.networks import backbones
 from reproduce.networks.weights import moments_of
-from reproduce.runs.directory import find
+from reproduce.runs.directory import find, whole_or_left_out
 from reproduce.settings import types_of
 
 PETA = 1e15
@@ -162,9 +162,10 @@ def write(results: Path) -> Path:
         writer = csv.DictWriter(out, ["run", *COLUMNS], lineterminator="\n")
         writer.writeheader()
         for run in find(results):
-            if count := of_directory(run):
-                short = {k: f"{v:.6g}" for k, v in count.items()}
-                writer.writerow({"run": run.relative_to(results).as_posix(), **short})
+            with whole_or_left_out(run):
+                if count := of_directory(run):
+                    short = {k: f"{v:.6g}" for k, v in count.items()}
+                    writer.writerow({"run": run.relative_to(results).as_posix(), **short})
     return file
 
 

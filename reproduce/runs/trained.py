@@ -28,6 +28,8 @@ from reproduce.networks.weights import moments_of
 from reproduce.runs.directory import weights_digest
 from reproduce.settings import ConfigError, Settings, setting
 
+SIZES = "n_clusters", "n_train"  # of the data, in metrics.json
+
 
 class Trained:
     """A finished run's method with its weights and images. Strict: ConfigError if the run is not
@@ -124,6 +126,10 @@ def load_weights(
     status, epochs = metrics.get("status"), metrics.get("epochs")
     if status != "finished":
         raise wrong_run(run, f"is not a finished run: its metrics.json has the status {status!r}")
+    sizes = metrics.get("data")
+    sizes = [sizes.get(name) for name in SIZES] if isinstance(sizes, dict) else [None]
+    if {type(number) for number in [epochs, *sizes]} != {int} or "weights_sha256" not in metrics:
+        raise wrong_run(run, "has a damaged metrics.json")
     if epochs < config.epochs or not config.epochs:
         trained = f"was trained for {epochs} of {config.epochs} epochs"
         raise wrong_run(run, f"{trained}: an untrained model is not evaluated")

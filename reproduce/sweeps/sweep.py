@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import subprocess
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from reproduce.config import Config
 from reproduce.files import ROOT
-from reproduce.runs.directory import Run
+from reproduce.runs.directory import Run, read_metrics, whole_or_left_out
 from reproduce.settings import ConfigError, read_yaml, short_repr
 from reproduce.sweeps import launch
 
@@ -128,10 +127,11 @@ def summary(rows: list[dict]) -> pd.DataFrame:
     for row in rows:
         finished, acc, seconds = row["status"] in ("finished", "skipped"), math.nan, math.nan
         if finished:
-            metrics = json.loads((row["path"] / "metrics.json").read_text())
-            scores, seconds = metrics["scores"], metrics["seconds"]
-            score = scores.get("aligned_average") or scores.get("kmeans_embedding", {})
-            acc = 100 * score.get("acc", math.nan)
+            with whole_or_left_out(row["path"]):
+                metrics = read_metrics(row["path"])
+                scores, seconds = metrics["scores"], metrics["seconds"]
+                score = scores.get("aligned_average") or scores.get("kmeans_embedding", {})
+                acc = 100 * score.get("acc", math.nan)
         found.append((finished, row["status"] == "failed", acc, seconds))
     columns = {"finished": "sum", "failed": "sum", "ACC": "mean", "seconds": "mean"}
     table = pd.DataFrame(found, columns=[*columns]).groupby(varied or [0] * len(found), sort=False)

@@ -488,7 +488,7 @@ MEMORY = """
 import resource, sys
 import torch
 from reproduce import Config, fit
-from reproduce.runs import Run
+from reproduce.runs.directory import Run
 torch.set_num_threads(1)
 folder, results = sys.argv[1:3]
 config = Config.from_params(dict(

@@ -1,0 +1,162 @@
+"""One run directory that is damaged, in whatever way, is one sentence; the other runs stay."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from fake_runs import write_run
+
+from reproduce.own_images.apply import Clusterer
+from reproduce.report import pages, results
+from reproduce.runs import directory, flops
+from reproduce.settings import ConfigError
+from reproduce.sweeps import sweep
+
+TABLES = results.history, results.heads, results.protocols, results.traces, results.mass
+JSON = "config.json", "metrics.json", "provenance.json"
+
+
+@pytest.fixture
+def runs(tmp_path, capsys):
+    """A folder with a whole run and one to be damaged, with the directory of the second."""
+    directory.leave_out.cache_clear()
+    for seed in (0, 1):
+        path = write_run(tmp_path, arrays=True, seed=seed)
+        metrics = json.loads((path / "metrics.json").read_text())
+        (path / "metrics.json").write_text(json.dumps({**metrics, "epochs": 2}))
+        (path / "history.csv").write_text("epoch,loss,aligned_average_acc\n1,2.5,0.5\n2,2,0.9\n")
+    return tmp_path, path
+
+
+def read_all(folder) -> list:
+    """What every reader of many runs makes of a folder; all must come to an end."""
+    table = results.load(folder)
+    pages.settings_rows(table, folder)
+    flops.write(folder)
+    (folder / "pflop.csv").unlink()
+    return [table, *(read(table, "data") for read in TABLES)]
+
+
+def put(path, **changes):
+    """Change entries of a run's metrics.json."""
+    metrics = json.loads((path / "metrics.json").read_text())
+    (path / "metrics.json").write_text(json.dumps({**metrics, **changes}))
+
+
+def score(value, name="acc"):
+    return lambda path: put(path, scores={"aligned_average": {name: value}})
+
+
+def cut(file):
+    return lambda path: (path / file).write_bytes((path / file).read_bytes()[:-20])
+
+
+DAMAGE = {
+    **{f"no {name}": lambda p, n=name: (p / n).unlink() for name in JSON if name[0] != "m"},
+    **{f"empty {name}": lambda p, n=name: (p / n).write_text("") for name in JSON},
+    **{f"no JSON in {name}": lambda p, n=name: (p / n).write_text("{") for name in JSON},
+    **{f"other JSON in {name}": lambda p, n=name: (p / n).write_text("[1]") for name in JSON},
+    **{f"no text in {name}": lambda p, n=name: (p / n).write_bytes(b"\xff\xfe") for name in JSON},
+    "a folder in its place": lambda p: ((p / "config.json").unlink(), (p / "config.json").mkdir()),
+    "settings of other types": lambda p: (p / "config.json").write_text('{"lambda1": "high"}'),
+    "an unknown method": lambda p: (p / "config.json").write_text('{"method": "magic"}'),
+    "no device": lambda p: (p / "provenance.json").write_text("{}"),
+    "no scores": lambda p: (p / "metrics.json").write_text('{"status": "diverged"}'),
+    "scores in a list": lambda p: put(p, scores=[1]),
+    "a score that is a text": score("high"),
+    "700 %": score(7.0),
+    "a negative accuracy": score(-0.1),
+    "nan": score(float("nan")),
+    "ARI below -1": score(-1.5, "ari"),
+    "kNN of 700 %": lambda p: put(p, knn_acc=7.0),
+    "a head of 700 %": lambda p: put(p, heads=[{"loss": 1.0, "acc": 7.0}]),
+    "seconds in words": lambda p: put(p, seconds="many"),
+}
+OF_ONE_TABLE = {
+    "history.csv cut within a line": (cut("history.csv"), results.history),
+    "history.csv cut after a line": (
+        lambda p: (p / "history.csv").write_text("epoch,loss\n1,2.5\n"),
+        results.history,
+    ),
+    "history.csv empty": (lambda p: (p / "history.csv").write_text(""), results.history),
+    "a history of 700 %": (
+        lambda p: (p / "history.csv").write_text("epoch,loss,a_acc\n1,2,0.5\n2,2,7\n"),
+        results.history,
+    ),
+    "heads in words": (lambda p: put(p, heads=["good", "bad"]), results.heads),
+    "traces.npz cut": (cut("traces.npz"), results.traces),
+    "traces.npz empty": (lambda p: (p / "traces.npz").write_bytes(b""), results.traces),
+    "traces.npz without mass": (
+        lambda p: np.savez(p / "traces.npz", epochs=[0], probabilities=np.ones((1, 1, 1, 1))),
+        results.mass,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_run_is_left_out_in_one_sentence(runs, capsys, kind):
+    folder, path = runs
+    DAMAGE[kind](path)
+    for table in read_all(folder):
+        assert set(table["seed"]) <= {0}
+    assert len(results.load(folder)) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    assert said and all(line.startswith(f"left out: {path}: ") for line in said), said
+    assert len(said) <= 2  # of pflop.csv, which reads less of it, another reason may come
+
+
+@pytest.mark.parametrize("kind", OF_ONE_TABLE)
+def test_a_damaged_file_leaves_the_run_out_of_its_table_alone(runs, capsys, kind):
+    folder, path = runs
+    damage, read = OF_ONE_TABLE[kind]
+    damage(path)
+    table, *_ = read_all(folder)
+    assert set(read(table)["seed"]) == {0} and len(table) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said and all(line.startswith(f"left out: {path}: ") for line in said), said
+
+
+def test_scores_at_the_ends_of_their_range_are_read(runs, capsys):
+    folder, path = runs
+    put(path, scores={"aligned_average": {"acc": 1, "nmi": 1.0000000000000002, "ari": -0.4}})
+    assert len(results.load(folder)) == 2 and not capsys.readouterr().err
+
+
+def test_the_summary_of_a_sweep(runs, capsys):
+    folder, _ = runs
+    configs = sweep.expand({"results_dir": str(folder)}, {"seed": [0, 1]})
+    score(7.0)(sweep.Run(configs[1]).path)
+    table = sweep.summary(sweep.sweep(configs))
+    assert table["ACC"].tolist() == [pytest.approx(90)] and table["finished"].tolist() == [2]
+    assert "aligned" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: (p / "metrics.json").write_text('{"status": "finished"}'),
+        lambda p: put(p, epochs="many"),
+        lambda p: put(p, data=[]),
+        lambda p: (p / "apply.npz").write_bytes(b"PK"),
+        lambda p: np.savez(p / "apply.npz", order=np.zeros(3)),
+    ],
+)
+def test_apply_of_a_damaged_run_is_one_sentence(trained, tmp_path, damage):
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    Clusterer(path)
+    damage(path)
+    with pytest.raises(ConfigError, match=str(path)):
+        Clusterer(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from reproduce import Config, fit
+
+    folder = tmp_path_factory.mktemp("results")
+    tiny = dict(epochs=1, limit=96, batch_size=32, width=4, n_heads=2, head_hidden=8)
+    run = sweep.Run(Config.from_params({**tiny, "results_dir": str(folder)}))
+    list(fit(run.config, run))
+    return run.path
