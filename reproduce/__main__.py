@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from reproduce.config import Config
 from reproduce.files import ROOT
 from reproduce.methods.every_run import FOLDERS
 from reproduce.processes import Lost
+from reproduce.runs import stopping
 from reproduce.runs.directory import Run, collapse_note
 from reproduce.settings import ConfigError, read_settings, read_yaml, short_repr
 
@@ -24,7 +26,15 @@ REPEAT: dict = {"action": "append", "default": []}  # an option that may be give
 def main(words: list[str] | None = None) -> int:
     args = parser().parse_args(words)
     try:
-        return args.run_command(args) or 0
+        with stopping.signals():
+            return args.run_command(args) or 0
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        return getattr(stop, "status", 128 + signal.SIGINT)
+    except OSError as error:
+        where = f": {str(error.filename)!r}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        return 2
     except (ConfigError, Diverged, Lost) as error:
         diverged = "diverged: " if isinstance(error, Diverged) else ""
         print(f"error: {diverged}{error}", file=sys.stderr)

@@ -20,7 +20,7 @@ from reproduce.loop.optimizers import build_optimizer, forget_momentum, set_rate
 from reproduce.loop.state import Position, Randomness
 from reproduce.methods import METHODS, Method
 from reproduce.networks import backbones, weights
-from reproduce.runs import loggers
+from reproduce.runs import loggers, stopping
 from reproduce.runs.directory import Run
 from reproduce.runs.provenance import source_tree
 from reproduce.settings import ConfigError
@@ -83,7 +83,8 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
                 shutil.rmtree(run.partial)  # which the lock has made again
             yield from run.history()
             return
-        yield from train(config, run, images, n_clusters, device)
+        with stopping.waiting(processes.world() == 1):  # several would wait for each other
+            yield from train(config, run, images, n_clusters, device)
 
 
 def check(config: Config, images: data.Images) -> int:

@@ -15,7 +15,7 @@ from reproduce.evaluation import Evaluator
 from reproduce.loop.devices import peak_memory, uses_bfloat16
 from reproduce.loop.state import Position, Randomness
 from reproduce.methods import Method
-from reproduce.runs import flops
+from reproduce.runs import flops, stopping
 from reproduce.runs.directory import Run, weights_digest
 from reproduce.settings import ConfigError, Diverged
 
@@ -45,7 +45,7 @@ class Keeper:
 
     def save(self) -> bool:
         """Write a checkpoint, and return True; False where a loss term of the begun epoch is not
-        finite, of which none is written."""
+        finite, of which none is written. Stopped after it, if a signal asked for that."""
         at = self.at
         if at.order is not None:
             at.spent = time.perf_counter() - self.began
@@ -56,7 +56,14 @@ class Keeper:
             begun = {"device": at.device.type, "images": self.evaluator.train.sha256}
             self.run.save_checkpoint({"format": FORMAT, **begun, **state})
         self.saved = time.perf_counter()
+        stopping.at_checkpoint(self.done)
         return True
+
+    @property
+    def done(self) -> str:
+        """Epochs and steps so far, in words."""
+        steps = f" and {len(self.at.terms)} steps" if self.at.terms else ""
+        return f"epoch {self.at.epoch}{steps}"
 
     def restore(self) -> bool:
         """Go on from the newest checkpoint; False where there is none."""
@@ -65,8 +72,7 @@ class Keeper:
         state, file = processes.broadcast(alone)
         if state is not None:
             self.load(state)
-            steps = f" and {len(self.at.terms)} steps" if self.at.terms else ""
-            self.run.notes.append(f"continued after epoch {self.at.epoch}{steps} from {file}")
+            self.run.notes.append(f"continued after {self.done} from {file}")
         done = {"epochs": self.at.epoch, "steps": len(self.at.terms)}
         self.run.begin_part(self.precision, state, **done)
         return state is not None
@@ -96,6 +102,7 @@ class Keeper:
         """Whether it is time for a checkpoint within the epoch."""
         assert self.at.order is not None  # the epoch has begun
         late = time.perf_counter() - self.saved >= 60 * self.config.checkpoint_minutes
+        late = late or stopping.asked()
         return late and len(self.at.terms) < len(self.at.order) and processes.rank() == 0
 
     def end_of_epoch(self, named: dict[str, Tensor], rate: float) -> tuple[dict, Tensor | None]:

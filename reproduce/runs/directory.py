@@ -89,10 +89,10 @@ class Run:
                 owner_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
                 yield
             except OSError as error:
-                if error.errno not in DISK_ERRORS:
-                    raise
+                disk = error.errno in DISK_ERRORS
+                what = "cannot be written any more" if disk else "cannot go on"
                 kept = "the last whole checkpoint is kept"
-                why = f"cannot be written any more: {error.strerror}; {kept}"
+                why = f"{what}: {error.strerror or error}; {kept}"
                 raise self.unusable(self.partial, why) from None
 
     def unusable(self, path: Path, why: str) -> ConfigError:
@@ -169,7 +169,9 @@ class Run:
             self.write_csv("assignments.csv", zip(*assignments.values()), [*assignments])
         for stem, content in arrays.items():
             np.savez_compressed(self.partial / f"{stem}.npz", **content)
-        torch.save(weights, self.partial / "model.pt")
+        buffer = io.BytesIO()  # a full disk is an OSError then, and not torch's own
+        torch.save(weights, buffer)
+        (self.partial / "model.pt").write_bytes(buffer.getbuffer())
         self.write_json("metrics.json", metrics)
         # the name first, the checkpoints after: a kill, or a power failure, loses nothing
         old = self.path.with_name(f".{self.path.name}.old.partial")

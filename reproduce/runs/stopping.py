@@ -1,0 +1,70 @@
+"""Signals that ask a command to end: Ctrl-C, SIGTERM (``docker stop``, a job's limit), SIGHUP.
+
+A run that trains ends at its next checkpoint, which it writes after the step that it is in."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+_waits, _asked = False, 0  # whether a run trains; the signal that came meanwhile
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end; with a sentence for the user."""
+
+    def __init__(self, number: int, sentence: str = "stopped"):
+        super().__init__(sentence)
+        self.status = 128 + number  # of the process, as a shell has it
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[None]:
+    """Signals raise Stopped, at once or, within ``waiting``, in ``at_checkpoint``. What is ignored,
+    as by nohup, still is."""
+    if threading.current_thread() is not threading.main_thread():  # where none can be taken
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, _take)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+
+
+def _take(number: int, frame) -> None:
+    global _asked
+    if not _waits or _asked:  # a second one does not wait
+        raise Stopped(number)
+    _asked = number
+
+
+@contextlib.contextmanager
+def waiting(can: bool = True) -> Iterator[None]:
+    """While a run trains, the first signal waits for ``at_checkpoint``."""
+    global _waits, _asked
+    _waits, _asked = can, 0
+    try:
+        yield
+        if _asked:
+            raise Stopped(_asked, "stopped; the run was finished first")
+    finally:
+        _waits, _asked = False, 0
+
+
+def asked() -> bool:
+    """Whether a signal waits for a checkpoint."""
+    return bool(_asked)
+
+
+def at_checkpoint(done: str) -> None:
+    """End here if a signal asked for it, with a sentence that says what is done."""
+    if _asked:
+        raise Stopped(_asked, f"stopped after {done}; the same command continues")
