@@ -8,16 +8,21 @@ import sys
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
+import torch
+import torchvision
 from nbclient import NotebookClient
+from PIL import Image
 from test_project import ABSOLUTE
 
+from reproduce import data, fit
 from reproduce.config import Config, readers
 from reproduce.files import ROOT
 from reproduce.methods import METHODS
 from reproduce.methods.every_run import FOLDERS
 from reproduce.report import claims, pages, parameters, plots, results
-from reproduce.runs.directory import find
+from reproduce.runs.directory import Run, find
 from reproduce.settings import read_settings
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -348,6 +353,60 @@ def test_features_without_heads_then_a_linear_classifier_on_every_layer(tmp_path
     assert done.returncode != 0 and "model.pt" in done.stderr.strip().splitlines()[-1]
 
 
+def pictures_in(path):
+    return sum(o.output_type == "display_data" for c in code_cells(path) for o in c.outputs)
+
+
+def test_filters_strongest_images_and_neighbours_of_a_run_on_digits(tmp_path):
+    tiny = {"epochs": 2, "width": 4, "limit": 300, "evaluate_every": 1}
+    config = Config.from_params({**tiny, "results_dir": str(tmp_path)})
+    assert len(list(fit(config))) == 2
+    words = ["-p", "run_dir", str(Run(config).path), "-p", "at_most", "200"]
+    done = papermill(tmp_path, *words, notebook="features")
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = said_in(tmp_path / "out.ipynb")
+    assert "200 images are looked at\n" in said and "drawn at random" in said
+    # filters, four layers, queries, the traced images that stay, NMI over k
+    assert pictures_in(tmp_path / "out.ipynb") == 1 + 4 + 1 + 1 + 1
+
+
+COMMITTED = ROOT / "results/cifar10/crlc/lambda1-2_entropy-batch_seed-0_3ed3a3cd"
+
+
+def test_a_committed_network_is_shown_ones_own_images(tmp_path):
+    """Its data set is not read, and needs not be there."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate("ab" * 15):
+        (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 99, (40, 40, 3), np.uint8)
+        pixels[..., name == "a"] += 100
+        Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    words = ["-p", "run_dir", str(COMMITTED), "-p", "data_dir", str(tmp_path / "empty")]
+    words += ["-p", "images", str(tmp_path / "images")]
+    done = papermill(tmp_path, *words, notebook="features")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "crlc on cifar10, epoch 45" in said_in(tmp_path / "out.ipynb")
+    assert pictures_in(tmp_path / "out.ipynb") == 1 + 4 + 1 + 1 + 1
+
+
+def test_photographs_of_a_data_set_are_not_shown(tmp_path, monkeypatch):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32), np.uint8))
+    labels, classes = torch.arange(60) % 10, tuple("abcdefghij")
+    sha256 = json.loads((COMMITTED / "metrics.json").read_text())["data"]["sha256"]
+    images = data.Images("cifar10", pixels, labels, torch.ones(60).byte(), classes, sha256)
+    monkeypatch.setattr(data, "load", lambda config: images)
+    monkeypatch.chdir(ROOT)
+    cells = code_cells(ROOT / "notebooks" / "features.ipynb")
+    namespace, drawn = {}, []
+    exec(cells[0].source.replace('run_dir: str = ""', f"run_dir = {str(COMMITTED)!r}"), namespace)
+    monkeypatch.setattr(torchvision.utils, "make_grid", lambda x, **_: drawn.append(x) or x[0])
+    for cell in cells[1:]:
+        exec(compile(cell.source, cell.id, "exec"), namespace)
+    plt.close("all")
+    assert not namespace["shown"] and [len(x) for x in drawn] == [64]  # the filters
+    assert list(namespace["purity"])[-1] == "drawn at random" and len(namespace["found"]) == 9
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [
@@ -365,9 +424,6 @@ def test_a_wrong_parameter_ends_in_one_sentence(tmp_path, words, sentence):
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_a_folder_without_labels_has_clusters_and_no_scores(tmp_path, on_disk):
-    import numpy as np
-    from PIL import Image
-
     from reproduce.data import packed
 
     (tmp_path / "images").mkdir()

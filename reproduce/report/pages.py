@@ -22,7 +22,7 @@ from reproduce.settings import ConfigError
 
 FIRST = ("report", "entropy", "details", "methods", "embeddings")  # in this order, then the others
 OWN = ("entropy", "methods", "embeddings")  # whose text also fits the runs of one machine
-ONE_RUN = "train", "linear_evaluation", "clusters"  # about one run: no page of their own
+ONE_RUN = "train", "linear_evaluation", "features", "clusters"  # about one run: without a page
 RULES = [rule for rule in results.RULES if rule != "kmeans_pixels"]
 
 

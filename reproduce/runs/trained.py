@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -35,26 +36,35 @@ class Trained:
     """A finished run's method with its weights and images. Strict: ConfigError if the run is not
     finished, or if its weights are missing, damaged, not those that its metrics were measured on,
     or do not fit the method. A run without its model.pt may have a ``backbone.pt``, which is all
-    that features take. data_dir: where its images are, which a run does not keep."""
+    that features take. data_dir: where its images are, which a run does not keep. folder: other
+    images to look at, in the size and the channels that the network knows; the run's own are not
+    read then."""
 
-    def __init__(self, run: str | Path, data_dir: str = ""):
+    def __init__(self, run: str | Path, data_dir: str = "", folder: str = ""):
         self.path = Path(os.path.expanduser(run))
         self.config, self.metrics, weights = load_weights(run, data_dir, backbone_alone=True)
-        self.images = data.load(self.config)
-        if self.images.sha256 != self.metrics["data"]["sha256"]:
-            raise wrong_run(run, f"was trained on other images than {self.images.name!r} holds now")
-        part, _ = self.images.parts(self.config.split, self.config.limit)
+        moments = moments_of(self.path)
+        if folder:
+            if moments is None:
+                raise wrong_run(run, "has no apply.npz, which other images are normalised by")
+            part = self.images = like(self.config, len(moments[0]), folder)
+        else:
+            self.images = data.load(self.config)
+            if self.images.sha256 != self.metrics["data"]["sha256"]:
+                others = f"was trained on other images than {self.images.name!r} holds now"
+                raise wrong_run(run, others)
+            part, _ = self.images.parts(self.config.split, self.config.limit)
         self.method = new_method(self.config, self.metrics, weights, part.pixels.shape[1])
         self.method.eval().requires_grad_(False)
         # a start from other weights brings their moments along
-        self.augment = Augment(self.config, *(moments_of(self.path) or data.moments(part)))
+        self.augment = Augment(self.config, *(moments or data.moments(part)))
 
     @property
     def description(self) -> str:
         scores = self.metrics["scores"]
         rule = next((r for r in ("aligned_average", "kmeans_embedding") if r in scores), None)
         acc = f", {rule.replace('_', ' ')} ACC {scores[rule]['acc']:.1%}" if rule else ""
-        epoch = f"{self.images.name}, epoch {self.metrics['epochs']}"
+        epoch = f"{self.metrics['data']['name']}, epoch {self.metrics['epochs']}"
         return f"loaded {self.path.name}: {self.config.method} on {epoch}{acc}"
 
     def keep(self, found: dict) -> None:
@@ -101,6 +111,16 @@ class Trained:
             for hook in hooks:
                 hook.remove()
         return found
+
+
+def like(config: Config, channels: int, folder: str) -> data.Images:
+    """A folder's images in the size of a run's, and grey where it has one channel."""
+    given = {"dataset": "folder", "folder": folder, "image_size": config.side}
+    images = data.load(Config.from_params({**given, "data_dir": config.data_dir}))
+    if channels == 1:
+        grey = images.pixels[:].float().mean(1, keepdim=True).round().byte()
+        images = dataclasses.replace(images, pixels=grey)
+    return images
 
 
 def wrong_run(run: str | Path, what: str) -> ConfigError:
@@ -190,6 +210,30 @@ def from_notebook(namespace: Mapping[str, Any]) -> Trained:
     """The run that the notebook's parameters name (pass ``globals()``)."""
     given = ProbeParameters.from_notebook(namespace)
     return Trained(given.run_dir or newest_run(), given.data_dir)
+
+
+@dataclass(frozen=True)
+class FeatureParameters(Settings):
+    """The parameters of features.ipynb."""
+
+    run_dir: str = setting("", "of a finished run; empty: of this machine's, the last")
+    data_dir: str = setting("", "where data sets are kept")
+    images: str = setting("", "a folder of images to look at; empty: the run's own")
+    at_most: int = setting(4000, "images to look at", (2, None))
+    per_row: int = setting(9, "images in a row", (1, None))
+    rows: int = setting(8, "channels of a layer, and queries", (1, None))
+
+
+def seen_by(namespace: Mapping[str, Any]) -> tuple[Trained, data.Images, bool]:
+    """Of the notebook's parameters (pass ``globals()``) the run, the images to look at, and whether
+    they may be shown: photographs of a data set are not."""
+    given = FeatureParameters.from_notebook(namespace)
+    run = Trained(given.run_dir or newest_run(), given.data_dir, given.images)
+    config, images = run.config, run.images
+    if not given.images:
+        _, images = images.parts(config.split, config.limit)
+    shown = bool(given.images) or config.dataset in ("digits", "folder")
+    return run, images.take(data.evenly(len(images), given.at_most)), shown
 
 
 def newest_run() -> str:
