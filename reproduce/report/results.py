@@ -76,7 +76,9 @@ def root(results_dir: str | Path = "") -> Path:
     return folder
 
 
-def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
+def load(
+    results_dir: str | Path = "", local: bool = False, under_way: bool = False
+) -> pd.DataFrame:
     """One row per finished run below ``results_dir``, CIFAR-10 and CRLC first, seeds together.
 
     Columns: every setting that changes what a run computes; "data", the data set's name with the
@@ -86,7 +88,8 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
     "device" (its name), "arithmetic" (float32 or bfloat16), "collapsed", "weights_sha256", "path",
     and "start", the path of the run whose network it goes on with, "" where it starts anew.
     ``local``: the runs that this machine made, in the folder ``local``, instead of the committed.
-    A run that cannot be read is left out, with a sentence on stderr.
+    A run that cannot be read is left out, with a sentence on stderr. The new runs of a design are
+    left out until all are there, unless ``under_way``: no difference changes while they come in.
     """
     folder = root(results_dir) / ("local" if local else "")
     counted = flops.read(folder)
@@ -103,7 +106,23 @@ def load(results_dir: str | Path = "", local: bool = False) -> pd.DataFrame:
     first = {"after": table["data"] != "CIFAR-10", "other": table["method"] != "crlc"}
     by = ["after", "data", "other", "method", "entropy", "lambda1", "setting", "seed"]
     table = table.assign(**first).sort_values(by, kind="stable", ignore_index=True)
-    return table.drop(columns=[*first])
+    table = table.drop(columns=[*first])
+    if under_way:
+        return table
+    waiting = _code(table["path"]).isin(_under_way({*_code(table["path"])}))
+    return table[~waiting].reset_index(drop=True)
+
+
+def _code(paths: pd.Series) -> pd.Series:
+    """The hash at the end of the names of run directories."""
+    return paths.astype(str).str.rpartition("_")[2] if len(paths) else paths.astype(str)
+
+
+def _under_way(made: set[str]) -> set[str]:
+    """The hashes of runs that were made for a design of which others are missing."""
+    designs = [name for name, block in campaign.blocks().items() if isinstance(block, dict)]
+    each = [campaign.hashes(name) for name in designs]
+    return {code for every, new in each if not every <= made for code in new & made}
 
 
 def _row(path: Path, counted: Mapping[Path, dict]) -> dict:

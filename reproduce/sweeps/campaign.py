@@ -118,6 +118,20 @@ def cells(name: str) -> list[Cell]:
     raise AssertionError(name)
 
 
+def hashes(name: str) -> tuple[set[str], set[str]]:
+    """The hashes of all runs of a design, and of those that were first made for it: with the seeds
+    from its "seeds" on, of which no other design has any."""
+    first = blocks()[name]["seeds"]
+    made = {
+        (seed, Config.from_params({**cell.settings, "seed": seed}).hash())
+        for cell in cells(name)
+        for seed in cell.seeds
+    }
+    later = [design["seeds"] for design in blocks().values() if isinstance(design, dict)]
+    end = min((seeds for seeds in later if seeds > first), default=2**31)
+    return {code for _, code in made}, {code for seed, code in made if first <= seed < end}
+
+
 def cells_of(block: str, design: dict, taken: dict[str, tuple[int, ...]]) -> list[Cell]:
     """The cells of one design, given the seeds that settings of earlier designs have."""
     if wrong := sorted({*design} - DESIGN):

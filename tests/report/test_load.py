@@ -190,3 +190,19 @@ def test_figures_on_foundation_features_are_a_table_of_their_own():
     assert set(foundation["verified"]) <= {"yes", "no"} and foundation["acc"].between(1, 100).all()
     scratch = pd.read_csv(ROOT / "results" / "published.csv")
     assert not set(foundation["method"]) & set(scratch["method"])
+
+
+def test_runs_of_a_design_count_when_all_are_there(tmp_path, monkeypatch):
+    """A part of them changes no table; the runs from before the design are always there."""
+    levels = {0: {}, 1: {"entropy": "sample"}}
+    design = {"settings": "digits-quick", "factors": {"E": levels}, "runs": 2, "before": 1}
+    blocks = {"X": {**design, "seeds": 100, "order": 1}, "Y": {**design, "seeds": 200, "order": 1}}
+    monkeypatch.setattr(campaign, "blocks", lambda: blocks)
+    seeds = {cell.name: cell.seeds for cell in campaign.cells("Y")}
+    assert seeds == {"none": (0, 100), "E": (0, 101)}  # Y has X's runs, and none of its own
+    for entropy, seed in [("batch", 0), ("sample", 0), ("batch", 100)]:
+        write_run(tmp_path, entropy=entropy, seed=seed)
+    assert [*results.load(tmp_path)["seed"]] == [0, 0]
+    assert sorted(results.load(tmp_path, under_way=True)["seed"]) == [0, 0, 100]
+    write_run(tmp_path, entropy="sample", seed=101)
+    assert sorted(results.load(tmp_path)["seed"]) == [0, 0, 100, 101]
