@@ -120,8 +120,7 @@ def _code(paths: pd.Series) -> pd.Series:
 
 def _under_way(made: set[str]) -> set[str]:
     """The hashes of runs that were made for a design of which others are missing."""
-    designs = [name for name, block in campaign.blocks().items() if isinstance(block, dict)]
-    each = [campaign.hashes(name) for name in designs]
+    each = campaign.hashes()
     return {code for every, new in each if not every <= made for code in new & made}
 
 

@@ -6,6 +6,7 @@ one, are made in an order drawn at random, and answer claims that were committed
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -103,33 +104,40 @@ def cells(name: str) -> list[Cell]:
     """The cells of a design. A setting that an earlier design has takes that one's seeds first.
 
     ConfigError where a block is no design, or a cell has two seeds of one number."""
-    known = blocks()
-    if not isinstance(known.get(name), dict):
-        designs = [k for k, v in known.items() if isinstance(v, dict)]
-        raise ConfigError(f"block {name!r} has no cells: it must be one of {', '.join(designs)}")
+    found = designs()
+    if name not in found:
+        raise ConfigError(f"block {name!r} has no cells: it must be one of {', '.join(found)}")
+    return found[name]
+
+
+def designs() -> dict[str, list[Cell]]:
+    """The cells of every design, in the order of the file."""
     taken: dict[str, tuple[int, ...]] = {}  # setting -> the seeds of its runs
-    for block, design in known.items():
+    found = {}
+    for block, design in blocks().items():
         if isinstance(design, dict):
-            found = cells_of(block, design, taken)
-            for cell in found:
-                taken[setting(cell)] = cell.seeds
-            if block == name:
-                return found
-    raise AssertionError(name)
+            found[block] = cells_of(block, design, taken)
+            taken |= {setting(cell): cell.seeds for cell in found[block]}
+    return found
 
 
-def hashes(name: str) -> tuple[set[str], set[str]]:
-    """The hashes of all runs of a design, and of those that were first made for it: with the seeds
-    from its "seeds" on, of which no other design has any."""
-    first = blocks()[name]["seeds"]
-    made = {
-        (seed, Config.from_params({**cell.settings, "seed": seed}).hash())
-        for cell in cells(name)
-        for seed in cell.seeds
-    }
-    later = [design["seeds"] for design in blocks().values() if isinstance(design, dict)]
-    end = min((seeds for seeds in later if seeds > first), default=2**31)
-    return {code for _, code in made}, {code for seed, code in made if first <= seed < end}
+def hashes() -> list[tuple[set[str], set[str]]]:
+    """Of each design the hashes of all its runs, and of those that were first made for it: whose
+    seeds are its own, from "seeds" on."""
+    firsts = sorted(design["seeds"] for design in blocks().values() if isinstance(design, dict))
+    found = []
+    for name, cells in designs().items():
+        first = blocks()[name]["seeds"]
+        end = min((seeds for seeds in firsts if seeds > first), default=2**31)
+        every, new = set(), set()
+        for cell in cells:
+            config = Config.from_params(cell.settings)
+            for seed in cell.seeds:
+                code = dataclasses.replace(config, seed=seed).hash()
+                every.add(code)
+                new |= {code} if first <= seed < end else set()
+        found.append((every, new))
+    return found
 
 
 def cells_of(block: str, design: dict, taken: dict[str, tuple[int, ...]]) -> list[Cell]:
@@ -185,7 +193,7 @@ def of_cell(design: dict, entry: str, cell: str) -> int:
 
 def setting(cell: Cell) -> str:
     """The hash of a cell's settings without its seed."""
-    return Config.from_params(cell.settings).replace(seed=0).hash()
+    return dataclasses.replace(Config.from_params(cell.settings), seed=0).hash()
 
 
 def drawn(name: str, changes: dict) -> list[Config]:
