@@ -31,14 +31,14 @@ IMAGENETS = {  # classes by their WordNet id, or how many; as in the code of DAC
     "tiny_imagenet": 200,
     "imagenet": 1000,
 }
-Found = list[tuple[Path, int, int]]  # image file, label (-1 without), split (0 train, 1 test)
+ImageFiles = list[tuple[Path, int, int]]  # image file, label (-1 without), split (0 train, 1 test)
 
 
-def list_dataset(folder: Path, dataset: str) -> tuple[Found, list[str]]:
+def list_dataset(folder: Path, dataset: str) -> tuple[ImageFiles, list[str]]:
     return list_folder(folder) if dataset == "folder" else list_imagenet(folder, dataset)
 
 
-def list_folder(folder: Path) -> tuple[Found, list[str]]:
+def list_folder(folder: Path) -> tuple[ImageFiles, list[str]]:
     """Each image file with its label and its split, and the names of the classes.
 
     ``<folder>/{train,test}/<class>/*``, ``<folder>/<class>/*``, or without labels
@@ -78,7 +78,7 @@ def list_folder(folder: Path) -> tuple[Found, list[str]]:
     return found, classes
 
 
-def of_class(directory: Path, label: int, split: int) -> Found:
+def of_class(directory: Path, label: int, split: int) -> ImageFiles:
     images = entries(directory)[1]
     if not images:
         looked = f"looked for {' '.join(SUFFIXES)}"
@@ -97,7 +97,7 @@ def imagenet_classes(folder: Path, dataset: str, names: Iterable[str]) -> list[s
     return classes
 
 
-def list_imagenet(folder: Path, dataset: str) -> tuple[Found, list[str]]:
+def list_imagenet(folder: Path, dataset: str) -> tuple[ImageFiles, list[str]]:
     """As ``list_folder``, the classes of one ImageNet in ``<folder>/train/<id>/*``, or in
     ``<folder>/<id>/*``, also with ``images/`` below, as in Tiny-ImageNet. All are training images,
     but for ``val/<id>/*`` of the whole ImageNet, which are its test part."""
@@ -151,7 +151,7 @@ def wrong(folder: Path, what: str) -> ConfigError:
     return ConfigError(f"folder {str(folder)!r} {what}")
 
 
-def fingerprint(folder: Path, found: Found, config: Config) -> str:
+def fingerprint(folder: Path, found: ImageFiles, config: Config) -> str:
     """Twelve hexadecimal digits that change with a folder's files and with how they are read."""
     stamps = []
     for file, _, _ in found:
@@ -165,7 +165,7 @@ def relative(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
 
 
-def read_folder(folder: Path, found: Found, classes: list[str], config: Config) -> dict:
+def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Config) -> dict:
     """Every image, decoded in parallel, at most eight at a time; those that cannot be read are
     named together in one ConfigError, or left out and named in ``skipped``."""
     paths, labels, split = zip(*found)

@@ -62,10 +62,10 @@ class Member(NamedTuple):
             return io.BytesIO(file.read(self.st_size))
 
 
-Found = list[tuple[Path | Member, int, int]]  # image, label (-1 without), split
+Sources = list[tuple[Path | Member, int, int]]  # image, label (-1 without), split
 
 
-def list_source(source: Path, dataset: str) -> tuple[Found, list[str], list[str]]:
+def list_source(source: Path, dataset: str) -> tuple[Sources, list[str], list[str]]:
     """The images of folders or of tar archives, their names, and the classes."""
     if source.suffix == ".tar" and source.is_file():
         return list_tars(source.parent, [(source, 0)])
@@ -81,7 +81,7 @@ def list_source(source: Path, dataset: str) -> tuple[Found, list[str], list[str]
     return found, [relative(file, source) for file, _, _ in found], classes
 
 
-def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Found, list[str], list[str]]:
+def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Sources, list[str], list[str]]:
     """webdataset's layout: ``key.jpg`` and, with labels, ``key.cls``, a whole number."""
     files, labels, dotted = {}, {}, {}  # by archive, folder in it, and name up to the first dot
     for tar, split in tars:
@@ -166,7 +166,7 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
     return read_index(packed)
 
 
-def write_shard(stem: Path, found: Found, names: list[str], side: int) -> dict:
+def write_shard(stem: Path, found: Sources, names: list[str], side: int) -> dict:
     """One file of pixels, unless it is there already, and what the index says of it."""
     path, note, shape = stem.with_suffix(".npy"), stem.with_suffix(".json"), (3, side, side)
     stats = [(file.tar if isinstance(file, Member) else file).lstat() for file, _, _ in found]

@@ -18,7 +18,9 @@ from reproduce.runs.estimate import Estimate
 from reproduce.runs.provenance import provenance
 from reproduce.settings import Settings, setting
 
-RULES = "first_head mean_of_heads lowest_loss_head aligned_average"  # that need no labels
+LABEL_FREE_RULES = (
+    "first_head mean_of_heads lowest_loss_head aligned_average"  # that need no labels
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,9 @@ class ReportParameters(Settings):
     """The parameters of the notebooks that read runs."""
 
     results_dir: str = setting("", "folder of run directories; empty: results of the repository")
-    rule: str = setting("aligned_average", "makes one clustering of several heads", RULES)
+    rule: str = setting(
+        "aligned_average", "makes one clustering of several heads", LABEL_FREE_RULES
+    )
     seed: int = setting(0, "of the runs that are shown singly", (0, None))
     images: int = setting(6, "images whose probabilities are drawn", (1, 32))
     points: int = setting(1800, "images in an embedding", (20, None))

@@ -23,7 +23,7 @@ from reproduce.settings import ConfigError
 FIRST = ("report", "entropy", "details", "methods", "embeddings")  # in this order, then the others
 OWN = ("entropy", "methods", "embeddings")  # whose text also fits the runs of one machine
 ONE_RUN = "train", "linear_evaluation", "features", "clusters"  # about one run: without a page
-RULES = [rule for rule in results.RULES if rule != "kmeans_pixels"]
+TABLE_RULES = [rule for rule in results.RULES if rule != "kmeans_pixels"]
 
 
 def notebooks() -> list[Path]:
@@ -72,7 +72,10 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
     for stem in made:
         to_html(folder / f"{stem}.ipynb", folder / f"{stem}.html", **shared)
     measured = measured[committed | (measured["verdict"] != "not run")]
-    shared |= {"rows": settings_rows(runs, folder), "names": [results.RULES[r] for r in RULES]}
+    shared |= {
+        "rows": settings_rows(runs, folder),
+        "names": [results.RULES[r] for r in TABLE_RULES],
+    }
     shared |= {"cards": [card(folder / f"{stem}.ipynb") for stem in made]}
     shared |= {"claims": claim_rows(measured, folder, made)}
     title = (
@@ -107,7 +110,7 @@ def settings_rows(runs: pd.DataFrame, folder: Path) -> list[dict]:
     """What runs.html shows: one row per setting, its seeds together."""
     rows = []
     for (data, method, _), same in runs.groupby(["data", "method", "setting"], sort=False):
-        scores = 100 * same[[*(f"{rule}_acc" for rule in RULES), "knn_acc"]].astype(float)
+        scores = 100 * same[[*(f"{rule}_acc" for rule in TABLE_RULES), "knn_acc"]].astype(float)
         links = [_page_of_run(path, folder) for path in same["path"]]
         row = {"data": data, "method": method, "setting": results.describe(same.iloc[0])}
         row |= {"collapsed": int(same["collapsed"].sum())}

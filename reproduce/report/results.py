@@ -59,7 +59,7 @@ DATA = {
     "imagenet": "ImageNet",
 }
 FIELDS = {f.name: f for f in dataclasses.fields(Config) if f.metadata["identity"]}
-SETTINGS = [name for name in FIELDS if name != "seed"]
+SETTING_NAMES = [name for name in FIELDS if name != "seed"]
 PRESETS = runs.ROOT / "notebooks" / "settings"
 
 
@@ -163,7 +163,7 @@ def scores_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
 def presets() -> dict[str, dict]:
     """The files in notebooks/settings, each as a full set of settings: name -> setting -> value."""
     given = {file.stem: read_settings(file) for file in sorted(PRESETS.glob("*.yaml"))}
-    default = {name: FIELDS[name].default for name in SETTINGS}
+    default = {name: FIELDS[name].default for name in SETTING_NAMES}
     full = {name: {**default, **values} for name, values in given.items()}
     return {name: {**one, "weights": _start(one["weights"], full)} for name, one in full.items()}
 
@@ -199,7 +199,7 @@ def select(table: pd.DataFrame, *free: str, preset: str = "digits-quick", **sett
 def describe(run: Mapping[str, Any], known: Mapping[str, dict] | None = None) -> str:
     """A run's setting in words: its preset and what it changes, ``digits-quick, lambda1 0.3``.
     known: the presets to choose from, all if not given."""
-    value = {n: run[n] for n in SETTINGS if n != "method"}
+    value = {n: run[n] for n in SETTING_NAMES if n != "method"}
     value = {n: v.item() if hasattr(v, "item") else v for n, v in value.items()}
     each = {
         name: {n: v for n, v in value.items() if v != preset[n]}

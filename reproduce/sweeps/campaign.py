@@ -22,7 +22,7 @@ from reproduce.runs.provenance import source_tree
 from reproduce.settings import ConfigError, read_settings, read_yaml
 from reproduce.sweeps.sweep import expand
 
-SETTINGS = ROOT / "notebooks" / "settings"
+PRESETS = ROOT / "notebooks" / "settings"
 CLAIMS = ROOT / "notebooks" / "claims.yaml"
 SHAPE = {"settings", "with", "factors", "generators", "cells"}
 DESIGN = {*SHAPE, "runs", "before", "seeds", "order", "chooses"}
@@ -87,7 +87,7 @@ def chained(configs: list[Config]) -> bool:
 
 def star_of(star: dict, changes: dict) -> list[Config]:
     """The base of a star, and what its path, its single factors and its grid make of it."""
-    base = {**read_settings(SETTINGS / f"{star['settings']}.yaml"), **star.get("with", {})}
+    base = {**read_settings(PRESETS / f"{star['settings']}.yaml"), **star.get("with", {})}
     path = itertools.accumulate(star.get("path", []), lambda kept, factor: {**kept, **factor})
     grid = {k: v for k, v in star.get("grid", {}).items() if k not in changes}
     factors = [*path, *star.get("one", [])]
@@ -144,7 +144,7 @@ def cells_of(block: str, design: dict, taken: dict[str, tuple[int, ...]]) -> lis
     """The cells of one design, given the seeds that settings of earlier designs have."""
     if wrong := sorted({*design} - DESIGN):
         raise ConfigError(f"block {block}: unknown entry {wrong[0]!r}; known are {sorted(DESIGN)}")
-    base = {**read_settings(SETTINGS / f"{design['settings']}.yaml"), **design.get("with", {})}
+    base = {**read_settings(PRESETS / f"{design['settings']}.yaml"), **design.get("with", {})}
     fresh, found = itertools.count(design["seeds"]), []
     for levels in combinations(design):
         changes = [design["factors"][factor][level] for factor, level in levels.items()]

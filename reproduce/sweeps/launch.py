@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,8 +26,18 @@ from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError, Diverged, short_repr
 
 CLUSTER = "slurm"  # submitit's name of it; "local" makes its jobs here, as the tests do
-LATE = "left for the next call"
 Done = tuple[int, object]  # which call, and what it returned or the exception that it raised
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, "finished", "failed" or "left" for a later call, and why."""
+
+    status: str = "finished"
+    log: str = ""
+
+
+LATE = Outcome("left", "left for the next call")
 
 
 def catch(function: Callable, *arguments):

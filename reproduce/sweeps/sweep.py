@@ -18,6 +18,7 @@ from reproduce.files import ROOT
 from reproduce.runs.directory import Run, read_metrics, whole_or_left_out
 from reproduce.settings import ConfigError, read_yaml, short_repr
 from reproduce.sweeps import launch
+from reproduce.sweeps.launch import Outcome
 
 BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
 
@@ -107,11 +108,10 @@ def sweep(
     with tqdm(total=len(rows), initial=len(rows) - len(waiting), unit="run", disable=None) as bar:
         for i, outcome in done:
             if isinstance(outcome, Exception):
-                outcome = f"{type(outcome).__name__}: {outcome}"
-            status = {"": "finished", launch.LATE: "left"}.get(outcome, "failed")
-            waiting[i] |= {"status": status, "log": outcome}
+                outcome = Outcome("failed", f"{type(outcome).__name__}: {outcome}")
+            waiting[i] |= {"status": outcome.status, "log": outcome.log}
             bar.update()
-            if outcome or bar.disable:  # no terminal: one line per run instead of the bar
+            if outcome.log or bar.disable:  # no terminal: one line per run instead of the bar
                 bar.write("{status}: {name} {log}".format(**waiting[i]).strip(), file=sys.stderr)
     return rows
 
@@ -138,12 +138,12 @@ def summary(rows: list[dict]) -> pd.DataFrame:
     return table.agg(columns).reset_index(drop=not varied)
 
 
-def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
+def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> Outcome:
     """Run notebooks/train.ipynb by papermill in a process of its own, one of ``jobs`` that share
-    the cores; the executed notebook moves to the run. Returns why it failed, or an empty text."""
+    the cores; the executed notebook moves to the run."""
     run = Run(config)
     if run.finished and config.resume:  # meanwhile, by another sweep
-        return ""
+        return Outcome()
     executed = run.path.with_name(f".{run.path.name}.ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
     template = str(ROOT / "notebooks" / "train.ipynb")
@@ -156,7 +156,7 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
     if done.returncode or not run.finished:
         executed.unlink(missing_ok=True)
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit status {done.returncode}"
+        return Outcome("failed", lines[-1] if lines else f"exit status {done.returncode}")
     if bulky:
         from reproduce.runs.executed import strip_paths_and_times, to_html
 
@@ -167,4 +167,4 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> str:
         executed.unlink()
         for file in BULKY:
             (run.path / file).unlink(missing_ok=True)
-    return ""
+    return Outcome()

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.stats import ks_2samp, kstest
-from test_released import AIMING, SETTINGS
+from test_released import AIMING, PRESETS
 from torch import nn
 from torchvision import transforms
 from torchvision.transforms import functional as tv
@@ -148,7 +148,7 @@ def test_the_network_is_that_of_the_released_code(path):
 )
 def test_crlcs_heads_start_as_in_either_code(name, std, bias):
     """Uniform, with the gain sqrt(2) and biases of zero, or torch's default and without biases."""
-    config = config_of(SETTINGS / f"cifar10-{name}.yaml")
+    config = config_of(PRESETS / f"cifar10-{name}.yaml")
     small = backbones.Small(3, 256)
     heads = METHODS["crlc"](config, small, 10, 20).heads
     assert [tuple(heads[i].weight.shape) for i in (0, 2)] == [(10, 512, 512), (10, 512, 10)]
@@ -162,7 +162,7 @@ def test_deepclusters_wide_layer():
     """4,096 units on a ResNet's features; AlexNet has its own."""
     wide = {}
     for data in ("cifar10", "imagenet"):
-        config = config_of(SETTINGS / f"{data}-deepcluster.yaml")
+        config = config_of(PRESETS / f"{data}-deepcluster.yaml")
         wide[data] = METHODS["deepcluster"](config, backbones.Small(3, 256), 10, 20).wide
     assert isinstance(wide["imagenet"], nn.Identity)
     assert tuple(wide["cifar10"].weight.shape) == (4096, 512)
@@ -377,7 +377,7 @@ def test_the_precision_on_a_gpu_is_the_released_codes(path):
 
 
 def test_other_presets_take_bfloat16_on_a_gpu():
-    assert uses_bfloat16(config_of(SETTINGS / "cifar10-cpu.yaml"), torch.device("cuda"))
+    assert uses_bfloat16(config_of(PRESETS / "cifar10-cpu.yaml"), torch.device("cuda"))
 
 
 LAST = "cosine", 40, 300  # ProPos' k-means: 10 starts on each of 4 devices

@@ -41,8 +41,8 @@ from reproduce.settings import read_settings
 
 B, K, N, D = 16, 3, 40, 5
 INDEX = torch.tensor([3, 0, 7, 12, 25, 39, 8, 1, 2, 30, 31, 33, 4, 6, 9, 38])
-SETTINGS = ROOT / "notebooks" / "settings"
-AIMING = [path for path in sorted(SETTINGS.glob("*.yaml")) if "# Target" in path.read_text()]
+PRESETS = ROOT / "notebooks" / "settings"
+AIMING = [path for path in sorted(PRESETS.glob("*.yaml")) if "# Target" in path.read_text()]
 SMALL = dict(
     dataset="digits",
     augmentation="digits",
@@ -69,7 +69,7 @@ SMALL = dict(
 def made(name, warm=True, **changes):
     """The method of a preset, small, in float64; as after its warm-up, with prototypes by hand."""
     name = name if "-" in name and name.split("-")[0] in SIDES else f"cifar10-{name}"
-    settings = read_settings(SETTINGS / f"{name}.yaml")
+    settings = read_settings(PRESETS / f"{name}.yaml")
     small = {k: v for k, v in SMALL.items() if settings.get(k) or k in ("width", "dataset")}
     config = Config.from_params({**settings, **small, **changes})
     torch.manual_seed(0)
@@ -430,7 +430,7 @@ def test_before_the_warm_up_is_over(name):
 @pytest.mark.parametrize("name", ["propos", "byol-kmeans", "simsiam-kmeans", "moco-kmeans", "pcl"])
 def test_the_rate_never_reaches_zero(name):
     """ProPos' cosine has the length of the run, but begins when the warm-up ends."""
-    c, steps = Config.from_params(read_settings(SETTINGS / f"cifar10-{name}.yaml")), 117
+    c, steps = Config.from_params(read_settings(PRESETS / f"cifar10-{name}.yaml")), 117
     for epoch, share in ((25, 0.5), (500, 0.578), (800, 0.146), (1000, 0.006)):
         rate = learning_rate(
             c.schedule,
@@ -465,7 +465,7 @@ HEADS = {  # the projector's layers, its last batch norm's affine part, the pred
 def test_the_heads_are_those_of_the_released_code(name):
     """And SimSiam's own: its last batch norm has no affine part."""
     layers, affine, start = HEADS[name]
-    settings = read_settings(SETTINGS / f"cifar10-{name}.yaml")
+    settings = read_settings(PRESETS / f"cifar10-{name}.yaml")
     config = Config.from_params({**settings, "dataset": "cifar10"})
     method = METHODS[config.method](config, backbones.Small(3, 4), 10, 20)
     assert tuple(type(layer).__name__ for layer in method.projector) == layers
@@ -541,7 +541,7 @@ def test_a_preset_names_one_published_figure(path):
 def test_large_images_are_seen_at_224_pixels(of):
     """Stored at 256; CC's blur and jitter are stronger there than for CIFAR."""
     for name in ("cc", "propos"):
-        settings = read_settings(SETTINGS / f"{of['dataset']}-{name}.yaml")
+        settings = read_settings(PRESETS / f"{of['dataset']}-{name}.yaml")
         config = Config.from_params({**settings, "folder": "images"})
         assert (config.side, config.view_side, config.blur) == (256, 224, 0.5)
         assert (config.backbone, config.stem, config.split) == ("resnet34", "imagenet", "all")
@@ -551,4 +551,4 @@ def test_large_images_are_seen_at_224_pixels(of):
 
 def test_every_named_preset_is_there():
     names = [name for row in published() for name in row["preset"].split()]
-    assert all((SETTINGS / f"{name}.yaml").exists() for name in names)
+    assert all((PRESETS / f"{name}.yaml").exists() for name in names)

@@ -20,6 +20,7 @@ from reproduce.runs.provenance import source_tree
 from reproduce.settings import ConfigError, read_settings
 from reproduce.sweeps import campaign
 from reproduce.sweeps import sweep as driver
+from reproduce.sweeps.launch import Outcome
 
 
 def changed(a, b):
@@ -91,7 +92,7 @@ def test_the_block_for_digits_holds_the_committed_runs_and_no_other():
 def test_the_block_for_a_cpu_leads_from_the_course_to_the_preset():
     """Equal scale in every run, the path ends where the preset is, and both ends come first."""
     authors, course, path, from_authors, from_course, grid, *_ = campaign.blocks()["cpu"]
-    end = Config.from_params(read_settings(campaign.SETTINGS / "cifar10-cpu.yaml"))
+    end = Config.from_params(read_settings(campaign.PRESETS / "cifar10-cpu.yaml"))
     ends = [campaign.star_of(star, {})[0].hash() for star in (authors, course)]
     path = [config.hash() for config in campaign.star_of(path, {})]
     assert path[-1] == ends[0] == end.hash() and path[0] == ends[1] and len(path) == 5
@@ -258,7 +259,7 @@ def test_ten_minutes_rehearsed_and_a_block_that_is_cut_off(tmp_path, monkeypatch
             rows.close()
             raise RuntimeError(f"cut off {cut.pop()}")
         assert len(list(rows)) == 1
-        return ""
+        return Outcome()
 
     monkeypatch.setattr(driver, "run_notebook", here)
     assert main(words) == 1

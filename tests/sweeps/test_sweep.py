@@ -147,7 +147,7 @@ def test_one_failure_stops_no_other(tmp_path, monkeypatch, capsys):
     def run_notebook(config, bulky, jobs):
         if config.seed == 1:
             raise OSError(28, "No space left on device")
-        return "diverged" if config.seed == 2 else ""
+        return launch.Outcome("failed", "diverged") if config.seed == 2 else launch.Outcome()
 
     monkeypatch.setattr(sweep, "run_notebook", run_notebook)
     rows = sweep.sweep(sweep.expand({"results_dir": str(tmp_path)}, {"seed": [0, 1, 2, 3]}), jobs=2)
@@ -172,7 +172,7 @@ def test_no_run_is_started_that_would_end_too_late(tmp_path, monkeypatch, capsys
     def run_notebook(config, *rest):
         ran.append(config.seed)
         clock[0] += 300
-        return "it broke" if config.seed == 2 else ""
+        return launch.Outcome("failed", "it broke") if config.seed == 2 else launch.Outcome()
 
     monkeypatch.setattr(sweep, "run_notebook", run_notebook)
     monkeypatch.setattr(sweep.Run, "finished", property(lambda run: run.config.seed == 0))
