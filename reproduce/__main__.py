@@ -215,7 +215,7 @@ def run_all(configs: list[Config], args, launcher: str = "local", options: dict 
 
     rows = driver.sweep(configs, args.jobs, args.keep, launcher, options, args.minutes)
     print(driver.summary(rows).to_string(index=False, float_format="{:.1f}".format, na_rep="–"))
-    for status in ("finished", "skipped", "left", "failed"):
+    for status in ("finished", "skipped", "running", "left", "failed"):
         print(f"{sum(r['status'] == status for r in rows):4d} {status}")
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:

@@ -95,6 +95,19 @@ class Run:
                 why = f"{what}: {error.strerror or error}; {kept}"
                 raise self.unusable(self.partial, why) from None
 
+    def writer(self) -> str:
+        """The process that writes the run now, in words; empty if none does."""
+        owner_file = self.partial / "lock"
+        if not owner_file.exists():
+            return ""
+        try:
+            with filelock.FileLock(owner_file).acquire(blocking=False):
+                return ""
+        except filelock.Timeout:
+            return owner_file.read_text() or "another process"
+        except OSError:  # gone meanwhile, or not ours to write
+            return ""
+
     def unusable(self, path: Path, why: str) -> ConfigError:
         return ConfigError(f"results_dir: {str(path)!r} {why}")
 

@@ -66,11 +66,44 @@ def with_deadline(seconds: float, function: Callable) -> Callable:
 
 
 def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:
-    """The calls in threads, ``jobs`` at a time, each yielded when it is done."""
+    """The calls in threads, ``jobs`` at a time, each yielded when it is done. Where this ends
+    early, as by a signal, no other call begins and ``module``'s processes end."""
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         futures = {pool.submit(catch, function, *arguments): i for i, arguments in enumerate(calls)}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in [*children]:
+                child.kill()
+            raise
+
+
+children: set[subprocess.Popen] = set()  # that ``module`` waits for
+WITH_PARENT = """
+import ctypes, os, runpy, signal, sys
+parent, name = int(sys.argv.pop(1)), sys.argv.pop(1)
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() != parent:  # which ended before that call
+    sys.exit("the process that started this one has ended")
+runpy.run_module(name, run_name="__main__", alter_sys=True)
+"""
+
+
+def module(name: str, words: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """``python -m name words`` in a process that ends with this one, however that is killed (on
+    Linux): its status, and what it says on stderr. A kernel below it looks for its own parent."""
+    command = [sys.executable, "-c", WITH_PARENT, str(os.getpid()), name, *words]
+    streams = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, **streams, env=environment) as child:
+        children.add(child)
+        try:
+            said = child.communicate()[1]
+        finally:
+            children.discard(child)
+    return child.returncode, said
 
 
 def torchrun(config: Config, run: Run) -> Iterator[dict]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import subprocess
 import sys
 
 import pandas as pd
@@ -77,7 +76,8 @@ def sweep(
     """Run each configuration's notebook, ``jobs`` at a time, here or on a cluster.
 
     Finished runs are skipped. Returns one row per configuration, in their order:
-    {"name", "config", "path", "status": finished | skipped | failed | left, "log"}.
+    {"name", "config", "path", "status": finished | skipped | running | failed | left, "log"}. A run
+    is running if another process writes it.
 
     keep: which runs keep their ``BULKY`` files: "all", "none", or the "first" seed of a setting.
     minutes: a run is left for the next call if, by the longest so far, it would end later.
@@ -97,6 +97,8 @@ def sweep(
         rows.append({"name": name, "config": config, "path": run.path, "log": ""})
         if run.finished and config.resume:
             rows[-1]["status"] = "skipped"
+        elif writer := run.writer():
+            rows[-1] |= {"status": "running", "log": writer}
         else:
             calls.append((config, bulky, jobs if launcher == "local" else 1))
     waiting = [row for row in rows if "status" not in row]
@@ -109,6 +111,8 @@ def sweep(
         for i, outcome in done:
             if isinstance(outcome, Exception):
                 outcome = Outcome("failed", f"{type(outcome).__name__}: {outcome}")
+            if outcome.status == "failed" and Run(waiting[i]["config"]).writer():
+                outcome = Outcome("running", outcome.log)  # begun meanwhile, by another process
             waiting[i] |= {"status": outcome.status, "log": outcome.log}
             bar.update()
             if outcome.log or bar.disable:  # no terminal: one line per run instead of the bar
@@ -147,16 +151,16 @@ def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> Outcome:
     executed = run.path.with_name(f".{run.path.name}.ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
     template = str(ROOT / "notebooks" / "train.ipynb")
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", template, str(executed)]
+    words = ["--no-progress-bar", template, str(executed)]
     for name, value in config.changed().items():
-        command += ["-y", yaml.safe_dump({name: value})]
+        words += ["-y", yaml.safe_dump({name: value})]
     threads = str(max(1, torch.get_num_threads() // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode or not run.finished:
+    status, said = launch.module("papermill", words, environment)
+    if status or not run.finished:
         executed.unlink(missing_ok=True)
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return Outcome("failed", lines[-1] if lines else f"exit status {done.returncode}")
+        lines = [line for line in said.splitlines() if line.strip()]
+        return Outcome("failed", lines[-1] if lines else f"exit status {status}")
     if bulky:
         from reproduce.runs.executed import strip_paths_and_times, to_html
 

@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -158,6 +160,48 @@ def test_one_failure_stops_no_other(tmp_path, monkeypatch, capsys):
     )
     said = capsys.readouterr().err
     assert said.count("failed: digits/crlc/") == 2
+
+
+def begin_sweep(folder):
+    """A sweep of one long run, in a process of its own, and the run's process, once it trains."""
+    (folder / "s.yaml").write_text(f"epochs: 3000\nresults_dir: {folder / 'r'}\n")
+    words = ["sweep", str(folder / "s.yaml"), "-p", "width", "4", "-p", "limit", "200"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "reproduce", *words]
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    while not (found := [*folder.rglob("checkpoint.pt")]):
+        assert parent.poll() is None, parent.stderr.read()
+        time.sleep(0.1)
+    return parent, int((found[0].parent / "lock").read_text().split()[1]), words
+
+
+def ended(process: int) -> bool:
+    try:
+        return " Z " in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end the children")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_runs_end_with_their_sweep_and_are_running_before(tmp_path, capsys, number):
+    parent, kernel, words = begin_sweep(tmp_path)
+    try:
+        assert main(words) == 0  # while the other one lasts
+        said = capsys.readouterr()
+        assert "1 running" in said.out and "0 failed" in said.out
+        parent.send_signal(number)
+        said = parent.communicate(timeout=60)[1]
+        assert parent.returncode == (143 if number == signal.SIGTERM else -number), said
+        assert "Traceback" not in said
+        end = time.monotonic() + 20
+        while not ended(kernel) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert ended(kernel)
+    finally:
+        parent.kill()
+        if not ended(kernel):
+            os.kill(kernel, signal.SIGKILL)
 
 
 # ---- jobs of a cluster: submitit's local executor makes them here
