@@ -65,6 +65,8 @@ def training_commands(command, names, preset) -> None:
     many.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
     late = "start no run that would end later"
     many.add_argument("--minutes", type=float, default=math.inf, help=late)
+    part = "of the runs: 2/5 for the second of five parts, for as many machines"
+    many.add_argument("--shard", default="1/1", metavar="I/N", help=part)
     kept = "runs that keep notebook, page and embedding; first: the first seed of a setting"
     many.add_argument("--keep", choices=("all", "first", "none"), default="all", help=kept)
 
@@ -213,6 +215,9 @@ def run_all(configs: list[Config], args, launcher: str = "local", options: dict 
     """Run a sweep and print how its runs ended; 1 if one failed."""
     from reproduce.sweeps import sweep as driver
 
+    configs = driver.shard(configs, args.shard)
+    if not configs:
+        raise ConfigError(f"shard {args.shard} has no run: there are fewer runs than parts")
     rows = driver.sweep(configs, args.jobs, args.keep, launcher, options, args.minutes)
     print(driver.summary(rows).to_string(index=False, float_format="{:.1f}".format, na_rep="–"))
     for status in ("finished", "skipped", "running", "left", "failed"):

@@ -42,6 +42,21 @@ def test_equal_settings_run_once():
     assert len(sweep.expand({}, {"lambda1": [1, 1.0]}, [{"entropy": "batch"}])) == 1
 
 
+def test_the_parts_of_a_sweep_are_all_of_it(tmp_path, monkeypatch):
+    configs, ran = sweep.expand({}, {"seed": range(12)}), []
+    parts = [sweep.shard(configs, f"{i}/5") for i in range(1, 6)]
+    assert sorted(map(len, parts)) == [2, 2, 2, 3, 3]
+    assert sorted(c.seed for part in parts for c in part) == [*range(12)]
+    for wrong in ("0/5", "6/5", "2", "2/", "-1/5", "2/5/7", "a/b"):
+        with pytest.raises(ConfigError, match="shard must be written 2/5"):
+            sweep.shard(configs, wrong)
+    monkeypatch.setattr(sweep, "run_notebook", lambda config, *_: ran.append(config.seed) or "left")
+    (tmp_path / "s.yaml").write_text(f"results_dir: {tmp_path / 'r'}\n")
+    main(["sweep", str(tmp_path / "s.yaml"), "--grid", "seed=0,1,2,3,4", "--shard", "2/2"])
+    assert ran == [1, 3]
+    assert main(["sweep", str(tmp_path / "s.yaml"), "--shard", "2/2"]) == 2, "one run, two parts"
+
+
 @pytest.mark.parametrize("word", ["lambda1", "lambda1=", "=1"])
 def test_a_grid_that_cannot_be_read(word):
     with pytest.raises(ConfigError):
