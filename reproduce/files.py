@@ -23,7 +23,12 @@ JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name once it is whole and on disk."""
+    """A temporary path beside ``path`` that takes its name once it is whole and on disk. A link
+    stays one, and its file is replaced; a device or a pipe is written itself."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -142,9 +142,13 @@ class Run:
             if current.exists():  # at every moment there is a whole checkpoint.pt
                 previous = self.partial / ".checkpoint.previous.tmp"
                 previous.unlink(missing_ok=True)
-                os.link(current, previous)
+                try:
+                    os.link(current, previous)
+                except OSError:  # a file system without hard links, as exFAT
+                    previous = current
                 previous.replace(self.partial / "checkpoint.previous.pt")
-                previous.unlink(missing_ok=True)  # still there if both were the same file already
+                if previous != current:  # still there if both were the same file already
+                    previous.unlink(missing_ok=True)
 
     def load_checkpoint(self) -> tuple[dict | None, str]:
         """The newest whole checkpoint, or None, and its file; one that is damaged is passed over,

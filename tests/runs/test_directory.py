@@ -91,6 +91,37 @@ def test_a_run_whose_metrics_cannot_be_read_is_not_finished(tmp_path, content):
     assert finish(tmp_path).finished
 
 
+def test_checkpoints_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    """The one before is kept there, too."""
+
+    def link(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    run = Run(Config.from_params({"results_dir": str(tmp_path)}))
+    with run.lock():
+        run.begin_part("float32")
+        for epoch in range(3):
+            run.save_checkpoint({"epoch": epoch})
+        (run.partial / "checkpoint.pt").write_bytes(b"cut")
+        state, file = run.load_checkpoint()
+    assert (state["epoch"], file) == (1, "checkpoint.previous.pt")
+
+
+def test_what_is_no_regular_file_is_written_through(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    link.symlink_to("target")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (pipe, link):
+        with atomic(path) as temporary:
+            temporary.write_text("whole")
+    assert os.read(reader, 99) == b"whole" and pipe.is_fifo()
+    assert link.is_symlink() and (tmp_path / "target").read_text() == "whole"
+    os.close(reader)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe", "target"]
+
+
 # ---- a power failure: what a copy of the disk holds
 
 
