@@ -83,7 +83,14 @@ def test_what_a_page_is_given_is_text(template, tmp_path):
     row = {"data": HOSTILE, "method": HOSTILE, "setting": HOSTILE, "n": 1, "scores": []}
     row |= {"seconds": 1.0, "seeds": [(HOSTILE, HOSTILE)], "curve": "M0 0", "said": HOSTILE}
     claim = dict.fromkeys(["verdict", "sentence", "data", "ours", "shown", "n"], HOSTILE)
-    content = {"rows": [row], "names": [HOSTILE], "claims": [claim], "n_runs": 1, "body": ""}
+    content = {
+        "rows": [row],
+        "names": [HOSTILE],
+        "claims": [claim],
+        "n_runs": 1,
+        "body": "",
+        "left_out": {HOSTILE: HOSTILE},
+    }
     content |= {"cards": [dict.fromkeys(["href", "png", "title", "text"], HOSTILE)]}
     contents = [("h2", HOSTILE, HOSTILE)]
     pages.write(tmp_path / "a.html", template, HOSTILE, contents=contents, **content)

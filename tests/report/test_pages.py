@@ -215,3 +215,19 @@ def test_figures_are_in_the_notebook_whatever_backend_a_login_names(tmp_path, mo
     pages.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb")
     outputs = nbformat.read(tmp_path / "b.ipynb", 4).cells[1].outputs
     assert [o for o in outputs if "image/png" in o.get("data", {})], outputs
+
+
+def test_a_page_that_too_few_runs_cannot_fill_says_what_it_needs(tmp_path, monkeypatch, capsys):
+    kept = next((ROOT / "results").glob("digits/crlc/*/train.ipynb")).parent
+    left_out = shutil.ignore_patterns("*.npz", "train.*")
+    shutil.copytree(kept, tmp_path / "digits" / "crlc" / "run", ignore=left_out)
+
+    def execute(notebook, executed, **parameters):
+        raise ConfigError(f"{notebook.name}: KeyError: 'crlc'")
+
+    monkeypatch.setattr(pages, "execute", execute)
+    index = pages.build(tmp_path).read_text(encoding="utf-8")
+    said = capsys.readouterr().err
+    for name, needs in pages.OWN.items():
+        assert f"page left out: {name}.html needs {needs} ({name}.ipynb: KeyError" in said
+        assert f"There is no page {name} yet: it needs {needs}." in index
