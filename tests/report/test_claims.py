@@ -271,7 +271,8 @@ LEVELS = {"E": {0: {}, 1: {"entropy": "sample"}}, "S": {0: {}, 1: {"lambda2": 1.
 @pytest.fixture
 def examples(tmp_path, monkeypatch):
     """Runs of digits, a design, and a file of claims about them."""
-    design = {"settings": "digits-quick", "factors": LEVELS, "runs": 3, "seeds": 100, "order": 1}
+    design = {"settings": "digits-quick", "factors": LEVELS, "seeds": 100, "order": 1}
+    design |= {"runs": {"none": 4, "else": 3}, "before": {"none": 4}}
     monkeypatch.setattr(campaign, "blocks", lambda: {"X": design})
     for seed, acc in enumerate([0.8, 0.81, 0.82, 0.8]):
         write_run(tmp_path, acc=acc, seed=seed)
@@ -341,20 +342,20 @@ def test_the_runs_of_a_claim_are_its_directories(examples):
     assert len(links) == 8 and all((file.parent / path).is_dir() for _, path in links)
 
 
-def test_an_effect_is_measured_when_every_cell_was_run(examples):
+def test_an_effect_is_measured_when_every_run_is_there(examples):
     """Of a design with two factors: the model's row, with the dagger of its own table."""
     table, file = examples
     assert claims.measure(table, file).set_index("id").loc["effect", "verdict"] == "not run"
-    rng = np.random.default_rng(0)
-    for e, s, mean in ((1, 0, 0.85), (0, 1, 0.8), (1, 1, 0.75)):
-        for seed in range(3):
-            settings = {**LEVELS["E"][e], **LEVELS["S"][s]}
-            acc = mean + 0.003 * rng.normal()
-            write_run(file.parent, acc=acc, seed=20 + 10 * e + 5 * s + seed, **settings)
-        table = results.load(file.parent)
-        complete = e and s
-        measured = claims.measure(table, file).set_index("id")
-        assert (measured.loc["effect", "verdict"] != "not run") == complete
+    rng, means = np.random.default_rng(0), {"E": 0.85, "S": 0.8, "ES": 0.75}
+    runs = [(c, seed) for c in campaign.cells("X") if c.name in means for seed in c.seeds]
+    assert len(runs) == 9
+    for n, (cell, seed) in enumerate(runs, 1):
+        acc = means[cell.name] + 0.003 * rng.normal()
+        write_run(file.parent, acc=acc, **{**cell.settings, "seed": seed})
+        if n >= 8:
+            table = results.load(file.parent)
+            measured = claims.measure(table, file).set_index("id")
+            assert (measured.loc["effect", "verdict"] == "not run") == (n < 9)
     found, model = measured.loc["effect"], results.effects(table, "X")
     assert found["verdict"] == "holds" and found["survives"] and found["n"] == 4 + 3 * 3
     assert found["difference"] == pytest.approx(-5, abs=0.5)

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from urllib.parse import unquote
 
 import matplotlib
 
@@ -165,7 +166,7 @@ def test_the_claims_on_the_committed_pages_link_to_sections_and_runs_that_there_
     for name in ("index", "report"):
         soup = BeautifulSoup((ROOT / "results" / f"{name}.html").read_text(), "html.parser")
         table = next(t for t in soup("table") if "by lowest loss" in t.text.lower())
-        found[name] = [link["href"].split("#") for link in table("a")]
+        found[name] = [unquote(link["href"]).split("#") for link in table("a")]
     anchors = {}
     for page, *anchor in [*found["index"], *found["report"]]:
         path = ROOT / "results" / page
