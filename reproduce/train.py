@@ -19,7 +19,7 @@ from reproduce.loop.keeping import Keeper
 from reproduce.loop.optimizers import build_optimizer, forget_momentum, set_rate
 from reproduce.loop.state import Position, Randomness
 from reproduce.methods import METHODS, Method
-from reproduce.networks import backbones, weights
+from reproduce.networks import backbones, norm, weights
 from reproduce.runs import loggers, stopping
 from reproduce.runs.directory import Run
 from reproduce.runs.provenance import source_tree
@@ -175,5 +175,5 @@ def build_method(
     method: Any = METHODS[config.method](config, backbone, n_clusters, n)  # type: ignore[call-arg]
     method = method.to(device, memory_format=torch.channels_last)
     if config.batchnorm_split == 1:
-        method = processes.with_global_norm(method, device)
+        method = norm.with_global_norm(method, device)
     return method, Augment(config, mean.to(device), std.to(device))

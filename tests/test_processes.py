@@ -21,6 +21,7 @@ from torch.distributed.nn import functional
 from reproduce import Config, ConfigError, augment, data, fit, processes
 from reproduce.files import ROOT
 from reproduce.methods import METHODS
+from reproduce.networks import norm
 from reproduce.runs.directory import Run
 
 TINY = dict(
@@ -87,16 +88,16 @@ def one_of_two(rank: int, meeting: str, runs: list[tuple[dict, str]]) -> None:
                 stop_and_go_on(Config.from_params(params), step=10)
             list(fit(Config.from_params(params)))
     x, weight = normed_batch()
-    norm = processes.with_global_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), x.device)[0]
-    norm.double()
+    layer = norm.with_global_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), x.device)[0]
+    layer.double()
     mine = processes.share(x.detach()).requires_grad_()
-    y = processes.gather(norm(mine))
+    y = processes.gather(layer(mine))
     (y * weight).sum().backward()  # in both processes: twice the gradient
     grads = [processes.gather_rows(mine.grad) / 2]
-    grads += [processes.reduce_(p.grad) / 2 for p in norm.parameters()]
+    grads += [processes.reduce_(p.grad) / 2 for p in layer.parameters()]
     if rank == 0:
         folder = Path(meeting).parent
-        torch.save([y, *grads, norm.running_mean, norm.running_var], folder / "norm.pt")
+        torch.save([y, *grads, layer.running_mean, layer.running_var], folder / "norm.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads outlive the group; one that frees a tensor late would abort Python
 

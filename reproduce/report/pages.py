@@ -66,7 +66,7 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         chosen = [path for path in notebooks() if committed or path.stem in OWN]
         done = pool.map(run, chosen)
-        for path in runs["path"]:  # meanwhile, the pages of single runs
+        for path in results.load(folder, under_way=True)["path"]:  # meanwhile, each run's page
             for executed in (Path(path) / f"{stem}.ipynb" for stem in ("train", "clusters")):
                 with whole_or_left_out(executed):
                     if executed.exists():
