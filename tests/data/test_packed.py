@@ -549,7 +549,7 @@ def test_images_for_training_only_are_never_scored(
         labels=torch.cat([images.labels[~extra], torch.full((20,), -1)]),
         split=torch.cat([test.byte(), torch.full((20,), 2, dtype=torch.uint8)]),
     )
-    monkeypatch.setattr(data, "load", lambda config: mixed)
+    monkeypatch.setattr("reproduce.data.load", lambda config: mixed)
     change = dict(method=method, split=split, n_clusters=3, pseudo_clusters=5)
     change = {k: v for k, v in change.items() if method == "deepcluster" or k[:6] != "pseudo"}
     run = trained(settings(place, "images", **change))

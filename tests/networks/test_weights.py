@@ -91,6 +91,8 @@ def test_views_of_neighbours(place, method, n_views, freeze, monkeypatch):
     drawn = {}  # the neighbours that each image was shown with
 
     def loss(self, views, index):
+        if index.device.type == "meta":  # where operations are counted
+            return before(self, views, index)
         exact = dict(compute_mode="donot_use_mm_for_euclid_dist")
         distances = [torch.cdist(view.flatten(1), shown, **exact) for view in views]
         assert max(d.min(1).values.max() for d in distances) < 1e-3

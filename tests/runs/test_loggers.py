@@ -270,7 +270,7 @@ def test_an_executed_notebook_is_quiet_and_a_live_one_has_a_bar(monkeypatch):
         return "".join(message["content"].get("text", "") for message in messages)
 
     try:
-        printed("from reproduce import notebook", False)
+        printed("from reproduce.report import notebook", False)
         executed, live = printed(ROWS, False), printed(ROWS, True)
     finally:
         client.stop_channels()

@@ -50,7 +50,12 @@ def test_the_parts_of_a_sweep_are_all_of_it(tmp_path, monkeypatch):
     for wrong in ("0/5", "6/5", "2", "2/", "-1/5", "2/5/7", "a/b"):
         with pytest.raises(ConfigError, match="shard must be written 2/5"):
             sweep.shard(configs, wrong)
-    monkeypatch.setattr(sweep, "run_notebook", lambda config, *_: ran.append(config.seed) or "left")
+
+    def run_notebook(config, *_):
+        ran.append(config.seed)
+        return launch.LATE
+
+    monkeypatch.setattr(sweep, "run_notebook", run_notebook)
     (tmp_path / "s.yaml").write_text(f"results_dir: {tmp_path / 'r'}\n")
     main(["sweep", str(tmp_path / "s.yaml"), "--grid", "seed=0,1,2,3,4", "--shard", "2/2"])
     assert ran == [1, 3]
