@@ -67,6 +67,12 @@ import pandas as pd
 table = pd.DataFrame({"ACC": ["97.4 ± 0.8", "9.0"]} | {f"wide {i}": [i, i] for i in range(20)})
 table.insert(0, "setting", ["first", "second"])
 table.set_index(pd.MultiIndex.from_product([["digits"], ["a", "b"]], names=["data", "name"]))
+---
+## Accuracy against the weight
+
+The sections that claims on these runs lead to.
+
+## Heads and their loss
 """,
 }
 
