@@ -369,20 +369,3 @@ def chunks(rows: int, x: Tensor, *others: Tensor):
     the buffer."""
     size = max(1, BUFFER.get(x.device.type, 64 << 20) // (x.element_size() * rows))
     return zip(x.split(size), *(other.split(size, -1) for other in others))
-
-
-@plainly()
-def whitened(features, axes: int, sharded: bool = False) -> Tensor:
-    """Features ``[N, D]`` on their first principal axes, each with variance 1, then of length one:
-    ``[N, at most axes]``. Axes without variance are left out; features that are all one become a
-    column of zeros. axes: at least 1. sharded: each process gives its own share of the features,
-    and the axes are those of all. ValueError if features have another shape or are not finite."""
-    x = Blocks(features, sharded=sharded, dtype=torch.float64)
-    covariance = x.shared(sum(block.mT @ block for block in x))[:-1, :-1] / x.total
-    variance, directions = torch.linalg.eigh(covariance)  # the largest last
-    variance = variance.clamp_min(1e-30)
-    n_axes = max(1, min(axes, int((variance > 1e-7 * variance[-1]).sum())))
-    directions = directions[:, -n_axes:] / variance[-n_axes:].sqrt()
-    return torch.cat(
-        [F.normalize(block[:, :-1] @ directions, dim=-1).to(features.dtype) for block in x]
-    )

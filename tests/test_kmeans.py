@@ -14,7 +14,8 @@ from sklearn import cluster, datasets
 from torch.overrides import TorchFunctionMode
 
 from reproduce import kmeans
-from reproduce.kmeans import KMeans, whitened
+from reproduce.kmeans import KMeans
+from reproduce.methods.deepcluster import whitened
 
 
 @pytest.fixture(scope="module")
