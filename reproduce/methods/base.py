@@ -38,6 +38,7 @@ class Method(nn.Module):
     unit_length = True  # features for k-means are given the length one
     directions = "mean"  # of a symmetric loss, where the setting of that name is 'own'
     warm = False  # whether prototypes have entered the loss
+    named: tuple[str, ...] = ()  # the settings that stand in the names of its runs
     renewed: tuple[nn.Parameter, ...] = ()  # what ``before_epoch`` starts anew, without momentum
 
     def __init__(self, config: EveryRun, backbone: Backbone):

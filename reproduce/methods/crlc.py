@@ -70,6 +70,7 @@ class CRLC(Method):
                 )
 
     unit_length = False
+    named = ("lambda1", "entropy")
 
     def __init__(self, config: Settings, backbone: Backbone, n_clusters: int, n_images: int):
         super().__init__(config, backbone)

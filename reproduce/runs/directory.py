@@ -27,6 +27,7 @@ import torch
 
 from reproduce.config import Config
 from reproduce.files import ROOT, TEXT, atomic, quoting, read_json, settle
+from reproduce.methods import METHODS
 from reproduce.runs.provenance import machine_and_code, now, provenance
 from reproduce.settings import ConfigError
 
@@ -229,10 +230,9 @@ class Run:
 
 def run_name(config: Config) -> str:
     """A readable name with the hash of all settings: lambda1-1_entropy-batch_seed-0_4f1f51fa."""
-    name = f"seed-{config.seed}_{config.hash()}"
-    if config.method != "crlc":
-        return name
-    return f"lambda1-{config.lambda1:g}_entropy-{config.entropy}_{name}"
+    values = {name: getattr(config, name) for name in (*METHODS[config.method].named, "seed")}
+    told = [f"{k}-{v:g}" if isinstance(v, float) else f"{k}-{v}" for k, v in values.items()]
+    return "_".join([*told, config.hash()])
 
 
 def find(results: str | Path | None = None) -> list[Path]:
