@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reproduce import metrics
 from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.data.sets import Images, evenly
@@ -61,6 +62,7 @@ class Evaluator:
         self.scores = Scores(config, train, images, k) if images.labelled else None
         self.head_losses: list[float] | None = None  # [H], of the last evaluation
         self.last: Look | None = None  # the look after the last epoch
+        self.before: np.ndarray | None = None  # int64 [N], the leading rule's at the one before
 
     @property
     def n_bank(self) -> int:
@@ -73,7 +75,8 @@ class Evaluator:
 
     def evaluate(self, epoch: int, head_losses: Tensor | None) -> dict[str, float]:
         """Evaluate after so many epochs; returns columns for history, none before any training
-        (epoch 0). head_losses: ``[H]``, by which heads are chosen; None where there are none."""
+        (epoch 0). head_losses: ``[H]``, by which heads are chosen; None where there are none.
+        "previous_nmi": how much the leading rule's clusters are those of the evaluation before."""
         self.head_losses = None if head_losses is None else [float(x) for x in head_losses]
         outputs = self.outputs()
         if outputs.heads is not None:
@@ -85,6 +88,9 @@ class Evaluator:
         row = {}
         if self.scores is not None:
             row = self.scores.row(epoch, look.clusterings) | {"knn_acc": look.knn_acc}
+        now, before = look.clusterings.leading.clusters, self.before
+        row |= {"previous_nmi": None if before is None else metrics.nmi(before, now)}
+        self.before = now
         return row | look.collapse | look.monitors
 
     def pseudo_labels(self) -> dict[str, float]:
@@ -184,12 +190,14 @@ class Evaluator:
     def state_dict(self) -> dict:
         return {
             "head_losses": self.head_losses,
+            "before": None if self.before is None else torch.from_numpy(self.before),
             "traces": self.traces.state_dict(),
             "scores": None if self.scores is None else self.scores.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.head_losses = state["head_losses"]
+        self.head_losses, before = state["head_losses"], state.get("before")
+        self.before = None if before is None else before.numpy()
         self.traces.load_state_dict(state["traces"])
         if self.scores is not None:
             self.scores.load_state_dict(state["scores"])
