@@ -18,7 +18,8 @@ from reproduce.methods.every_run import FOLDERS
 from reproduce.processes import Lost
 from reproduce.runs import stopping
 from reproduce.runs.directory import Run, collapse_note
-from reproduce.settings import ConfigError, read_settings, read_yaml, short_repr
+from reproduce.runs.yaml_files import read_settings
+from reproduce.settings import ConfigError, read_word, short_repr
 
 REPEAT: dict = {"action": "append", "default": []}  # an option that may be given many times
 
@@ -136,10 +137,10 @@ def image_commands(command, names) -> None:
 
 
 def given(args) -> dict:
-    """The settings file, overridden by ``-p name value`` (read as YAML, like papermill's -y)."""
+    """The settings file, overridden by ``-p name value``, read as papermill reads it."""
     settings = read_settings(args.settings) if getattr(args, "settings", None) else {}
     for name, value in args.parameter:
-        settings[name] = read_yaml(value, f"{short_repr(name)}: {short_repr(value)}")
+        settings[name] = read_word(value)
     return settings
 
 

@@ -8,6 +8,7 @@ difference; here it is an error.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -15,10 +16,7 @@ import math
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Self, get_type_hints
-
-import yaml
 
 
 class ConfigError(ValueError):
@@ -161,19 +159,33 @@ def short_repr(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:38]}...{text[-39:]}"  # a path keeps its file
 
 
+def read_word(word: str) -> bool | int | float | str | None:
+    """A word of a command line as papermill reads ``-p name word``: 010 is 10, 1e-1 is 0.1, and
+    what it leaves a text, as ``true``, is read by ``validate``."""
+    if word in ("True", "False", "None"):
+        return {"True": True, "False": False, "None": None}[word]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return word
+
+
 def validate(field: dataclasses.Field, kind: type, value: Any) -> Any:
-    """The value in the type of its field, or ConfigError."""
-    if kind is bool:
-        if not isinstance(value, bool):
-            wanted = "True or False (with a capital letter on papermill's command line),"
-            raise refused(field, value, wanted)
-        return value
-    return text(field, value) if kind is str else number(field, kind, value)
+    """The value in the type of its field, or ConfigError. A text says a number or a switch as a
+    word of the command line does: true, 5e-4, which YAML and papermill leave a text."""
+    if kind is str:
+        return text(field, value)
+    said = value
+    if isinstance(value, str):
+        said = read_word({"true": "True", "false": "False"}.get(value, value))
+    if kind is bool and not isinstance(said, bool):
+        raise refused(field, value, "true or false,")
+    return said if kind is bool else number(field, kind, said, value)
 
 
-def refused(field: dataclasses.Field, value: Any, wanted: str, hint: str = "") -> ConfigError:
+def refused(field: dataclasses.Field, value: Any, wanted: str) -> ConfigError:
     got = f"got {short_repr(value)} ({type(value).__name__})"
-    return ConfigError(f"{field.name} must be {wanted} {got}{hint}")
+    return ConfigError(f"{field.name} must be {wanted} {got}")
 
 
 def text(field: dataclasses.Field, value: Any) -> str:
@@ -191,49 +203,20 @@ def text(field: dataclasses.Field, value: Any) -> str:
     return value
 
 
-def number(field: dataclasses.Field, kind: type, value: Any) -> int | float:
+def number(field: dataclasses.Field, kind: type, value: Any, given: Any) -> int | float:
+    """The value in its kind; ``given`` is what it was read from."""
     low, high = field.metadata["low"], field.metadata["high"]
     noun, bits, most = ("a number", 32, 3e38)
     if kind is int:
         noun, bits, most = "a whole number", 64, 2**63 - 1
     wanted = f"{noun} of at least {low}" if high is None else f"{noun} between {low} and {high}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        exponent = isinstance(value, str) and "e" in value.lower()
-        hint = " (in YAML write 5.0e-4, not 5e-4)" if exponent else ""
-        raise refused(field, value, f"{wanted},", hint)
+        raise refused(field, given, f"{wanted},")
     whole = isinstance(value, int) or (math.isfinite(value) and value.is_integer())
     if not (whole or (kind is float and math.isfinite(value))):
-        raise refused(field, value, f"{wanted},")
+        raise refused(field, given, f"{wanted},")
     if value < low or (high is not None and value > high):
-        raise refused(field, value, f"{wanted},")
+        raise refused(field, given, f"{wanted},")
     if abs(value) > most:
-        raise refused(field, value, f"{wanted} that fits into {bits} bits,")
+        raise refused(field, given, f"{wanted} that fits into {bits} bits,")
     return int(value) if kind is int else float(value) + 0.0  # -0.0 would have another hash
-
-
-def read_yaml(text: str, where: str) -> Any:
-    """What a YAML text says; ConfigError that begins with ``where`` if it is none."""
-    try:
-        return yaml.safe_load(text)
-    except Exception as error:  # also ValueError (no such date), KeyError (!!bool x), recursion
-        mark = getattr(error, "problem_mark", None)
-        why = getattr(error, "problem", None) or str(error) or type(error).__name__
-        line = f" in line {mark.line + 1}" if mark and mark.line else ""
-        raise ConfigError(f"{where} is not YAML: {' '.join(why.split())[:200]}{line}") from None
-
-
-def read_settings(path: str | Path) -> dict:
-    """The parameters in a YAML file of settings (a preset)."""
-    where = f"settings file {short_repr(str(path))}"
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{where} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # bytes that are no UTF-8, or a path with a null byte
-        raise ConfigError(f"{where} is not YAML: {error}") from None
-    settings = read_yaml(text, where)
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{where} must hold lines 'name: value', got a {type(settings).__name__}")
-    return settings

@@ -13,7 +13,8 @@ import torch
 from reproduce.config import Config
 from reproduce.files import ROOT
 from reproduce.loop.devices import uses_bfloat16
-from reproduce.settings import ConfigError, read_settings
+from reproduce.runs.yaml_files import read_settings
+from reproduce.settings import ConfigError
 
 TINY = {
     "dataset": "cifar10",

@@ -1,6 +1,7 @@
 """A wrong setting is answered by one sentence that names it; a right one leaves a hash that means
 it."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -10,11 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from papermill import cli as papermill_cli
 
+from reproduce import __main__ as command
 from reproduce.config import Config, readers
 from reproduce.methods import METHODS
 from reproduce.methods.pcl import granularities
-from reproduce.settings import ConfigError, Settings, read_settings, setting, together, types_of
+from reproduce.runs.yaml_files import read_settings
+from reproduce.settings import ConfigError, Settings, read_word, setting, together, types_of
+from reproduce.sweeps import sweep
 
 FIELDS, KINDS = {f.name: f for f in dataclasses.fields(Config)}, types_of(Config)
 FOLDER = dict(dataset="folder", folder="my_images")
@@ -62,9 +67,9 @@ def test_a_name_like_no_other_is_answered_with_all(wrong):
 
 
 @pytest.mark.parametrize("name", of_type(bool))
-@pytest.mark.parametrize("value", ["false", "True", 0, 1, 1.0, None, []])
+@pytest.mark.parametrize("value", ["yes", "on", "TRUE", "None", "", 0, 1, "1", 1.0, None, []])
 def test_a_switch_takes_true_and_false_only(name, value):
-    refused({name: value}, f"{name} must be True or False", repr(value), type(value).__name__)
+    refused({name: value}, f"{name} must be true or false", repr(value), type(value).__name__)
 
 
 @pytest.mark.parametrize("name", of_type(str))
@@ -75,12 +80,58 @@ def test_a_text_takes_texts_only(name, value):
 
 @pytest.mark.parametrize("name", of_type(int) + of_type(float))
 @pytest.mark.parametrize(
-    "value", ["1", "5e-4", "", True, False, None, [1], {"a": 1}, 1j, math.nan, math.inf, -math.inf]
+    "value",
+    ["", "one", "0x10", "1:30", "true", True, False, None, [1], {"a": 1}, 1j]
+    + ["nan", "9" * 5000, math.nan, math.inf, -math.inf],
 )
 def test_a_number_takes_numbers_only(name, value):
     noun = "whole number" if KINDS[name] is int else "number"
-    message = refused({name: value}, f"{name} must be a {noun}", repr(value), type(value).__name__)
-    assert ("write 5.0e-4, not 5e-4" in message) == (value == "5e-4")  # YAML 1.1 reads it as a text
+    shown = repr(value)[:30]
+    refused({name: value}, f"{name} must be a {noun}", shown, type(value).__name__)
+
+
+WORDS = {  # of the command line, with what they say
+    ("seed", "010"): 10,
+    ("seed", "1_000"): 1000,
+    ("epochs", "1e2"): 100,
+    ("lambda1", "1e-1"): 0.1,
+    ("lambda1", ".5"): 0.5,
+    ("learning_rate", "5e-4"): 0.0005,
+    ("sobel", "true"): True,
+    ("sobel", "True"): True,
+    ("normalize", "false"): False,
+    ("weights", "true"): "true",
+    ("weights", ""): "",
+}
+
+
+@pytest.mark.parametrize("name, word", WORDS)
+def test_a_word_says_the_same_on_every_road(name, word, tmp_path):
+    """papermill's ``-p`` and ours, a grid, and a settings file where YAML leaves the word a
+    text."""
+    said = argparse.Namespace(settings=None, parameter=[(name, word)])
+    roads = {
+        "papermill": Config.from_notebook({name: papermill_cli._resolve_type(word)}),
+        "-p": Config.from_params(command.given(said)),
+    }
+    if word:
+        roads["--grid"], *_ = sweep.expand({}, sweep.parse_grid([f"{name}={word}"]))
+    (tmp_path / "a.yaml").write_text(json.dumps({name: word}))  # quoted
+    roads["-f"] = Config.from_params(read_settings(tmp_path / "a.yaml"))
+    for road, config in roads.items():
+        value = getattr(config, name)
+        assert value == WORDS[name, word] and type(value) is KINDS[name], road
+
+
+@pytest.mark.parametrize("name, word", [("seed", "1.5"), ("lambda1", "0x10"), ("sobel", "yes")])
+def test_a_wrong_word_has_the_same_sentence_on_every_road(name, word):
+    said = argparse.Namespace(settings=None, parameter=[(name, word)])
+    sentences = set()
+    for params in (command.given(said), {name: papermill_cli._resolve_type(word)}):
+        with pytest.raises(ConfigError) as caught:
+            Config.from_params(params)
+        sentences.add(str(caught.value))
+    assert len(sentences) == 1
 
 
 @pytest.mark.parametrize("name", of_type(int))
@@ -610,6 +661,10 @@ def test_read_settings(tmp_path):
         (b"\xff\xfe\x00\x80", "is not YAML"),
         (b"a: 2020-13-45\n", "is not YAML"),
         (b"a: !!python/object:os.system x\n", "is not YAML"),
+        (b"a: 1\nb: 2\n'a': 3\n", "'a' stands twice, in line 1 and in line 3: keep one"),
+        (b"a: {b: 1, b: 1}", "'b' stands twice, in line 1 and in line 1"),
+        (b"\na: 010\n", "line 2 has 010, which is 8 in YAML: write 8, or '010' in quotes"),
+        (b"a: 1:30\n", "line 1 has 1:30, which is 90 in YAML"),
     ],
 )
 def test_read_settings_refuses(tmp_path, content, words):
@@ -692,6 +747,14 @@ def test_a_config_is_frozen_and_replaced():
 
 # ---- anything at all
 
+
+def said_by(value):
+    """What a text says where a number or a switch is wanted."""
+    if type(value) is not str:
+        return value
+    return read_word({"true": "True", "false": "False"}.get(value, value))
+
+
 anything = st.recursive(
     st.none()
     | st.booleans()
@@ -737,7 +800,8 @@ def test_anything_is_a_config_or_one_line(params):
         assert any(str(name) in message or repr(name) in message for name in params)
         return
     for name, value in params.items():
-        assert getattr(config, name) == value and type(getattr(config, name)) is KINDS[name]
+        said = value if KINDS[name] is str else said_by(value)
+        assert getattr(config, name) == said and type(getattr(config, name)) is KINDS[name]
     assert Config.from_params(dataclasses.asdict(config)) == config
     assert (
         Config.from_params(json.loads(json.dumps(dataclasses.asdict(config)))).hash()

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from reproduce import __main__ as command
 from reproduce.config import Config
 from reproduce.runs.directory import Run
-from reproduce.settings import ConfigError, read_settings, types_of
+from reproduce.runs.yaml_files import read_settings
+from reproduce.settings import ConfigError, read_word, types_of
 from reproduce.sweeps import sweep
 
 FIELDS, KINDS = {f.name: f for f in dataclasses.fields(Config)}, types_of(Config)
@@ -210,7 +211,10 @@ def test_any_parameters(params):
     if config := outcome(lambda: Config.from_params(params), *params):
         stands(config)
         for name, value in params.items():
-            assert getattr(config, name) == value and type(getattr(config, name)) is KINDS[name]
+            said = value
+            if isinstance(value, str) and KINDS[name] is not str:
+                said = read_word({"true": "True", "false": "False"}.get(value, value))
+            assert getattr(config, name) == said and type(getattr(config, name)) is KINDS[name]
     injected = {
         k: v
         for k, v in params.items()
@@ -322,7 +326,7 @@ def test_a_thousand_brackets(settings_file):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--grid", "lambda1=[0,1"],
+        ["--grid", "lambda1=0,one"],
         ["--grid", "lambda1=1", "--one", "lambda1=2"],
         ["--one", "seed=1,seed=2"],
         ["-p", "lambda1", "{"],

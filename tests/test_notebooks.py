@@ -23,7 +23,7 @@ from reproduce.methods import METHODS
 from reproduce.methods.every_run import FOLDERS
 from reproduce.report import claims, pages, parameters, plots, results
 from reproduce.runs.directory import Run, find
-from reproduce.settings import read_settings
+from reproduce.runs.yaml_files import read_settings
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PRESETS = sorted((ROOT / "notebooks" / "settings").glob("*.yaml"))
@@ -411,7 +411,7 @@ def test_photographs_of_a_data_set_are_not_shown(tmp_path, monkeypatch):
     "words, sentence",
     [
         (["-p", "lamda1", "0.3"], "unknown parameter 'lamda1': did you mean 'lambda1'?"),
-        (["-p", "normalize", "false"], "normalize must be True or False"),
+        (["-p", "normalize", "no"], "normalize must be true or false"),
         (["-p", "dataset", "folder", "-p", "folder", "nowhere"], "'nowhere' does not exist"),
     ],
 )

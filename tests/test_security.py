@@ -16,7 +16,8 @@ from reproduce.networks import weights
 from reproduce.own_images import clusters
 from reproduce.report import pages
 from reproduce.runs import executed
-from reproduce.settings import ConfigError, read_settings
+from reproduce.runs.yaml_files import read_settings
+from reproduce.settings import ConfigError
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

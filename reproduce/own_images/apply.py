@@ -23,7 +23,8 @@ from reproduce.data.sets import read_cached
 from reproduce.files import FORMULA, TEXT, atomic, in_table, is_packed, quoting
 from reproduce.methods.every_run import FOLDERS
 from reproduce.runs.trained import load_weights, new_method, wrong_run
-from reproduce.settings import ConfigError, read_settings
+from reproduce.runs.yaml_files import read_settings
+from reproduce.settings import ConfigError
 
 NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {*FOLDERS}
 Batch = tuple[list[str], Tensor, dict[str, str]]  # files, their pixels, why others cannot be read

@@ -29,7 +29,8 @@ from reproduce.kmeans import KMeans
 from reproduce.own_images.apply import Clusterer
 from reproduce.report import plots
 from reproduce.runs.trained import newest_run
-from reproduce.settings import ConfigError, Settings, read_settings, setting
+from reproduce.runs.yaml_files import read_settings
+from reproduce.settings import ConfigError, Settings, setting
 
 SEEN = {"folder": 100_000, "folder-gpu": 3_000_000}  # images that all epochs show, by preset
 EPOCHS = {"folder": (5, 200), "folder-gpu": (20, 500)}  # fewest and most

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from reproduce.report import results, statistics
+from reproduce.runs.yaml_files import read_yaml
 from reproduce.sweeps.campaign import CLAIMS
 
 WRITTEN = ["sentence", "data", "family", "rule", "direction", "asked", "section", "recorded"]
@@ -34,7 +34,7 @@ def measure(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     aligned average; "runs", (seed, directory) of each run; "ours" and "shown", the first mean and
     the difference in words. table: ``results.load()``.
     """
-    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    written = read_yaml(file.read_text(encoding="utf-8"), file.name)
     runs = _Runs(table)
     told = pd.DataFrame(written).rename(columns={"verdict": "recorded"})
     found = told.reindex(columns=["id", *WRITTEN]).join(_rows(runs, written))

@@ -34,7 +34,8 @@ from reproduce.report.statistics import (
 )
 from reproduce.runs import directory as runs
 from reproduce.runs import flops
-from reproduce.settings import ConfigError, read_settings, types_of, unknown, validate
+from reproduce.runs.yaml_files import read_settings
+from reproduce.settings import ConfigError, types_of, unknown, validate
 from reproduce.sweeps import campaign
 
 __all__ = ["compare", "compare_differences", "compare_each", "load", "select", "shown", "survives"]
@@ -128,9 +129,7 @@ def _row(path: Path, counted: Mapping[Path, dict]) -> dict:
     """One run's row; a setting newer than the run has its default. counted: ``flops.read``."""
     config, origin = (read_json(path / f"{stem}.json") for stem in ("config", "provenance"))
     metrics, kinds = runs.read_metrics(path), types_of(Config)
-    known = {name: config.get(name, f.default) for name, f in FIELDS.items()}
-    for name, value in known.items():
-        validate(FIELDS[name], kinds[name], value)
+    known = {n: validate(f, kinds[n], config.get(n, f.default)) for n, f in FIELDS.items()}
     start = runs.ROOT / os.path.expanduser(known["weights"])
     start = str(start.resolve()) if known["weights"] and start.is_dir() else ""
     known["weights"] = _start(known["weights"], presets())

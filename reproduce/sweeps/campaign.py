@@ -19,7 +19,8 @@ from reproduce.config import Config
 from reproduce.files import ROOT
 from reproduce.runs.directory import Run
 from reproduce.runs.provenance import source_tree
-from reproduce.settings import ConfigError, read_settings, read_yaml
+from reproduce.runs.yaml_files import read_settings, read_yaml
+from reproduce.settings import ConfigError
 from reproduce.sweeps.sweep import expand
 
 PRESETS = ROOT / "notebooks" / "settings"

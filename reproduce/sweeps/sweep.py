@@ -15,7 +15,7 @@ from tqdm import tqdm
 from reproduce.config import Config
 from reproduce.files import ROOT
 from reproduce.runs.directory import Run, read_metrics, whole_or_left_out
-from reproduce.settings import ConfigError, read_yaml, short_repr
+from reproduce.settings import ConfigError, read_word, short_repr
 from reproduce.sweeps import launch
 from reproduce.sweeps.launch import Outcome
 
@@ -23,16 +23,17 @@ BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
 
 
 def parse_grid(words: list[str]) -> dict[str, list]:
-    """``["lambda1=0.1,1", "seed=0,1"]`` -> {"lambda1": [0.1, 1], "seed": [0, 1]}, read as YAML."""
+    """``["lambda1=0.1,1", "seed=0,1"]`` -> {"lambda1": [0.1, 1], "seed": [0, 1]}, values read as
+    those of ``-p``."""
     found = named(words, "grid", "name=value,value", "write its values in one, separated by commas")
-    return {k: [read_value("grid", k, v) for v in text.split(",")] for k, text in found.items()}
+    return {k: [*map(read_word, text.split(","))] for k, text in found.items()}
 
 
 def parse_one(word: str, option: str = "one") -> dict:
     """``"head_init=torch,head_bias=False"`` -> one factor: the settings that change together."""
     form, how = "name=value or name=value,name=value", f"repeat --{option} for each of its values"
     found = named(word.split(","), option, form, how)
-    return {name: read_value(option, name, text) for name, text in found.items()}
+    return {name: read_word(text) for name, text in found.items()}
 
 
 def named(words: list[str], option: str, form: str, how: str) -> dict[str, str]:
@@ -46,10 +47,6 @@ def named(words: list[str], option: str, form: str, how: str) -> dict[str, str]:
             raise ConfigError(f"{option} names {short_repr(name)} twice: {how}")
         found[name] = text
     return found
-
-
-def read_value(option: str, name: str, text: str):
-    return read_yaml(text, f"{option}: {short_repr(text)}, a value of {short_repr(name)},")
 
 
 def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Config]:

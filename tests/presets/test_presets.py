@@ -23,8 +23,8 @@ from reproduce.evaluation.probes import knn_accuracy
 from reproduce.methods import METHODS
 from reproduce.methods.every_run import FOLDERS
 from reproduce.networks import backbones
+from reproduce.runs.yaml_files import read_settings
 from reproduce.schedules import learning_rate
-from reproduce.settings import read_settings
 from reproduce.train import uses_bfloat16
 
 each_preset = pytest.mark.parametrize("path", AIMING, ids=lambda path: path.stem)

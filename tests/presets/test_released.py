@@ -36,8 +36,8 @@ from reproduce.networks import backbones
 from reproduce.report.results import DATA
 from reproduce.runs.directory import Run
 from reproduce.runs.trained import Trained
+from reproduce.runs.yaml_files import read_settings
 from reproduce.schedules import learning_rate
-from reproduce.settings import read_settings
 
 B, K, N, D = 16, 3, 40, 5
 INDEX = torch.tensor([3, 0, 7, 12, 25, 39, 8, 1, 2, 30, 31, 33, 4, 6, 9, 38])

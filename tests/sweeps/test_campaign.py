@@ -17,7 +17,8 @@ from reproduce.files import ROOT
 from reproduce.methods import METHODS
 from reproduce.runs.directory import Run
 from reproduce.runs.provenance import source_tree
-from reproduce.settings import ConfigError, read_settings
+from reproduce.runs.yaml_files import read_settings
+from reproduce.settings import ConfigError
 from reproduce.sweeps import campaign
 from reproduce.sweeps import sweep as driver
 from reproduce.sweeps.launch import Outcome
