@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
+import pandas as pd
 from IPython import get_ipython
 from IPython.display import Markdown
 from tqdm import tqdm
 
 from reproduce.config import Config
+from reproduce.report import names
 from reproduce.runs.directory import Run, collapse_note
 from reproduce.runs.estimate import Estimate
 from reproduce.runs.provenance import provenance
@@ -34,6 +36,26 @@ class ReportParameters(Settings):
     seed: int = setting(0, "of the runs that are shown singly", (0, None))
     images: int = setting(6, "images whose probabilities are drawn", (1, 32))
     points: int = setting(1800, "images in an embedding", (20, None))
+
+
+def plain_tables(decimals: int = 1) -> None:
+    """From now on a notebook shows its tables under plain names (``names.plain``), numbers with so
+    many decimals, and nothing where there is no value."""
+    pd.options.display.float_format = f"{{:.{decimals}f}}".format
+    pd.options.display.max_colwidth = None
+    shell = get_ipython()
+    if shell is None:
+        return
+
+    def as_html(table):
+        return names.plain(table).to_html(na_rep="", border=0, max_rows=None)
+
+    def as_text(table, printer, cycle):
+        printer.text(names.plain(table).to_string(na_rep=""))
+
+    for mime, show in {"text/html": as_html, "text/plain": as_text}.items():
+        for kind in (pd.DataFrame, pd.Series):
+            shell.display_formatter.formatters[mime].for_type(kind, show)
 
 
 def print_provenance(config: Config) -> Run:

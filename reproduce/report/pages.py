@@ -15,7 +15,7 @@ import pandas as pd
 from IPython.lib import lexers  # noqa: F401  the same
 
 from reproduce.files import ROOT
-from reproduce.report import claims, results
+from reproduce.report import claims, names, results
 from reproduce.runs.directory import whole_or_left_out
 from reproduce.runs.executed import execute, quantize_png, to_html, write
 from reproduce.settings import ConfigError
@@ -118,7 +118,8 @@ def settings_rows(runs: pd.DataFrame, folder: Path) -> list[dict]:
     for (data, method, _), same in runs.groupby(["data", "method", "setting"], sort=False):
         scores = 100 * same[[*(f"{rule}_acc" for rule in TABLE_RULES), "knn_acc"]].astype(float)
         links = [_page_of_run(path, folder) for path in same["path"]]
-        row = {"data": data, "method": method, "setting": results.describe(same.iloc[0])}
+        row = {"data": data, "method": names.METHODS.get(method, method)}
+        row["setting"] = results.in_words(same.iloc[0])
         row |= {"collapsed": int(same["collapsed"].sum())}
         row |= {"n": len(same), "seconds": same["seconds"].median(), **_curve(same)}
         scores, seeds = zip(scores.mean(), scores.std()), zip(same["seed"], links)

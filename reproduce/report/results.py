@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ import pandas as pd
 from reproduce.config import Config
 from reproduce.files import read_json
 from reproduce.metrics import lowest_loss_head
+from reproduce.report import names
+from reproduce.report.names import DATA, RULES
 from reproduce.report.statistics import (
     compare,
     compare_differences,
@@ -39,26 +42,6 @@ from reproduce.settings import ConfigError, types_of, unknown, validate
 from reproduce.sweeps import campaign
 
 __all__ = ["compare", "compare_differences", "compare_each", "load", "select", "shown", "survives"]
-RULES = {
-    "first_head": "first head",
-    "mean_of_heads": "mean of heads",
-    "lowest_loss_head": "lowest-loss head",
-    "aligned_average": "aligned average",
-    "best_head_oracle": "best head (oracle)",
-    "best_epoch_and_head_oracle": "best epoch and head (oracle)",
-    "kmeans_embedding": "k-means on features",
-    "kmeans_pixels": "k-means on pixels",
-}
-DATA = {
-    **{f"cifar{n}": f"CIFAR-{n}" for n in (10, 20, 100)},
-    "svhn": "SVHN",
-    "stl10": "STL-10",
-    "stl10_unlabelled": "STL-10 with unlabelled",
-    "imagenet10": "ImageNet-10",
-    "imagenet_dogs": "ImageNet-Dogs",
-    "tiny_imagenet": "Tiny-ImageNet",
-    "imagenet": "ImageNet",
-}
 FIELDS = {f.name: f for f in dataclasses.fields(Config) if f.metadata["identity"]}
 SETTING_NAMES = [name for name in FIELDS if name != "seed"]
 PRESETS = runs.ROOT / "notebooks" / "settings"
@@ -213,6 +196,48 @@ def format_settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in settings.items()
     )
+
+
+def in_words(run: Mapping[str, Any]) -> str:
+    """A run's setting under plain names, ``the authors' settings, 4 epochs; stem for ImageNet``:
+    of the settings that have a name (``names.STARTS``), or a preset, the one that leaves the
+    fewest changes. With the method where it is not CRLC."""
+    given = {n: run[n].item() if hasattr(run[n], "item") else run[n] for n in SETTING_NAMES}
+    said = {
+        name: names.changes({n: v for n, v in given.items() if n != "method" and v != start[n]})
+        for name, start in _starts().items()
+    }
+    name, changes = min(said.items(), key=lambda pair: len(pair[1]))
+    method = (
+        [] if given["method"] == "crlc" else [names.METHODS.get(given["method"], given["method"])]
+    )
+    return "; ".join(filter(None, [*method, name, ", ".join(changes)]))
+
+
+@functools.cache
+def _starts() -> dict[str, dict]:
+    """The settings that have a plain name, each in full, then the presets that have none."""
+    known, named = presets(), {}
+    for name, start in names.STARTS.items():
+        preset = start["preset"]
+        changed = {k: v for k, v in start.items() if k != "preset"}
+        named[name] = {**known[preset], **changed}
+    called = {start["preset"] for start in names.STARTS.values()}
+    return named | {name: full for name, full in known.items() if name not in called}
+
+
+def command(config: Mapping[str, Any]) -> str:
+    """The command that makes a run again: its preset and what it changes, seed and start too.
+    config: of its config.json."""
+    full = {**{n: FIELDS[n].default for n in SETTING_NAMES}, **config}
+    each = {}
+    for file in sorted(PRESETS.glob("*.yaml")):
+        given = {**{n: FIELDS[n].default for n in SETTING_NAMES}, **read_settings(file)}
+        each[file.stem] = {n: full[n] for n in SETTING_NAMES if full[n] != given[n]}
+    preset, changed = min(each.items(), key=lambda pair: len(pair[1]))
+    words = {**changed, "seed": config["seed"]}
+    given = "".join(f" -p {n} {shlex.quote(str(v))}" for n, v in words.items())
+    return f"papermill notebooks/train.ipynb out.ipynb -f notebooks/settings/{preset}.yaml{given}"
 
 
 def stars(kind: str) -> list[tuple[str, dict]]:

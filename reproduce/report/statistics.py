@@ -340,13 +340,13 @@ def points(row: Mapping[str, Any]) -> str:
     return f"{signed(row['difference'])} [{low}, {high}]{dagger}"
 
 
-def shown(found: pd.DataFrame) -> pd.DataFrame:
+def shown(found: pd.DataFrame, a: str = "with it", b: str = "without") -> pd.DataFrame:
     """Rows of ``compare`` or ``linear_model`` as a notebook shows them: "n", the means and
     "difference [95 %]", in percent and points; of a model also HC3's interval, and what an effect
-    is aliased with."""
+    is aliased with. a, b: headings of the two means, the second of which was subtracted."""
     told = [points(row) for row in found.to_dict("records")]
     table = found[["n", *(name for name in ("a", "b") if name in found)]]
-    table = table.assign(**{"difference [95 %]": told})
+    table = table.rename(columns={"a": a, "b": b}).assign(**{"difference [95 %]": told})
     if "aliased" in found:
         columns = {"low_hc3": "low", "high_hc3": "high"}
         loose = found.drop(columns=["low", "high", "survives"]).rename(columns=columns)

@@ -164,7 +164,7 @@ def test_the_runs_are_sorted_by_number_and_by_name(site, visit):
         page.get_by_role("button", name=name).click()
         assert means(name) == sorted(before)
     page.get_by_role("button", name="Method").click()
-    assert column(page, "Method")[0] == "byol"
+    assert column(page, "Method")[0] == "BYOL"
     page.get_by_role("button", name="aligned average").click()
     page.get_by_role("button", name="aligned average").click()
     blank = column(page, "aligned average")
@@ -173,22 +173,20 @@ def test_the_runs_are_sorted_by_number_and_by_name(site, visit):
     assert page.locator("th[aria-sort=ascending]").inner_text().startswith("aligned average")
     page.get_by_role("button", name="Method").click()
     methods = column(page, "Method")
-    assert methods == sorted(methods) and {"byol", "crlc"} == set(methods)
+    assert methods == sorted(methods) and {"BYOL", "CRLC"} == set(methods)
 
 
 def test_the_runs_are_filtered_by_words_and_by_column(site, visit):
     page = visit(site / "runs.html")
     rows, count = column(page, "Method"), page.locator("#count")
     assert count.inner_text() == f"{len(rows)} settings"
-    page.get_by_label("Method").select_option("byol")
-    assert set(column(page, "Method")) == {"byol"}
+    page.get_by_label("Method").select_option("BYOL")
+    assert set(column(page, "Method")) == {"BYOL"}
     assert count.inner_text() == f"1 of {len(rows)} settings"
     page.get_by_label("Method").select_option("all")
     page.get_by_label("Data").select_option("digits")
-    page.get_by_label("Find").fill("SAMPLE lambda1 0.1")
-    assert column(page, "Preset, and what it changes") == [
-        "digits-quick, lambda1 0.1, entropy sample"
-    ]
+    page.get_by_label("Find").fill("SAMPLE λ1 0.1")
+    assert column(page, "Setting") == ["the recipe for digits; λ1 0.1, entropy of each sample"]
     page.get_by_label("Find").fill("no such thing")
     assert column(page, "Method") == [] and count.inner_text() == f"0 of {len(rows)} settings"
     page.get_by_label("Find").fill("")
@@ -198,7 +196,7 @@ def test_the_runs_are_filtered_by_words_and_by_column(site, visit):
 
 def test_a_row_is_a_setting_and_its_seeds_are_links(site, visit):
     page = visit(site / "runs.html")
-    page.get_by_label("Find").fill("digits lambda1 0.1 sample")
+    page.get_by_label("Find").fill("digits λ1 0.1 sample")
     assert column(page, "n") == ["3"] and page.locator("tr:not([hidden]) svg path").count() == 1
     links = page.locator("#runs tbody tr:not([hidden]) a")
     assert links.all_inner_texts() == ["0", "1", "2"]

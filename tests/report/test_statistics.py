@@ -438,7 +438,12 @@ def test_what_a_notebook_shows():
     a, b = runs([0.5, 0.53, 0.52], name="a"), runs([0.48, 0.49, 0.47, 0.5], name="b")
     found = compare_each({"a step": (a, b)})
     table = shown(found.assign(survives=True))
-    assert list(table.columns) == ["n", "a", "b", "difference [95 %]"]
+    assert list(table.columns) == ["n", "with it", "without", "difference [95 %]"]
+    table = shown(found, "a step", "none")
+    assert [table.loc["a step", name] for name in ("a step", "none")] == [
+        *found[["a", "b"]].iloc[0]
+    ]
+    table = shown(found.assign(survives=True))
     assert table.loc["a step", "difference [95 %]"] == points({**found.iloc[0], "survives": True})
     model = linear_model(factorial(np.random.default_rng(9), ALL, E=5.0), [*"ESX"], 3)
     table = shown(model)
