@@ -343,6 +343,21 @@ CONTRADICTIONS = [
         dict(cosine_period=50, epochs=60, warmup_epochs=10, schedule="cosine"),
     ),
     (
+        dict(optimizer="muon", width=3),
+        ["optimizer is 'muon'", "width is 3", "at least 4"],
+        dict(optimizer="muon", width=4),
+    ),
+    (
+        dict(optimizer="muon", weights="a", freeze=True),
+        ["freeze is True", "optimizer is 'muon'"],
+        dict(weights="a", freeze=True),
+    ),
+    (
+        dict(muon_rate=0.5),
+        ["muon_rate is 0.5", "optimizer is 'sgd'"],
+        dict(muon_rate=0.5, optimizer="muon"),
+    ),
+    (
         dict(method="byol", shuffle_keys=True),
         ["shuffle_keys is True", "batchnorm_split is 1"],
         dict(method="byol", shuffle_keys=True, batchnorm_split=2),

@@ -202,11 +202,12 @@ def test_an_interrupted_run_continues_to_the_same_bits(config, tmp_path, stop_af
     "change",
     [
         {},
+        {"optimizer": "muon"},
         {**PLAIN, "method": "pcl", "prototypes": "5 20", "queue_size": 256, "prototype_warmup": 1},
         {**PLAIN, "method": "propos", "sigma": 0.1, "prototype_warmup": 1},
         {**PLAIN, "method": "deepcluster", "pseudo_clusters": 20, "sampler": "endless"},
     ],
-    ids=["crlc", "pcl", "propos", "deepcluster"],
+    ids=["crlc", "muon", "pcl", "propos", "deepcluster"],
 )
 def test_a_run_interrupted_within_an_epoch_continues_to_the_same_bits(config, tmp_path, change):
     """After the first step of the second epoch, where prototypes are in the loss already."""

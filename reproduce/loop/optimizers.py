@@ -6,36 +6,46 @@ import torch
 from torch import nn
 
 from reproduce.config import Config
+from reproduce.loop.devices import uses_bfloat16
 from reproduce.methods import Method
+from reproduce.muon import Muon, convolutions
 from reproduce.schedules import learning_rate
 
 
 def build_optimizer(config: Config, method: Method) -> torch.optim.Optimizer:
-    """SGD or Adam; weight decay on every parameter, or only on tensors of two dimensions and more.
+    """SGD, Adam, or Muon beside SGD; weight decay on every parameter, or only on tensors of two
+    dimensions and more.
 
-    In a group: "times", a predictor's multiple of the rate, and "constant", whether it stays at the
-    peak. Parameters that are new each epoch have no momentum where ``top_momentum`` is off."""
+    In a group: "times", its own multiple of the rate, "constant", whether it stays at the peak, and
+    "muon". Parameters that are new each epoch have no momentum where ``top_momentum`` is off."""
     predictor = {id(p) for p in getattr(method, "predictor", nn.Module()).parameters()}
     still = set() if config.top_momentum else {id(p) for p in method.renewed}
+    kernels = {id(p) for p in convolutions(method)} if config.optimizer == "muon" else set()
     alike: dict[tuple, list] = {}
     for p in method.parameters():
         if p.requires_grad:
             decayed = config.decay == "all" or sum(size > 1 for size in p.shape) > 1
-            alike.setdefault((id(p) in predictor, decayed, id(p) in still), []).append(p)
+            kind = id(p) in predictor, decayed, id(p) in still, id(p) in kernels
+            alike.setdefault(kind, []).append(p)
     groups = [
         {
             "params": parameters,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-            "times": config.predictor_rate if predicts else 1.0,
+            "weight_decay": config.weight_decay if decayed and not muon else 0.0,
+            "times": config.predictor_rate if predicts else config.muon_rate if muon else 1.0,
             "constant": predicts and config.predictor_schedule == "constant",
-            "momentum": 0.0 if stands else config.momentum,
+            "momentum": 0.0 if stands or muon else config.momentum,
+            "muon": muon,
         }
-        for (predicts, decayed, stands), parameters in alike.items()
+        for (predicts, decayed, stands, muon), parameters in alike.items()
     ]
     if config.optimizer == "adam":
         betas = config.momentum, 0.999
         return torch.optim.Adam(groups, lr=config.learning_rate, betas=betas, fused=True)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    how = dict(lr=config.learning_rate, momentum=config.momentum, fused=True)
+    if config.optimizer == "muon":
+        low = uses_bfloat16(config, next(method.parameters()).device)
+        return Muon(groups, torch.bfloat16 if low else torch.float32, **how)
+    return torch.optim.SGD(groups, **how)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, config: Config, step: int, steps: int) -> float:

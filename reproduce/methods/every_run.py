@@ -241,7 +241,12 @@ class Optimisation(Augmentation):
     epochs: int = setting(60, "passes over the training images", (0, 1_000_000))
     batch_size: int = setting(64, "images in a batch, each shown in n_views views", (2, None))
     optimizer: str = setting(
-        "sgd", "sgd, with momentum that is not Nesterov's, or adam", "sgd adam"
+        "sgd",
+        "sgd, with momentum that is not Nesterov's, adam, or muon on 3x3 convolutions beside sgd",
+        "sgd adam muon",
+    )
+    muon_rate: float = setting(
+        0.25, "muon: the convolutions' learning rate, as a multiple of learning_rate", (0, 1000)
     )
     learning_rate: float = setting(
         0.4, "learning rate; its peak where the schedule has one", (0, 1000)
@@ -266,6 +271,11 @@ class Optimisation(Augmentation):
     )
 
     def refusals(self):
+        muon = "optimizer is 'muon', which is for 3x3 convolutions of more than 3 channels"
+        if self.optimizer == "muon" and self.backbone == "small" and self.width <= 3:
+            yield f"{muon}, but width is {self.width}: it must be at least 4"
+        if self.optimizer != "muon" and self.muon_rate != EveryRun.muon_rate:
+            yield f"muon_rate is {self.muon_rate}, but optimizer is {self.optimizer!r}"
         for name, what in (("warmup_epochs", "warm-up"), ("cosine_period", "period")):
             if getattr(self, name) and self.schedule != "cosine":
                 yield (

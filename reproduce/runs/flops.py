@@ -3,8 +3,9 @@
 One step of the method runs forward and backward on torch's meta device, where tensors have shapes
 and no values, so that a large network takes neither time nor memory nor random numbers. An addition
 and a multiplication are two operations. Counted are convolutions and matrix products, of all
-networks on all views and in the loss. Not counted are what works element by element, augmentation
-and k-means. Precision, ``compile`` and the number of processes change nothing: the batch is whole.
+networks on all views, in the loss and in Muon's steps. Not counted are what works element by
+element, augmentation and k-means. Precision, ``compile`` and the number of processes change
+nothing: the batch is whole.
 
 Sizes, everywhere: channels of the images, n_clusters (K), n_train images to train on."""
 
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from reproduce import processes
+from reproduce import muon, processes
 from reproduce.config import Config, readers
 from reproduce.files import ROOT
 from reproduce.methods import METHODS, Method
@@ -34,7 +35,7 @@ PETA = 1e15
 COLUMNS = "pflop", "pflop_with_start"
 # settings that change neither a shape nor what is multiplied, beside those with a fraction
 ALIKE = """seed epochs limit folder weights split entropy entropy_smoothed head_init predictor_init
-normalize optimizer schedule warmup_epochs cosine_period decay sampler top_momentum quotas pca
+normalize schedule warmup_epochs cosine_period decay sampler top_momentum quotas pca
 evaluate_every cluster_space knn_space kmeans_metric kmeans_starts kmeans_iterations trace_images
 precision compile"""
 SAME = {  # so that one count does for many runs
@@ -67,7 +68,14 @@ def _of_step(config: Config, channels: int, n_clusters: int, warm: bool) -> int:
             shape = [method.backbone.n_features]  # computed once, before the first step
         views = torch.empty(config.n_views * b, *shape).chunk(config.n_views)
         index = torch.zeros(b, dtype=torch.long)
-        return operations(lambda: method.loss(views, index)["loss"].backward())
+
+        def step() -> None:
+            method.loss(views, index)["loss"].backward()
+            if config.optimizer == "muon":
+                for kernel in muon.convolutions(method):
+                    muon.orthogonalized(kernel.detach().flatten(1))
+
+        return operations(step)
 
 
 def build(config: Config, channels: int, n_clusters: int) -> Method:

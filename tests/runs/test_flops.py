@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reproduce import Config, fit, processes
+from reproduce import Config, fit, muon, processes
 from reproduce.__main__ import main
 from reproduce.evaluation.extractor import Extractor
 from reproduce.methods import METHODS
@@ -98,6 +98,7 @@ CASES = [
     ("crlc", {"views": "apart", "n_views": 3, "critic": "dot", "batchnorm_split": 4}),
     ("byol", {"batchnorm_split": 2, "shuffle_keys": True}),
     ("simclr", {"sobel": True, "backbone": "compact", "width": 2, "precision": "bfloat16"}),
+    ("crlc", {"optimizer": "muon"}),
     ("simsiam", {"augmentation": "images", "view_size": 12, "eval_size": 16, "split": "test"}),
 ]  # fmt: skip
 
@@ -141,6 +142,15 @@ def counted(monkeypatch):
         passes.append(flops.operations(lambda: found.append(extract(*given, **how))))
         return found[0]
 
+    orthogonalized = muon.orthogonalized
+
+    def noted_orthogonalized(matrix):
+        found = []
+        if matrix.device.type != "meta":
+            steps[-1] += flops.operations(lambda: found.append(orthogonalized(matrix)))
+        return found[0] if found else orthogonalized(matrix)
+
+    monkeypatch.setattr(muon, "orthogonalized", noted_orthogonalized)
     monkeypatch.setattr(processes, "loss_of", noted_loss_of)
     monkeypatch.setattr(Extractor, "__call__", noted_extract)
     return steps, passes
