@@ -8,7 +8,7 @@ from torch import nn
 from reproduce.config import Config
 from reproduce.loop.devices import uses_bfloat16
 from reproduce.methods import Method
-from reproduce.muon import Muon, convolutions
+from reproduce.networks.muon import Muon, convolutions
 from reproduce.schedules import learning_rate
 
 

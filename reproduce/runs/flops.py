@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from reproduce import muon, processes
+from reproduce import processes
 from reproduce.config import Config, readers
 from reproduce.files import ROOT
 from reproduce.methods import METHODS, Method
-from reproduce.networks import backbones
+from reproduce.networks import backbones, muon
 from reproduce.networks.weights import moments_of
 from reproduce.runs.directory import find, whole_or_left_out
 from reproduce.settings import types_of

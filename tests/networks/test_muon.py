@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from reproduce import Config, muon
+from reproduce import Config
 from reproduce.loop.optimizers import build_optimizer, set_rate
 from reproduce.methods import METHODS
 from reproduce.methods.every_run import LEAST_SIDE
-from reproduce.networks import backbones
+from reproduce.networks import backbones, muon
 
 RATE, DECAY = 0.1, 5e-4
 
