@@ -12,7 +12,7 @@ from reproduce.config import Config
 from reproduce.files import ROOT
 from reproduce.methods import METHODS
 from reproduce.report import names, notebook, results
-from reproduce.settings import read_settings
+from reproduce.runs.yaml_files import read_settings
 from reproduce.sweeps import campaign
 
 FIELDS = Config.__dataclass_fields__
