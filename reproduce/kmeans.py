@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce.processes import gather_rows, rank, reduce_
+from reproduce.processes import broadcast, gather_rows, rank, reduce_
 
 BUFFER = {"cpu": 8 << 20, "cuda": 64 << 20}  # bytes of a chunk: what fits a cache is quickest
 BLOCK = {"cpu": 128 << 20, "cuda": 1 << 30}  # bytes of the samples that are read at a time
@@ -46,29 +46,32 @@ class KMeans:
     tol: a restart has converged when its centroids moved by a squared distance of at most this
     times the mean variance of the features, or when no sample changed its cluster. metric:
     "euclidean", or "cosine", which gives samples and centroids length one, so that
-    |x - c|^2 = 2 (1 - cos). random_state: the seed of all draws. sharded: each process fits its own
-    share of the samples (``processes.own``); all get the centroids and inertia for all samples.
+    |x - c|^2 = 2 (1 - cos). random_state: the seed of all draws, a whole number of at least
+    0; None: drawn from numpy's global generator, as scikit-learn does. sharded: each process fits
+    its own share of the samples (``processes.own``); all get the centroids and inertia for all
+    samples.
 
     After ``fit``, where the samples are: ``cluster_centers_`` ``[K, D]``, ``labels_`` ``[N]`` of
     the samples given, ``inertia_`` (sum of squared distances) and ``n_iter_``.
 
-    ValueError where n_clusters, n_init or max_iter is no whole number of at least 1, or metric is
-    neither."""
+    ValueError where n_clusters, n_init or max_iter is no whole number of at least 1, random_state
+    none of at least 0, or metric is neither."""
 
     n_clusters: int
     n_init: int = 10
     max_iter: int = 100
     tol: float = 1e-4
     metric: str = "euclidean"
-    random_state: int = 0
+    random_state: int | None = 0
     sharded: bool = False
 
     def __post_init__(self):
-        for name in ("n_clusters", "n_init", "max_iter"):
+        least = {"n_clusters": 1, "n_init": 1, "max_iter": 1, "random_state": 0}
+        for name, low in least.items():
             value = getattr(self, name)
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if not whole or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if (not whole or value < low) and (name, value) != ("random_state", None):
+                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
         if self.metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric must be euclidean or cosine, got {self.metric!r}")
 
@@ -82,21 +85,25 @@ class KMeans:
         if self.n_clusters > x.total:
             allowed = f"between 1 and the number of samples, {x.total}"
             raise ValueError(f"n_clusters must be {allowed}, got {self.n_clusters}")
-        few = seeding_samples(x, self.n_clusters, self.random_state)
-        start = plus_plus(few, self.n_clusters, self.n_init, self.random_state)
+        seed = np.random.randint(2**31) if self.random_state is None else self.random_state
+        seed = int(broadcast(seed) if self.sharded else seed)
+        few = seeding_samples(x, self.n_clusters, seed)
+        start = plus_plus(few, self.n_clusters, self.n_init, seed)
         centroids, n_iter = lloyd(x, start, self.max_iter, self.tol)
         # sum_i |x_i - c|^2 = sum_i |x_i|^2 - 2 score_i, whose first term is common to all restarts
         scores = sum(nearest(block, centroids)[1].sum(-1, dtype=torch.float64) for block in x)
         best = int(x.shared(scores).argmax())
-        self.cluster_centers_, self.n_iter_ = centroids[best] + x.origin, n_iter[best]
+        self.cluster_centers_ = (centroids[best] + x.origin) / x.scale
+        self.n_iter_ = n_iter[best]
         # rounded as they are kept, so that whoever reads them finds the same clusters
-        centroids = (self.cluster_centers_ - x.origin)[None]
+        centroids = (self.cluster_centers_ * x.scale - x.origin)[None]
         labels: list[Tensor] = []
         inertia: Any = 0.0  # a tensor from the first block on, as ``total`` and ``moments`` below
         for block in x:
             labels.append(nearest(block, centroids)[0])
             inertia += deviations(block, centroids, labels[-1]).sum(dtype=torch.float64)
-        self.inertia_, self.labels_ = float(x.shared(inertia)), torch.cat(labels, -1)[0]
+        self.inertia_ = float(x.shared(inertia)) / x.scale / x.scale
+        self.labels_ = torch.cat(labels, -1)[0]
         return self
 
     def fit_predict(self, x) -> Tensor:
@@ -112,8 +119,9 @@ class Blocks:
     when the next comes. x, sharded: as in ``KMeans.fit``. dtype: by default float64 for float64,
     float32 for everything else. ValueError if x has another shape or is not finite.
 
-    ``total``: the number of samples in all processes. ``origin`` ``[D]``: what is subtracted.
-    ``variance``: the mean over the features."""
+    ``total``: the number of samples in all processes. ``scale``: a power of two that all values are
+    multiplied by where their squares would be beyond the type, else 1. ``origin`` ``[D]``: what is
+    then subtracted. ``variance``: the mean over the features, scaled."""
 
     def __init__(
         self, x, cosine: bool = False, sharded: bool = False, dtype: torch.dtype | None = None
@@ -131,8 +139,19 @@ class Blocks:
         own = torch.tensor([len(x)], device=device)
         count = (gather_rows(own) if sharded else own).tolist()
         self.first, self.total = sum(count[: rank()]) if sharded else 0, sum(count)
-        self.origin = self.buffer.new_zeros(x.shape[1])
+        self.origin, self.scale = self.buffer.new_zeros(x.shape[1]), 1.0
+        # of |x|, while it is first read
+        self.largest: Tensor | None = torch.zeros((), dtype=dtype, device=device)
         mean, self.variance = self._moments()
+        nan = self.largest.isnan()  # which would be no maximum of several processes
+        largest = float(self.shared(self.largest.masked_fill(nan, math.inf), "max"))
+        if not math.isfinite(largest):
+            raise ValueError("x must be finite, got NaN or infinity among its values")
+        self.largest = None
+        most = torch.finfo(dtype).max ** 0.25
+        if largest and not 1 / most < largest < most:
+            self.scale, self.buffered = 2.0 ** -math.frexp(largest)[1], False
+            mean, self.variance = self._moments()
         if not cosine:
             self.origin, self.buffered = mean.to(dtype), False
 
@@ -163,6 +182,9 @@ class Blocks:
             out = self.buffer[: len(rows)]
         else:
             out = self.buffer.new_ones(len(rows), self.buffer.shape[1])
+        if self.largest is not None:
+            self.largest = torch.stack([self.largest, *rows.aminmax()]).abs().max()
+        rows = rows if self.scale == 1 else rows * self.scale
         if self.cosine:
             F.normalize(rows, dim=-1, out=out[:, :-1])
         else:
@@ -172,16 +194,12 @@ class Blocks:
     def _moments(self) -> tuple[Tensor, Tensor]:
         """The mean ``[D]`` of all samples and their mean variance, in float64."""
         moments: Any = 0.0
-        finite = torch.ones((), device=self.buffer.device)
         for block in self:
-            finite *= torch.stack(block.aminmax()).isfinite().all()
             mean = block[:, :-1].mean(0)
             few = chunks(len(mean), block)
             square = sum((rows[:, :-1] - mean).square().sum(0) for (rows,) in few) / len(block)
             moment = torch.stack([mean.double(), square + mean.double().square()])
             moments = moments + moment * (len(block) / self.total)
-        if not self.shared(finite, "min"):
-            raise ValueError("x must be finite, got NaN or infinity among its values")
         mean, square = self.shared(moments)
         return mean, (square - mean.square()).mean()
 

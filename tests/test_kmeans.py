@@ -54,6 +54,40 @@ def same_partition(a, b):
     return len(pairs) == len({i for i, _ in pairs}) == len({j for _, j in pairs})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_numbers_of_every_size(metric, dtype):
+    """Powers of two change no bit but of the inertia and the centroids, though squares of the
+    largest and the smallest are beyond the type."""
+    x = blobs()[0].to(dtype)
+    model = KMeans(4, metric=metric).fit(x)
+    power = 100 if dtype == torch.float32 else 900
+    for factor in (2.0**power, 2.0**-power):
+        other = KMeans(4, metric=metric).fit(x * factor)
+        assert torch.equal(other.labels_, model.labels_)
+        if metric == "euclidean":
+            assert torch.equal(other.cluster_centers_ / factor, model.cluster_centers_)
+            scale = float(factor) ** 2 if power == 100 else math.inf  # beyond Python's numbers, too
+            assert other.inertia_ == pytest.approx(model.inertia_ * scale) or power == 900
+    large = whitened(x * 2.0**power, 3)
+    assert torch.allclose(large.abs(), whitened(x, 3).abs(), atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), 3])
+def test_seeds_of_scikit_learn(seed):
+    x = blobs()[0]
+    expected = KMeans(9, n_init=1, random_state=3).fit(x)
+    assert torch.equal(KMeans(9, n_init=1, random_state=seed).fit(x).labels_, expected.labels_)
+    found = []
+    for numpy_seed in (1, 1, 2):  # None draws from numpy's generator
+        np.random.seed(numpy_seed)
+        found.append(KMeans(9, n_init=1, random_state=None).fit(x).inertia_)
+    assert found[0] == found[1] != found[2]
+    for wrong in (-1, 1.0, "3", True):
+        with pytest.raises(ValueError, match="random_state must be a whole number of at least 0"):
+            KMeans(9, random_state=wrong)
+
+
 # ---- the same by loops
 
 
