@@ -10,8 +10,9 @@ from torch import Tensor
 
 
 def contingency(labels, assignments) -> np.ndarray:
-    """Counts ``[clusters, classes]`` of how often an assignment meets a label. Both int ``[N]``,
-    from 0 on; ValueError where they are not, or of different length."""
+    """Counts ``[clusters, classes]`` of how often an assignment meets a label, of those that occur,
+    in their order. Both int ``[N]``, from 0 on; ValueError where they are not, or of different
+    length."""
     labels, assignments = (np.asarray(a).ravel() for a in (labels, assignments))
     both = "labels and assignments must be"
     if labels.shape != assignments.shape or not labels.size:
@@ -21,8 +22,11 @@ def contingency(labels, assignments) -> np.ndarray:
         raise ValueError(f"{both} whole numbers, got {labels.dtype} and {assignments.dtype}")
     if labels.min() < 0 or assignments.min() < 0:
         raise ValueError(f"{both} 0 or more; images without a label cannot be scored")
-    table = np.zeros((assignments.max() + 1, labels.max() + 1), dtype=np.int64)
-    np.add.at(table, (assignments, labels), 1)
+    (clusters, row), (classes, column) = (
+        np.unique(a, return_inverse=True) for a in (assignments, labels)
+    )
+    table = np.zeros((len(clusters), len(classes)), dtype=np.int64)
+    np.add.at(table, (row, column), 1)
     return table
 
 
@@ -34,12 +38,12 @@ def accuracy(labels, assignments) -> float:
 
 
 def matching(labels, assignments) -> np.ndarray:
-    """The class that the matching of ``accuracy`` gives each cluster ``[clusters]``, -1 for none.
-    Arguments and errors as in ``contingency``."""
-    table = contingency(labels, assignments)
-    clusters, classes = linear_sum_assignment(table, maximize=True)
-    matched = np.full(len(table), -1)
-    matched[clusters] = classes
+    """The class that the matching of ``accuracy`` gives each cluster from 0 to the last, -1 for
+    none. Arguments and errors as in ``contingency``."""
+    rows, columns = linear_sum_assignment(contingency(labels, assignments), maximize=True)
+    clusters, classes = np.unique(assignments), np.unique(labels)
+    matched = np.full(int(clusters[-1]) + 1, -1)
+    matched[clusters[rows]] = classes[columns]
     return matched
 
 

@@ -74,7 +74,20 @@ def test_matching_names_each_cluster_once():
     labels, assignments = [0, 0, 1, 1, 2], [3, 3, 1, 1, 0]
     assert metrics.matching(labels, assignments).tolist() == [2, 1, -1, 0]
     table = metrics.contingency(labels, assignments)
-    assert table.tolist() == [[0, 0, 1], [0, 2, 0], [0, 0, 0], [2, 0, 0]]
+    assert table.tolist() == [[0, 0, 1], [0, 2, 0], [2, 0, 0]]  # no cluster 2
+
+
+@pytest.mark.parametrize("kind", [*np.typecodes["AllInteger"]])
+def test_whole_numbers_of_every_type_are_taken(kind):
+    """Up to the largest of the type: 255 + 1 is 0 in uint8, and 2^63 has no table of its size."""
+    top = int(np.iinfo(kind).max)
+    labels = np.array([top, top, 3, 3, 3], kind)
+    for assignments in ([0, 0, 1, 1, 0], np.array([top, top, 5, 5, top], kind)):
+        scores = metrics.clustering_scores(labels, assignments)
+        assert scores["acc"] == metrics.many_to_one_accuracy(labels, assignments) == 0.8
+        assert scores == metrics.clustering_scores([1, 1, 0, 0, 0], [1, 1, 0, 0, 1])
+    if top < 2**63:
+        assert metrics.matching(labels, [0, 0, 1, 1, 0]).tolist() == [top, 3]
 
 
 def test_tensors_and_lists_are_taken():
