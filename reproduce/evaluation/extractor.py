@@ -14,6 +14,7 @@ from reproduce.config import Config
 from reproduce.data import packed
 from reproduce.evaluation.rules import Alignment, Heads
 from reproduce.methods import Method
+from reproduce.settings import Diverged
 
 BATCH_VALUES = 1 << 24  # of pixels in a batch, which are 64 MiB
 
@@ -74,9 +75,10 @@ class Extractor:
 
         drawn: pixels of some of them where the heads' probabilities of all would be too large to be
         kept: these are looked at first, the heads are aligned by their probabilities, and of all
-        images only the clusters are kept. head_losses: ``[H]``, by which the heads are ranked."""
+        images only the clusters are kept. head_losses: ``[H]``, by which the heads are ranked.
+        Diverged where an output is not finite."""
         if drawn is None:
-            features = self(self.method.outputs, pixels)
+            features = finite(self(self.method.outputs, pixels))
             probabilities = features.pop("probabilities", None)
             if probabilities is None:
                 return Outputs(features)
@@ -92,10 +94,19 @@ class Extractor:
             return out | {"clusters": p.argmax(-1, True), "aligned": aligned}
 
         probabilities = self(lambda images: self.method.outputs(images)["probabilities"], drawn)
+        finite({"probabilities": probabilities})
         alignment = Alignment.of(probabilities, head_losses)
-        features = self(clusters_alone, pixels)
+        features = finite(self(clusters_alone, pixels))
         clusters, aligned = (features.pop(name)[..., 0] for name in ("clusters", "aligned"))
         return Outputs(features, Heads(probabilities, clusters, aligned, alignment))
+
+
+def finite(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs; Diverged where one is not finite, though all losses and weights were."""
+    for name, values in outputs.items():
+        if not values.isfinite().all():
+            raise Diverged(f"{name}: not finite in evaluation; lower learning_rate")
+    return outputs
 
 
 def joined(batches: list[Tensor], whole: bool) -> Tensor:

@@ -1,6 +1,7 @@
 """A loss that is no number ends the run, by every road, and what was good is kept."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from reproduce import Config, Diverged, fit, losses
 from reproduce.__main__ import main
 from reproduce.files import ROOT
+from reproduce.methods import METHODS
 from reproduce.runs.directory import Run, find
 
 TINY = dict(
@@ -71,6 +73,17 @@ def test_no_checkpoint_within_an_epoch_keeps_what_is_no_number(tmp_path, monkeyp
 def test_the_command_ends_with_a_status_of_its_own(tmp_path, capsys):
     assert main(["train", *words(tmp_path, lambda1="1.0e+30")]) == 3
     assert "error: diverged: loss is " in capsys.readouterr().err
+
+
+def test_features_that_are_no_numbers(tmp_path, capsys, monkeypatch):
+    """Loss and weights are finite, and what the network makes of an image is not."""
+    outputs = METHODS["simclr"].outputs
+    beyond = lambda self, x: {k: v * math.inf for k, v in outputs(self, x).items()}  # noqa: E731
+    monkeypatch.setattr(METHODS["simclr"], "outputs", beyond)
+    settings = words(tmp_path, method="simclr")
+    settings = [w for i, w in enumerate(settings) if settings[i - i % 3 + 1] != "n_heads"]
+    assert main(["train", *settings]) == 3
+    assert "diverged: backbone: not finite in evaluation" in capsys.readouterr().err
 
 
 def test_papermill_ends_in_one_sentence_and_not_with_zero(tmp_path):
