@@ -13,6 +13,13 @@ from reproduce.config import Config
 from reproduce.files import read_json
 from reproduce.settings import ConfigError, short_repr
 
+# what wrappers, MoCo, BYOL, DINO, Lightning and others put before the names of a network's tensors,
+# the outer before the inner, and the names under which they keep such a dict in a file
+PREFIXES = (
+    "_orig_mod. module. model. net. encoder_q. online_encoder. online_network. student. backbone. "
+    "encoder. trunk."
+).split()
+STATES = "state_dict model_state_dict model student online_network net".split()
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # moments that torchvision trains with
 
 
@@ -41,7 +48,11 @@ def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] 
             same = "backbone, width, stem, sobel and channels must be those of the weights"
             raise ConfigError(f"{unfit}: {name} is {sizes}; {same}")
     if extra := sorted(set(there) - set(own)):
-        raise ConfigError(f"{unfit}, which has no {extra[0]}")
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise ConfigError(f"{unfit}, which has no {extra[0]}{more}")
+    for name in own:
+        if not state[name].isfinite().all():
+            raise ConfigError(f"{those} are not finite: {name} holds NaN or infinity")
     backbone.load_state_dict({name: state[name] for name in own})
     return moments
 
@@ -69,7 +80,8 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The backbone's tensors in a file of weights; prefixes that wrappers add are taken off."""
+    """The backbone's tensors in a file of weights, without the prefixes of ``PREFIXES``: what has
+    none of a file where others have it, as MoCo's queue and second encoder, is another part."""
     said = f"weights: {str(path)!r}"
     if not path.is_file():
         known = "the directory of a run of this machine, a file with a state dict, or 'imagenet'"
@@ -78,12 +90,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever another file makes of the unpickler
         raise ConfigError(f"{said} is no file of weights: {type(error).__name__}") from None
-    for key in ("state_dict", "model"):
+    for key in STATES:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(f"{said} must hold a state dict, names and tensors")
-    for prefix in ("module.", "backbone."):
-        if any(name.startswith(prefix) for name in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    while known := [p for p in PREFIXES if any(str(name).startswith(p) for name in state)]:
+        prefix = known[0]
+        state = {k.removeprefix(prefix): v for k, v in state.items() if str(k).startswith(prefix)}
     return state

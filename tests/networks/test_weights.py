@@ -191,6 +191,19 @@ def test_a_state_dict_is_read_with_the_prefixes_of_wrappers(tmp_path):
         state,
         {"state_dict": {f"module.backbone.{k}": v for k, v in state.items()}},
         {f"backbone.{k}": v for k, v in state.items()} | {"heads.0.weight": torch.zeros(3)},
+        # MoCo
+        {
+            "epoch": 200,
+            "state_dict": {f"module.encoder_q.{k}": v for k, v in state.items()}
+            | {f"module.encoder_k.{k}": v + 1 for k, v in state.items()}
+            | {"module.encoder_q.fc.0.weight": torch.zeros(3), "module.queue": torch.zeros(2, 3)},
+        },
+        # SimSiam, DINO, BYOL, Lightning, torch.compile
+        {"state_dict": {f"module.encoder.{k}": v for k, v in state.items()}},
+        {"student": {f"module.backbone.{k}": v for k, v in state.items()}, "teacher": {}},
+        {f"online_encoder.net.{k}": v for k, v in state.items()},
+        {"state_dict": {f"model.backbone.{k}": v for k, v in state.items()}},
+        {"model": {f"_orig_mod.{k}": v for k, v in state.items()}},
     ):
         torch.save(wrapped, tmp_path / "w.pt")
         torch.nn.init.zeros_(backbone.stem[0].weight)
@@ -222,6 +235,12 @@ def test_weights_that_do_not_fit_end_in_a_sentence(place, tmp_path):
     )
     torch.save({**backbones.build(Config(width=4), 1).state_dict(), "x": torch.zeros(1)}, file)
     assert "which has no x" in sentence()
+    state = backbones.build(Config(width=4), 1).state_dict()
+    torch.save({**state, "x": torch.zeros(1), "y": torch.zeros(1)}, file)
+    assert sentence().endswith("which has no x and 1 more")
+    state["stem.0.weight"][0] = float("nan")
+    torch.save(state, file)
+    assert "are not finite: stem.0.weight holds NaN or infinity" in sentence()
 
 
 @pytest.mark.parametrize(
