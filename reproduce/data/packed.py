@@ -102,6 +102,8 @@ def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Sources, list
                         dotted[key] = member.name
         except (tarfile.TarError, ValueError) as error:
             raise wrong(tar, f"is not a tar archive of webdataset's layout: {error}") from None
+        if not ends_at(tar, archive.offset):
+            raise wrong(tar, "has no end after its last whole member, so it was cut: copy it again")
     for key, name in dotted.items():  # beside an image of its key it is something else: 1.seg.png
         if key not in files:
             how = "webdataset's keys end at the first dot: rename it, or unpack the archive"
@@ -114,6 +116,14 @@ def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Sources, list
     place = {number: i for i, number in enumerate(classes)}
     found = [(file, place.get(labels.get(key), -1), s) for key, (file, s, _) in files.items()]
     return found, [name for _, _, name in files.values()], [str(number) for number in classes]
+
+
+def ends_at(tar: Path, offset: int) -> bool:
+    """Whether a tar archive has its block of zeros there, in bytes, after the last member: one that
+    is cut between two members reads like a whole one."""
+    with tar.open("rb") as file:
+        file.seek(offset)
+        return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 # ---- packing

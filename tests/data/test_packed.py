@@ -176,6 +176,18 @@ def test_an_image_with_a_dot_in_its_name_is_not_passed_over(tmp_path, name):
     refused(lambda: packed.pack(tmp_path / "x.tar", tmp_path / "packed", 8), says)
 
 
+@pytest.mark.parametrize("members", range(1, 6))
+def test_an_archive_that_is_cut_between_two_members(tmp_path, members):
+    archive = tar(tmp_path / "x.tar", *((f"{i}.png", noise(i)) for i in range(6)))
+    with tarfile.open(archive) as whole:
+        starts = [member.offset for member in whole]
+    content = archive.read_bytes()
+    archive.write_bytes(content[: starts[members]])
+    refused(lambda: packed.pack(archive, tmp_path / "packed", 8), "x.tar", "so it was cut")
+    archive.write_bytes(content)
+    assert packed.pack(archive, tmp_path / "packed", 8)["images"] == 6
+
+
 def test_images_beside_tar_archives_are_not_passed_over(tmp_path):
     put(tmp_path / "photos", "a/1.png", "b/2.png")
     tar(tmp_path / "photos" / "old.tar", ("1.png", noise(3)))
