@@ -20,7 +20,7 @@ from reproduce.loop.optimizers import build_optimizer, forget_momentum, set_rate
 from reproduce.loop.state import Position, Randomness
 from reproduce.methods import METHODS, Method
 from reproduce.networks import backbones, norm, weights
-from reproduce.runs import loggers, stopping
+from reproduce.runs import content, loggers, stopping
 from reproduce.runs.directory import Run
 from reproduce.runs.provenance import source_tree
 from reproduce.settings import ConfigError
@@ -38,10 +38,11 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     Of several processes, which torchrun starts or the setting ``processes``, only the first yields
     rows and writes.
 
-    Raises ConfigError before any work if device or data cannot be trained on, or if processes
-    differ in settings, code or data; Diverged if a loss is not finite; Lost in the processes that
-    are left when one of them is gone."""
+    Raises ConfigError before any work if device or data cannot be trained on, if a finished run is
+    of other data than is here now, or if processes differ in settings, code or data; Diverged if a
+    loss is not finite; Lost in the processes that are left when one of them is gone."""
     run = run or Run(config)
+    content.recognise(run)
     loggers.check(config)
     shown = run.finished and config.resume
     if not shown:

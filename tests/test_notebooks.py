@@ -394,7 +394,7 @@ def test_photographs_of_a_data_set_are_not_shown(tmp_path, monkeypatch):
     labels, classes = torch.arange(60) % 10, tuple("abcdefghij")
     sha256 = json.loads((COMMITTED / "metrics.json").read_text())["data"]["sha256"]
     images = data.Images("cifar10", pixels, labels, torch.ones(60).byte(), classes, sha256)
-    monkeypatch.setattr(data, "load", lambda config: images)
+    monkeypatch.setattr(data, "load", lambda config, sha256: images)
     monkeypatch.chdir(ROOT)
     cells = code_cells(ROOT / "notebooks" / "features.ipynb")
     namespace, drawn = {}, []

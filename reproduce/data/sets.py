@@ -98,12 +98,43 @@ def moments(images: Images) -> tuple[Tensor, Tensor]:
     return packed.level_moments(packed.level_counts(images.pixels))
 
 
-def load(config: Config) -> Images:
-    """A configuration's data set, from its cached file if there is one; or ConfigError."""
-    root = Path(os.path.expanduser(config.data_dir)) if config.data_dir else ROOT / "data"
+def load(config: Config, sha256: str = "") -> Images:
+    """A configuration's data set, from its cached file if there is one; or ConfigError. sha256: of
+    images of a folder that were read before; they are taken from the file that was made of them
+    then, though the folder may be gone or hold others."""
     folder = Path(os.path.expanduser(config.folder))
+    made = place(config).glob(f"{config.dataset}-*.npz") if config.dataset in FOLDERS else ()
+    for path in made if sha256 else ():
+        if written_digest(path) == sha256:
+            return read_cached(folder.resolve().name, path)
     if config.folder and is_packed(folder):
         return from_packed(folder, config)
+    return read_cached(*cached_file(config, folder))
+
+
+def digest(config: Config) -> str:
+    """The SHA-256 of a configuration's data set as it is here now; empty where it is not, and would
+    have to be downloaded."""
+    folder = Path(os.path.expanduser(config.folder))
+    if config.folder and is_packed(folder):
+        return packed.read_index(folder)["sha256"]
+    if config.dataset in FOLDERS and not os.path.exists(folder):
+        return ""
+    if config.dataset not in FOLDERS and not (place(config) / f"{config.dataset}.npz").exists():
+        return ""
+    name, path = cached_file(config, folder)
+    return written_digest(path) or read_cached(name, path).sha256
+
+
+def place(config: Config) -> Path:
+    """The folder in which data sets are kept."""
+    return Path(os.path.expanduser(config.data_dir)) if config.data_dir else ROOT / "data"
+
+
+def cached_file(config: Config, folder: Path) -> tuple[str, Path]:
+    """The name of a data set that is not packed, and its cached file, which is made if it is not
+    there."""
+    root = place(config)
     if config.dataset in FOLDERS:
         try:
             found, classes = list_dataset(folder, config.dataset)
@@ -121,7 +152,7 @@ def load(config: Config) -> Images:
                     write_cached(path, **read_folder(folder, found, classes, config))
                 else:
                     write_cached(path, **fetch(name, root))
-    return read_cached(name, path)
+    return name, path
 
 
 def from_packed(folder: Path, config: Config) -> Images:
@@ -238,6 +269,15 @@ def write_cached(path: Path, **content) -> None:
     arrays = canonical(**content)
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays, sha256=np.asarray(content_hash(arrays)))
+
+
+def written_digest(path: Path) -> str:
+    """The SHA-256 that a cached file says of itself; empty where it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return str(file["sha256"])
+    except Exception:  # zipfile and numpy raise many kinds
+        return ""
 
 
 def read_cached(name: str, path: Path) -> Images:

@@ -156,7 +156,7 @@ def look(run_dir: str, at_most: int = 4000, data_dir: str = "", batch: int = 256
     """Load a finished run and its images; ConfigError if they are not there or are others now."""
     clusterer = Clusterer(run_dir)
     config = clusterer.config.replace(data_dir=data_dir)
-    images = data.load(config)
+    images = data.load(config, clusterer.metrics["data"]["sha256"])
     if images.sha256 != clusterer.metrics["data"]["sha256"]:
         now = "was trained on other images than are there now: -p resume False trains it anew"
         raise ConfigError(f"run_dir: {run_dir!r} {now}")
@@ -215,11 +215,11 @@ def table(frame: pd.DataFrame, formats: Mapping[str, str], **more) -> Styler:
 
 
 def related(found: Look) -> pd.DataFrame:
-    """Runs on the same images that differ from this one in K and seed alone: K, seed, assignments,
-    and the agreement between their heads."""
+    """Runs on the same images, wherever they lay, that differ from this one in K and seed alone: K,
+    seed, assignments, and the agreement between their heads."""
 
     def rest(config: dict) -> dict:
-        return {k: v for k, v in config.items() if k not in ("seed", "n_clusters")}
+        return {k: v for k, v in config.items() if k not in ("seed", "n_clusters", "folder")}
 
     rows, own = [], rest(read_json(found.path / "config.json"))
     sha256 = found.clusterer.metrics["data"]["sha256"]

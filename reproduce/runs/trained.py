@@ -49,7 +49,7 @@ class Trained:
                 raise wrong_run(run, "has no apply.npz, which other images are normalised by")
             part = self.images = like(self.config, len(moments[0]), folder)
         else:
-            self.images = data.load(self.config)
+            self.images = data.load(self.config, self.metrics["data"]["sha256"])
             if self.images.sha256 != self.metrics["data"]["sha256"]:
                 others = f"was trained on other images than {self.images.name!r} holds now"
                 raise wrong_run(run, others)

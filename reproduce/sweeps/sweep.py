@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from reproduce.config import Config
 from reproduce.files import ROOT
+from reproduce.runs import content
 from reproduce.runs.directory import Run, read_metrics, whole_or_left_out
 from reproduce.settings import ConfigError, read_word, short_repr
 from reproduce.sweeps import launch
@@ -100,6 +101,12 @@ def sweep(
         seen.add(setting)
         name = f"{config.dataset}/{config.method}/{run.path.name}"
         rows.append({"name": name, "config": config, "path": run.path, "log": ""})
+        try:
+            content.recognise(run)
+        except ConfigError as error:
+            rows[-1] |= {"status": "failed", "log": str(error)}
+            continue
+        rows[-1]["path"] = run.path
         if run.finished and config.resume:
             rows[-1]["status"] = "skipped"
         elif writer := run.writer():
