@@ -66,6 +66,41 @@ def feature_contrast(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor
     return info_nce(gram(z) / temperature)
 
 
+def views_contrast(z: Tensor, temperature: float = 0.1, decoupled: bool = False) -> Tensor:
+    """NT-Xent of each pair of views of an image against all views of all other images, in one
+    matrix product; with two views that of ``feature_contrast``. decoupled: the positive leaves the
+    denominator (DCL, Yeh et al., ECCV 2022, arXiv 2110.06848).
+
+    z: ``[V, B, D]``, at least two images. Returns a scalar, above 0 if not decoupled.
+
+    mean over i and v != w of  log(1 + N(i, v) / exp f(iv, iw));  decoupled: without the 1
+    N(i, v) = sum over j != i and all u of exp f(iv, ju),   f = cosine / temperature"""
+    v, b = z.shape[:2]
+    similarity = gram(normalized(z.flatten(0, 1))) / temperature  # [V B, V B]
+    image = torch.arange(b, device=z.device).repeat(v)
+    same = image == image.unsqueeze(-1)
+    negatives = similarity.masked_fill(same, float("-inf")).logsumexp(-1).view(v, 1, b)
+    positive = similarity.view(v, b, v, b).diagonal(0, 1, 3)  # [V, V, B]
+    above = negatives - positive
+    each = above if decoupled else F.softplus(above)
+    others = 1 - torch.eye(v, device=z.device).unsqueeze(-1)
+    return (each * others).sum() / (v * (v - 1) * b)
+
+
+def covariance(z: Tensor) -> Tensor:
+    """The covariance term of VICReg (Bardes et al., ICLR 2022, eq. 4) on standardised features, as
+    in Barlow Twins: over a batch, no feature shall tell another.
+
+    z: ``[N, D]`` -> a scalar, from 0 to D - 1.
+
+    1/D sum_{c != d} C_cd^2,   C the correlations of the D features over the N rows"""
+    z = F.batch_norm(at_least_float32(z), None, None, training=True)
+    with not_narrowed(z):
+        correlation = z.mT @ z / len(z)
+    square = correlation.square()
+    return (square.sum() - square.diagonal().sum()) / z.shape[-1]
+
+
 def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
     """InfoNCE of a query against its own key and a queue of others' keys (MoCo, eq. 1). No gradient
     reaches a key.

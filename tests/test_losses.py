@@ -137,6 +137,78 @@ def test_feature_contrast_in_closed_form(temperature):
     )
 
 
+def loop_views_contrast(z, temperature, decoupled):
+    """Of each view of each image its other views, against every view of every other image."""
+    z = z / z.square().sum(-1, keepdim=True).sqrt()
+    (n_views, n), terms = z.shape[:2], []
+    for i in range(n):
+        for v in range(n_views):
+            for w in range(n_views):
+                if v != w:
+                    positive = torch.exp(z[v, i] @ z[w, i] / temperature)
+                    total = 0.0 if decoupled else positive
+                    for j in range(n):
+                        for u in range(n_views):
+                            if j != i:
+                                total = total + torch.exp(z[v, i] @ z[u, j] / temperature)
+                    terms.append(torch.log(total / positive))
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4), (4, 2, 3)])
+def test_views_contrast_is_the_loop(shape, decoupled, dtype):
+    agree(
+        lambda z: losses.views_contrast(z, 0.2, decoupled),
+        lambda z: loop_views_contrast(z, 0.2, decoupled),
+        [3 * torch.randn(shape, dtype=torch.float64)],
+        dtype,
+    )
+
+
+def test_views_contrast_of_two_views_is_feature_contrast():
+    z = torch.randn(2, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(losses.views_contrast(z, 0.3), losses.feature_contrast(*z, 0.3))
+
+
+def test_views_contrast_in_closed_form():
+    """Orthogonal images whose three views are one: 1 at the positive, 0 at the 3 (B - 1) others."""
+    z = torch.eye(4, 7, dtype=torch.float64).expand(3, -1, -1)
+    for decoupled in (False, True):
+        total = (0 if decoupled else math.exp(2)) + 9
+        value = float(losses.views_contrast(z, 0.5, decoupled))
+        assert value == pytest.approx(math.log(total) - 2, abs=1e-12)
+
+
+def loop_covariance(z):
+    n, d = z.shape
+    mean = [sum(z[i, c] for i in range(n)) / n for c in range(d)]
+    std = [(sum((z[i, c] - mean[c]) ** 2 for i in range(n)) / n + 1e-5) ** 0.5 for c in range(d)]
+    total = 0.0
+    for a in range(d):
+        for b in range(d):
+            if a != b:
+                both = sum((z[i, a] - mean[a]) * (z[i, b] - mean[b]) for i in range(n)) / n
+                total = total + (both / (std[a] * std[b])) ** 2
+    return total / d
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_covariance_is_the_loop(dtype):
+    z = 2 + torch.randn(7, 4, dtype=torch.float64)
+    agree(losses.covariance, loop_covariance, [z], dtype)
+
+
+def test_covariance_in_closed_form():
+    """Features that are one another: every correlation is 1. Crossed ones: every one is 0."""
+    x = torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
+    y = torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
+    equal, crossed = x[:, None].expand(-1, 3), torch.stack([x, y], -1)
+    assert float(losses.covariance(equal)) == pytest.approx(2, abs=1e-4)
+    assert float(losses.covariance(crossed)) == pytest.approx(0, abs=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", [(5, 4), (3, 4, 3), (2, 2, 2, 3)])
 @pytest.mark.parametrize("critic", CRITICS)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reproduce import losses
 from reproduce.methods import groups
-from reproduce.methods.base import Backbone, Method, heads_mlp
+from reproduce.methods.base import Backbone, Method, heads_mlp, mlp
 from reproduce.settings import setting
 
 
@@ -40,6 +40,18 @@ class CRLC(Method):
         )
         entropy_smoothed: bool = setting(False, "take the entropy of smoothed probabilities")
         lambda2: float = setting(10.0, "weight of the feature contrast", (0, None))
+        negatives: str = setting(
+            "pair",
+            "of the feature contrast; pair: of the same two views, all: of all views, decoupled: "
+            "all, without the positive in the denominator (DCL)",
+            "pair all decoupled",
+        )
+        covariance_weight: float = setting(
+            0.0, "weight, beside the feature contrast, of the projections' correlations", (0, None)
+        )
+        projector_batchnorm: bool = setting(
+            False, "batch norm after the hidden layer of the projector"
+        )
         critic: str = setting(
             "log_dot", "critic of the probability contrast", "log_dot dot neg_l2 neg_js"
         )
@@ -77,21 +89,29 @@ class CRLC(Method):
         self.n_heads = config.n_heads
         sizes = backbone.n_features, config.head_hidden
         kind = config.head_bias, config.head_init
-        self.projector = heads_mlp(1, *sizes, config.projection_dim, *kind)
+        if config.projector_batchnorm:
+            self.projector = mlp(*sizes, config.projection_dim)
+        else:
+            self.projector = heads_mlp(1, *sizes, config.projection_dim, *kind)
         self.heads = heads_mlp(config.n_heads, *sizes, n_clusters, *kind)
 
     def loss(self, views: tuple[Tensor, ...], index: Tensor) -> dict[str, Tensor]:
         """ "feature_contrast" above 0, "probability_contrast" at least 0, "entropy" from 0 to log K
         nats: scalars, the last two as means over the heads; "head_losses" ``[H]``. With more than
-        two views the contrasts are averaged over their pairs."""
+        two views the contrasts are averaged over their pairs. With ``covariance_weight``, lambda2
+        weighs the feature contrast and "covariance" together."""
         c, n = self.config, self.config.n_views
         features = self.encode(views)  # [V B, F]
         i, j = torch.triu_indices(n, n, 1, device=features.device)  # the pairs of views
-        z = self.projector(features)[0].unflatten(0, (n, -1))  # [V, B, D]
+        z = self.projections(features).unflatten(0, (n, -1))  # [V, B, D]
         logits = losses.at_least_float32(self.heads(features))  # [H, V B, K]
         p = logits.softmax(-1).unflatten(1, (n, -1))  # [H, V, B, K]
 
-        feature_contrast = losses.feature_contrast(z[i], z[j], c.temperature).mean()
+        if c.negatives == "pair":
+            feature_contrast = losses.feature_contrast(z[i], z[j], c.temperature).mean()
+        else:
+            decoupled = c.negatives == "decoupled"
+            feature_contrast = losses.views_contrast(z, c.temperature, decoupled)
         smoothed = losses.smooth(p, c.smoothing)
         pairs = losses.probability_contrast(smoothed[:, i], smoothed[:, j], c.critic)
         probability_contrast = pairs.mean(-1)  # [H]
@@ -102,18 +122,27 @@ class CRLC(Method):
             # the mean over all views' images is the mean over the views
             clamp = losses.logit_clamp(logits, c.logit_clamp)
             head_losses = head_losses + c.logit_clamp_weight * clamp
-        return {
+        named = {
             "loss": c.lambda2 * feature_contrast + head_losses.mean(),
             "feature_contrast": feature_contrast,
             "probability_contrast": probability_contrast.mean(),
             "entropy": entropy.mean(),
             "head_losses": head_losses,
         }
+        if c.covariance_weight:
+            covariance = losses.covariance(z.flatten(0, 1))
+            named["covariance"] = covariance
+            named["loss"] = named["loss"] + c.lambda2 * c.covariance_weight * covariance
+        return named
+
+    def projections(self, features: Tensor) -> Tensor:
+        """``[N, F]`` -> ``[N, D]``."""
+        return self.projector(features).flatten(0, -2)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         features = self.backbone(images)
         return {
             "backbone": features,
-            "projection": self.projector(features)[0],
+            "projection": self.projections(features),
             "probabilities": losses.at_least_float32(self.heads(features)).softmax(-1),
         }

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_losses import LOOP_CRITICS, loop_entropy, loop_feature_contrast, loop_info_nce
+from test_losses import (
+    LOOP_CRITICS,
+    loop_covariance,
+    loop_entropy,
+    loop_feature_contrast,
+    loop_info_nce,
+    loop_views_contrast,
+)
 from torch import nn
 
 from reproduce.config import Config
@@ -65,8 +72,18 @@ def from_the_formulas(method, views):
             x = x.clamp_min(0) if layer is first else x
         return x
 
-    z = mlp(method.projector, 0, features)
-    fc = loop_feature_contrast(z[:B], z[B:], c.temperature)
+    if c.projector_batchnorm:
+        first, norm, _, last = method.projector
+        hidden = features @ first.weight.T
+        hidden = (hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + norm.eps).sqrt()
+        z = F.linear((hidden * norm.weight + norm.bias).clamp_min(0), last.weight, last.bias)
+    else:
+        z = mlp(method.projector, 0, features)
+    if c.negatives == "pair":
+        fc = loop_feature_contrast(z[:B], z[B:], c.temperature)
+    else:
+        both = torch.stack([z[:B], z[B:]])
+        fc = loop_views_contrast(both, c.temperature, c.negatives == "decoupled")
     pcs, entropies, heads = [], [], []
     for head in range(c.n_heads):
         logits = mlp(method.heads, head, features)
@@ -87,8 +104,10 @@ def from_the_formulas(method, views):
         entropies.append(entropy)
         heads.append(pc - c.lambda1 * entropy + c.logit_clamp_weight * clamp)
     mean = lambda terms: sum(terms) / len(terms)  # noqa: E731
-    return {
-        "loss": c.lambda2 * fc + mean(heads),
+    beside = {"covariance": loop_covariance(z)} if c.covariance_weight else {}
+    fc_beside = fc + sum(c.covariance_weight * term for term in beside.values())
+    return beside | {
+        "loss": c.lambda2 * fc_beside + mean(heads),
         "feature_contrast": fc,
         "probability_contrast": mean(pcs),
         "entropy": mean(entropies),
@@ -123,6 +142,9 @@ CHANGES = [  # the settings, and the settings from which they must differ
     (dict(n_heads=5), {}),
     (dict(head_bias=False, head_init="torch"), dict(head_init="torch")),
     (dict(head_init="torch"), {}),
+    (dict(negatives="decoupled"), {}),
+    (dict(covariance_weight=0.3), {}),
+    (dict(projector_batchnorm=True), {}),
     (dict(views="apart"), {}),
     (dict(batchnorm_split=2), {}),
     (dict(batchnorm_split=2), dict(views="apart")),
@@ -142,6 +164,7 @@ def test_loss_is_that_of_the_formulas(settings, other):
         "probability_contrast",
         "entropy",
         "head_losses",
+        *["covariance"] * ("covariance_weight" in settings),
     ]
     assert ours["head_losses"].shape == (method.config.n_heads,)
     for name in ours:

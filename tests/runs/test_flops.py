@@ -99,6 +99,8 @@ CASES = [
     ("byol", {"batchnorm_split": 2, "shuffle_keys": True}),
     ("simclr", {"sobel": True, "backbone": "compact", "width": 2, "precision": "bfloat16"}),
     ("crlc", {"optimizer": "muon"}),
+    ("crlc", {"n_views": 3, "negatives": "all", "covariance_weight": 0.1}),
+    ("crlc", {"projector_batchnorm": True}),
     ("simsiam", {"augmentation": "images", "view_size": 12, "eval_size": 16, "split": "test"}),
 ]  # fmt: skip
 
