@@ -77,7 +77,8 @@ class KMeans:
 
     @plainly()
     def fit(self, x) -> KMeans:
-        """x: float ``[N, D]``, a tensor on any device or an array, also ``np.memmap``. Beyond x,
+        """x: float ``[N, D]``, a tensor on any device, an array, also ``np.memmap``, or what makes
+        its rows when they are read (with ``ndim``, ``shape``, ``dtype``, ``device``). Beyond x,
         memory holds a block, the sample for the seeding and some ``[R, N]``.
 
         ValueError if x has another shape, is not finite, or has fewer samples than clusters."""
@@ -126,12 +127,12 @@ class Blocks:
     def __init__(
         self, x, cosine: bool = False, sharded: bool = False, dtype: torch.dtype | None = None
     ):
-        self.x = x = x if isinstance(x, (Tensor, np.ndarray)) else np.array(x)
+        self.x = x = x if hasattr(x, "ndim") else np.array(x)
         if x.ndim != 2 or 0 in x.shape:
             raise ValueError(f"x must have shape [N, D], N and D at least 1, got {[*x.shape]}")
         self.cosine, self.sharded = cosine, sharded
         dtype = dtype or (torch.float64 if "float64" in str(x.dtype) else torch.float32)
-        device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+        device = torch.device(getattr(x, "device", "cpu"))
         fits = BLOCK.get(device.type, 1 << 30) // (dtype.itemsize * (x.shape[1] + 1))
         self.size = min(len(x), max(1, fits))
         self.buffer = torch.ones(self.size, x.shape[1] + 1, dtype=dtype, device=device)

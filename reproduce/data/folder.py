@@ -5,12 +5,14 @@ A file is read rightly or named: nothing that looks like an image is passed over
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from reproduce.settings import ConfigError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
 SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
+AT_ONCE = 1 << 26  # pixels that all threads decode at a time, but for one larger image alone
 PAGES = os.sysconf("SC_PHYS_PAGES")  # of this machine's memory
 IMAGENETS = {  # classes by their WordNet id, or how many; as in the code of DAC and of CC
     "imagenet10": "n02056570 n02085936 n02128757 n02690373 n02692877 n03095699 n04254680 n04285008 "
@@ -231,6 +234,28 @@ def fill(place: np.ndarray, file: Path) -> str:
         return why.splitlines()[0]
 
 
+class Room:
+    """Room for so many pixels that threads share. Who needs more than all of it has it alone."""
+
+    def __init__(self, most: int):
+        self.most, self.used, self.changed = most, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.used or self.used + pixels <= self.most)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= pixels
+                self.changed.notify_all()
+
+
+room = Room(AT_ONCE)
+
+
 def read_image(file: Path, side: int) -> np.ndarray:
     """uint8 ``[3, side, side]``: the first frame, upright by its EXIF, RGB, on white where it is
     transparent; the shorter side resized to ``side``, the centre cut out."""
@@ -238,19 +263,27 @@ def read_image(file: Path, side: int) -> np.ndarray:
     # to be turned
     with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
         image.draft(None, (2 * side, 2 * side))  # a large JPEG at a half, a quarter or an eighth
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode == "F":
-            raise ValueError("floating-point grey levels, whose range is not known")
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-            grey = np.asarray(image)
-            if grey.min() < 0 or grey.max() > 0xFFFF:
-                raise ValueError("grey levels beyond 16 bits, whose range is not known")
-            image = Image.fromarray((grey >> 8).astype(np.uint8))
-        elif image.has_transparency_data:
+        with room.of(image.width * image.height):
+            image = plain(image)
+            if image.mode == "RGBA" and image.size != (side, side):
+                image = image.convert("RGBa")  # as Pillow does itself, and keeps what it was
+            image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+        if image.mode in ("RGBa", "RGBA"):
             image = image.convert("RGBA")
-        elif image.mode not in ("L", "RGB", "CMYK"):  # which are resized as they are
-            image = image.convert("RGB")
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
-        if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """A file's image upright, in a mode that can be resized; not copied where it is so already."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise ValueError("floating-point grey levels, whose range is not known")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 0xFFFF:
+            raise ValueError("grey levels beyond 16 bits, whose range is not known")
+        return Image.fromarray((grey >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        return image if image.mode == "RGBA" else image.convert("RGBA")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from reproduce import processes
 
+SIMILARITIES = {"cpu": 128 << 20, "cuda": 1 << 30}  # bytes that are held at a time
+
 
 def knn_accuracy(
     bank: Tensor,
@@ -18,7 +20,7 @@ def knn_accuracy(
     k: int = 200,
     temperature: float = 0.1,
     itself: bool = False,
-    chunk: int = 4096,
+    chunk: int = 0,
     bank_chunk: int = 1 << 16,
 ) -> float:
     """Accuracy of a vote among the k most similar images, each weighted by exp(cosine /
@@ -26,8 +28,9 @@ def knn_accuracy(
 
     bank: ``[M, D]`` with labels ``[M]``; queries: ``[N, D]`` with labels ``[N]``, int64 from 0 on.
     itself: the queries are the bank, and none votes for itself. With fewer than k images in the
-    bank, all of them vote. At most ``[chunk, bank_chunk]`` similarities are held at a time. Of
-    several processes each looks up its share of the queries, and all get the result, in 0..1."""
+    bank, all of them vote. At most ``[chunk, bank_chunk]`` similarities are held at a time; chunk
+    0: as many as ``SIMILARITIES`` allows. Of several processes each looks up its share of the
+    queries, and all get the result, in 0..1."""
     n_classes = int(max(bank_labels.max(), labels.max())) + 1
     bank_labels, labels = bank_labels.to(bank.device), labels.to(bank.device)
     right = torch.zeros((), dtype=torch.long, device=bank.device)
@@ -50,7 +53,7 @@ def most_similar(
     queries: Tensor,
     k: int,
     itself: bool = False,
-    chunk: int = 4096,
+    chunk: int = 0,
     bank_chunk: int = 1 << 16,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield, for some queries at a time, their slice, the cosines ``[n, k]`` to their k most
@@ -58,6 +61,8 @@ def most_similar(
     Arguments as in ``knn_accuracy``. Of several processes each looks up its share of the queries.
     """
     bank = F.normalize(bank.float(), dim=-1)
+    row = bank.element_size() * min(len(bank), bank_chunk)  # bytes of one query's
+    chunk = chunk or max(1, min(4096, SIMILARITIES.get(bank.device.type, 1 << 30) // row))
     share = processes.own(len(queries))
     for start in range(share.start, share.stop, chunk):
         stop = min(start + chunk, share.stop)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reproduce import metrics
+from reproduce import metrics, processes
 from reproduce.config import Config
 from reproduce.data import packed
 from reproduce.data.sets import Images
@@ -17,6 +17,23 @@ from reproduce.kmeans import KMeans
 from reproduce.methods import Method
 
 MOST_PIXELS = 1 << 25  # values of packed pixels that k-means may have in memory
+
+
+class Levels:
+    """This process's share of pixels uint8 ``[N, C, S, S]`` as samples ``[n, D]`` in 0..1, made
+    when they are read: as floats they would take four times their memory."""
+
+    def __init__(self, pixels: Tensor | packed.Pixels):
+        self.pixels, self.device = pixels, pixels.device
+        self.rows = torch.arange(len(pixels))[processes.own(len(pixels))]
+        self.ndim, self.dtype = 2, torch.float32
+        self.shape = len(self.rows), pixels.shape[1:].numel()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        return self.pixels[self.rows[index]].to(self.device).flatten(1).float().div(255)
 
 
 class Scores:
@@ -107,8 +124,8 @@ class Scores:
         are packed and would not be held in memory."""
         if not isinstance(pixels, Tensor) and pixels.shape.numel() > MOST_PIXELS:
             return None
-        values = pixels[:].to(pixels.device).flatten(1).float().div(255)
-        return self.of(fitted_clusters(KMeans(self.n_clusters, sharded=True), values))
+        kmeans = KMeans(self.n_clusters, sharded=True).fit(Levels(pixels))
+        return self.of(processes.gather_rows(kmeans.labels_).cpu().numpy())
 
     def kmeans_protocols(self, features: dict[str, Tensor]) -> list[dict]:
         """What the protocol of evaluation is worth: k-means on either space ``[N, D]``, as it is or

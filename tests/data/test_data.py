@@ -9,6 +9,7 @@ import pickle
 import resource
 import socket
 import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from reproduce.config import Config
 from reproduce.data import folder as folder_module
@@ -596,6 +597,49 @@ def test_every_kind_of_image_is_read_rightly_and_without_noise(home):
             f"{name}: {colour(images, i)}, not {expected}"
         )
     assert len(images) == len(READ)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 9), (30, 20)])
+def test_what_is_transparent_is_resized_as_pillow_does(home, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(home / "images" / "a.png")
+    fitted = ImageOps.fit(image, (8, 8), Image.Resampling.BILINEAR)
+    expected = Image.alpha_composite(Image.new("RGBA", (8, 8), "white"), fitted).convert("RGB")
+    found = load(home).pixels[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_threads_decode_no_more_pixels_at_a_time_than_there_is_room_for(home, monkeypatch):
+    """Images of 900 pixels in a room for 2,000: two at a time; one of 2,500 is decoded alone."""
+    for i in range(12):
+        side = 50 if i % 4 == 0 else 30
+        Image.new("RGB", (side, side), (i, 0, 0)).save(home / "images" / f"{i:02}.png")
+    now, seen, plain = [], [], folder_module.plain
+
+    def watched(image):
+        now.append(image.width * image.height)
+        seen.append((len(now), sum(now)))
+        time.sleep(0.01)
+        now.remove(image.width * image.height)
+        return plain(image)
+
+    monkeypatch.setattr(folder_module, "plain", watched)
+    monkeypatch.setattr(folder_module, "room", folder_module.Room(2000))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert load(home).pixels[:, 0, 0, 0].tolist() == [*range(12)]
+    assert len(seen) == 12 and max(n for n, _ in seen) == 2
+    assert {n for n, pixels in seen if pixels > 2000} == {1}
+    assert folder_module.room.used == 0
+
+
+def test_an_image_that_cannot_be_decoded_leaves_its_room(home, monkeypatch):
+    monkeypatch.setattr(folder_module, "room", folder_module.Room(2000))
+    file = home / "images" / "a.png"
+    Image.new("RGB", (40, 40)).save(file)
+    file.write_bytes(file.read_bytes()[:-30])
+    assert folder_module.fill(np.zeros((3, 8, 8), np.uint8), file)
+    assert folder_module.room.used == 0
 
 
 @pytest.mark.parametrize(

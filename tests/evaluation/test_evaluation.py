@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn import metrics as theirs
 from torch import nn
 
-from reproduce import Config, metrics
+from reproduce import Config, kmeans, metrics
 from reproduce.augment import Augment
 from reproduce.data import sets as data
 from reproduce.data.sets import Images, evenly
@@ -20,7 +20,7 @@ from reproduce.evaluation.evaluator import reduced
 from reproduce.evaluation.extractor import Extractor
 from reproduce.evaluation.probes import knn_accuracy
 from reproduce.evaluation.rules import Alignment, Heads, by_heads, by_kmeans, fitted_clusters
-from reproduce.evaluation.scores import Scores
+from reproduce.evaluation.scores import Levels, Scores
 from reproduce.evaluation.traces import Traces
 from reproduce.kmeans import KMeans
 from reproduce.methods import METHODS
@@ -315,6 +315,20 @@ def test_the_floor_is_kmeans_on_pixels():
     scores, images = scored()
     clusters = KMeans(3).fit_predict(images.pixels.flatten(1).float() / 255).numpy()
     assert scores.kmeans_pixels(images.pixels) == scores.of(clusters)
+
+
+def test_pixels_are_floats_only_while_a_block_of_them_is_read(monkeypatch):
+    """As much at a time as k-means reads, and to the same bits as all of them at once."""
+    images, get = labelled(n=90), Levels.__getitem__
+    whole = images.pixels.flatten(1).float() / 255
+    rows = Levels(images.pixels)
+    assert (len(rows), rows.shape, rows.dtype) == (90, whole.shape, torch.float32)
+    read = []
+    monkeypatch.setattr(kmeans, "BLOCK", {"cpu": 4 * 65 * 20})
+    monkeypatch.setattr(Levels, "__getitem__", lambda *a: (read.append(len(get(*a))), get(*a))[1])
+    found = KMeans(3).fit(rows)
+    assert max(read) == 90 and read.count(90) == 1, "k-means++ draws from all, where they are few"
+    assert torch.equal(found.labels_, KMeans(3).fit(whole).labels_)
 
 
 def test_clusters_of_a_fit_are_numbers():

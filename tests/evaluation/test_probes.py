@@ -120,6 +120,15 @@ def test_neighbours_are_the_loops(blurred, chunk, bank_chunk):
 # ---- linear classifier
 
 
+@pytest.mark.parametrize("rows, expected", [(7, 7), (1, 1), (0.5, 1), (1e6, 90)])
+def test_similarities_take_so_many_bytes(blurred, monkeypatch, rows, expected):
+    """However many images there are, the block of similarities is no larger."""
+    x = blurred[0]
+    monkeypatch.setattr(probes, "SIMILARITIES", {"cpu": int(rows * 4 * len(x))})
+    sizes = [part.stop - part.start for part, *_ in probes.most_similar(x, x, 4, True)]
+    assert max(sizes) == expected and sum(sizes) == len(x)
+
+
 def test_linear_separates_what_is_separable():
     """Classes on either side of planes; one that no plane cuts out is not found. A scale per
     feature changes nothing."""
