@@ -26,6 +26,13 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
 SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
 AT_ONCE = 1 << 26  # pixels that all threads decode at a time, but for one larger image alone
 PAGES = os.sysconf("SC_PHYS_PAGES")  # of this machine's memory
+RUBBISH = (  # folders that systems make beside a user's, in small letters
+    "__macosx",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "@eadir",
+)
 IMAGENETS = {  # classes by their WordNet id, or how many; as in the code of DAC and of CC
     "imagenet10": "n02056570 n02085936 n02128757 n02690373 n02692877 n03095699 n04254680 n04285008 "
     "n04467665 n07747607".split(),
@@ -44,22 +51,26 @@ def list_dataset(folder: Path, dataset: str) -> tuple[ImageFiles, list[str]]:
 def list_folder(folder: Path) -> tuple[ImageFiles, list[str]]:
     """Each image file with its label and its split, and the names of the classes.
 
-    ``<folder>/{train,test}/<class>/*``, ``<folder>/<class>/*``, or without labels
-    ``<folder>/{train,test}/*``, ``<folder>/*``. Hidden files and those without the suffix of an
-    image are passed over. A class may be missing in test, but not in train.
+    ``<folder>/{train,test}/<class>/*``, or without labels ``<folder>/{train,test}/*``; and any
+    other tree of folders, whose images have labels where all lie as ``<folder>/<class>/*`` in two
+    classes or more. Passed over are hidden files, those without the suffix of an image, folders
+    that systems make, and those without an image. A class may be missing in test, but not in train.
     """
     folders, images = entries(folder)
     named = {d.name.lower(): d for d in folders}
     parts = [named[part] for part in ("train", "test") if part in named] or [folder]
     if "test" in named and "train" not in named:
         raise wrong(folder, "holds 'test' but no 'train': add it, or rename 'test' if a class")
-    beside = [e.name for e in folders + images if "train" in named and e not in parts]
+    if parts == [folder]:
+        return tree(folder)
+    beside = [e.name for e in folders + images if e not in parts]
     if beside:
         why = "only 'train' and 'test' are read then, move or rename it"
         raise wrong(folder, f"holds {beside[0]!r} beside 'train': {why}")
     found, classes = [], []
     for split, part in enumerate(parts):
         folders, images = entries(part)
+        folders = [d for d in folders if walk(d)]
         if folders and images:
             both = f"images ({images[0].name!r}) beside class folders ({folders[0].name!r})"
             raise wrong(part, f"holds {both}: put each image into a class folder, or have none")
@@ -74,18 +85,34 @@ def list_folder(folder: Path) -> tuple[ImageFiles, list[str]]:
             if directory.name not in classes:
                 where = f"among the {len(classes)} classes of 'train'"
                 raise wrong(directory, f"has no counterpart {where}")
-            if nested := entries(directory)[0]:
+            if nested := [d for d in entries(directory)[0] if walk(d)]:
                 what = f"holds a folder, {nested[0].name!r}: move its images up"
                 raise wrong(directory, f"is a class, but {what}")
             found += of_class(directory, classes.index(directory.name), split)
     return found, classes
 
 
+def tree(folder: Path) -> tuple[ImageFiles, list[str]]:
+    """``list_folder`` of a folder without ``train``."""
+    files = walk(folder)
+    if not files:
+        raise without_images(folder)
+    parts = [file.relative_to(folder).parts for file in files]
+    classes = sorted({first for first, *_ in parts})
+    if len(classes) < 2 or any(len(some) != 2 for some in parts):
+        return [(file, -1, 0) for file in files], []
+    number = {name: i for i, name in enumerate(classes)}
+    return [(file, number[some[0]], 0) for file, some in zip(files, parts)], classes
+
+
+def without_images(folder: Path) -> ConfigError:
+    return wrong(folder, f"holds no image: fill or remove it (looked for {' '.join(SUFFIXES)})")
+
+
 def of_class(directory: Path, label: int, split: int) -> ImageFiles:
     images = entries(directory)[1]
     if not images:
-        looked = f"looked for {' '.join(SUFFIXES)}"
-        raise wrong(directory, f"holds no image: fill or remove it ({looked})")
+        raise without_images(directory)
     return [(file, label, split) for file in images]
 
 
@@ -117,23 +144,25 @@ def list_imagenet(folder: Path, dataset: str) -> tuple[ImageFiles, list[str]]:
 
 def list_images(folder: Path) -> list[Path]:
     """Every image file in a folder and in the folders below it, in the order of ``list_folder``."""
-
-    def walk(directory: Path, above: tuple[Path, ...]) -> list[Path]:
-        real = directory.resolve()
-        if real in above:  # a link that leads back
-            return []
-        folders, images = entries(directory)
-        if not above and {"train", "test"} <= {d.name.lower() for d in folders}:
-            folders.sort(key=lambda d: d.name.lower() == "test")
-        return images + [file for d in folders for file in walk(d, (*above, real))]
-
     try:
-        found = walk(folder, ())
+        found = walk(folder)
     except OSError as error:
         raise wrong(folder, f"cannot be listed: {error.strerror}, {error.filename!r}") from None
     if not found:
-        raise wrong(folder, f"holds no image (looked for {' '.join(SUFFIXES)})")
+        raise without_images(folder)
     return found
+
+
+def walk(directory: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """Every image file in a folder and in the folders below it; ``test`` comes after ``train``.
+    above: the folders that it lies in."""
+    real = directory.resolve()
+    if real in above:  # a link that leads back
+        return []
+    folders, images = entries(directory)
+    if not above and {"train", "test"} <= {d.name.lower() for d in folders}:
+        folders.sort(key=lambda d: d.name.lower() == "test")
+    return images + [file for d in folders for file in walk(d, (*above, real))]
 
 
 def entries(directory: Path) -> tuple[list[Path], list[Path]]:
@@ -142,6 +171,7 @@ def entries(directory: Path) -> tuple[list[Path], list[Path]]:
         there = directory.exists()
         raise wrong(directory, "is a file: name a folder of images" if there else "does not exist")
     found = sorted(e for e in directory.iterdir() if not e.name.startswith("."))
+    found = [e for e in found if e.name.lower() not in RUBBISH]
     folders = [e for e in found if e.is_dir()]
     images = [e for e in found if e.suffix.lower() in SUFFIXES and not e.is_dir()]
     for e in found:
@@ -181,7 +211,7 @@ def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Con
     reasons = read_all(pixels, paths)
     good = np.array([not reason for reason in reasons])
     bad = {name: reason for name, reason in zip(names, reasons) if reason}
-    refuse_bad(folder, names, bad, config.bad_images, "-p bad_images skip")
+    refuse_bad(folder, names, [*zip(labels, split)], bad, config.bad_images, "-p bad_images skip")
     return {
         "images": pixels[good] if bad else pixels,
         "labels": np.array(labels)[good],
@@ -199,12 +229,16 @@ def read_all(pixels: np.ndarray, files) -> list[str]:
         return list(pool.map(fill, pixels, files))
 
 
-def refuse_bad(folder: Path, names: list[str], bad: dict[str, str], bad_images: str, skip: str):
+def refuse_bad(
+    folder: Path, names: list[str], parts: list, bad: dict[str, str], bad_images: str, skip: str
+):
     """ConfigError for files that cannot be read, where they are not to be skipped or where without
-    them nothing is left in their folder. skip: how a user has them skipped."""
-    emptied = {Path(n).parent for n in names} - {Path(n).parent for n in names if n not in bad}
+    them nothing is left in their part. parts: of each name its class and split. skip: how a user
+    has them skipped."""
+    emptied = {*parts} - {part for name, part in zip(names, parts) if name not in bad}
     if bad and (bad_images == "stop" or emptied):
-        empty = emptied and f"; without them {str(folder / min(emptied))!r} is empty"
+        within = [os.path.dirname(n) for n, part in zip(names, parts) if part in emptied]
+        empty = emptied and f"; without them {str(folder / os.path.commonpath(within))!r} is empty"
         raise unreadable(folder, bad, empty or f" ({skip} leaves them out)", len(names))
 
 

@@ -152,7 +152,8 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
             stem, part = f"pixels-{i // SHARD:05d}", slice(i, i + SHARD)
             shards.append(write_shard(packed / stem, found[part], names[part], side))
         bad = {name: reason for shard in shards for name, reason in shard.pop("bad").items()}
-        refuse_bad(source, names, bad, bad_images, "--bad-images skip")
+        parts = [part for _, *part in found]
+        refuse_bad(source, names, [*map(tuple, parts)], bad, bad_images, "--bad-images skip")
         kept = [i for i, name in enumerate(names) if name not in bad]
         text = [os.fsencode(names[i]) for i in kept]
         rows = {

@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 import socket
 import threading
@@ -23,7 +24,7 @@ from reproduce.config import Config
 from reproduce.data import folder as folder_module
 from reproduce.data import packed
 from reproduce.data import sets as data
-from reproduce.data.folder import IMAGENETS
+from reproduce.data.folder import IMAGENETS, list_images, relative
 from reproduce.methods.every_run import FOLDERS
 from reproduce.settings import ConfigError
 
@@ -362,13 +363,29 @@ def test_what_does_not_fit_into_memory_is_to_be_packed(home, monkeypatch):
         (["train/2.png", "test/1.jpg"], [-1, -1], [0, 1], ()),
         (["train/2.png"], [-1], [0], ()),
         (["Train/a/1.png", "TEST/a/1.png"], [0, 0], [0, 1], ("a",)),
-        (["a/1.png", ".hidden/1.png", "a/.2.png", "a/notes.txt", "notes.txt"], [0], [0], ("a",)),
+        (["a/1.png", ".hidden/1.png", "a/.2.png", "a/notes.txt", "notes.txt"], [-1], [0], ()),
+        (["2023/05/1.jpg", "2023/06/2.jpg", "2024/3.jpg"], [-1] * 3, [0] * 3, ()),
+        (["a/1.png", "1.png"], [-1, -1], [0, 0], ()),
+        (["a/1.png", "a/more/1.png", "b/1.png"], [-1] * 3, [0] * 3, ()),
+        (["DCIM/1.jpg"], [-1], [0], ()),
+        (["a/1.png", "b/2.png", "c/"], [0, 1], [0, 0], ("a", "b")),
+        (["a/1.png", "b/2.png", "c/d/notes.txt", "Thumbs.db.txt"], [0, 1], [0, 0], ("a", "b")),
+        (
+            ["a/1.png", "b/2.png", "__MACOSX/a/1.png", "a/@eaDir/1.png", "$RECYCLE.BIN/1.png"],
+            [0, 1],
+            [0, 0],
+            ("a", "b"),
+        ),
+        (["train/a/1.png", "train/b/", "test/a/1.png", "test/b/"], [0, 0], [0, 1], ("a",)),
         (["has space/b c.png", "ünï/日本.png"], [0, 1], [0, 0], ("has space", "ünï")),
     ],
 )
 def test_layouts(home, files, labels, split, classes):
     for i, file in enumerate(files):
-        if file.endswith(".txt"):
+        (home / "images" / file).parent.mkdir(parents=True, exist_ok=True)
+        if file.endswith("/"):
+            (home / "images" / file).mkdir()
+        elif file.endswith(".txt"):
             (home / "images" / file).write_text("no image")
         else:
             picture(home / "images" / file, (20 * i, 0, 0))
@@ -379,7 +396,9 @@ def test_layouts(home, files, labels, split, classes):
         classes,
     )
     assert images.labelled == bool(classes) and images.name == "images" and images.skipped == ()
-    seen = [f for f in files if not f.endswith(".txt") and "/." not in f"/{f}"]
+    seen = [f for f in files if not f.endswith((".txt", "/")) and "/." not in f"/{f}"]
+    seen = [f for f in seen if not re.search(r"__MACOSX|@eaDir|RECYCLE", f)]
+    assert [*images.files] == [relative(f, home / "images") for f in list_images(home / "images")]
     assert sorted(images.files) == sorted(seen)
     for i, file in enumerate(images.files):
         assert abs(colour(images, i)[0] - 20 * files.index(file)) <= 1, (
@@ -392,8 +411,11 @@ def test_layouts(home, files, labels, split, classes):
     [
         ([], "'images' holds no image: fill or remove it"),
         (["notes.txt"], "'images' holds no image"),
-        (["a/1.png", "b/"], "'images/b' holds no image"),
-        (["train/a/1.png", "test/a/"], "'images/test/a' holds no image"),
+        (["b/", "__MACOSX/1.png"], "'images' holds no image"),
+        (
+            ["train/a/1.png", "test/a/"],
+            "'images' has class folders in one of 'train' and 'test' only",
+        ),
         (
             ["train/a/1.png", "test/"],
             "'images' has class folders in one of 'train' and 'test' only",
@@ -412,7 +434,6 @@ def test_layouts(home, files, labels, split, classes):
             ["train/1.png", "test/a/1.png"],
             "'images' has class folders in one of 'train' and 'test' only",
         ),
-        (["a/1.png", "1.png"], "'images' holds images ('1.png') beside class folders ('a')"),
         (
             ["train/a/1.png", "train/1.png"],
             "'images/train' holds images ('1.png') beside class folders ('a')",
@@ -421,7 +442,10 @@ def test_layouts(home, files, labels, split, classes):
         (["train/a/1.png", "val/a/1.png"], "'images' holds 'val' beside 'train'"),
         (["train/a/1.png", "1.png"], "'images' holds '1.png' beside 'train'"),
         (["train/1.png", "Train/1.png"], "beside 'train'"),
-        (["a/1.png", "a/more/1.png"], "'images/a' is a class, but holds a folder, 'more'"),
+        (
+            ["train/a/1.png", "train/a/more/1.png"],
+            "'images/train/a' is a class, but holds a folder, 'more'",
+        ),
     ],
 )
 def test_mistakes_in_a_folder(home, files, says):
