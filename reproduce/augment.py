@@ -19,10 +19,12 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision
 class Augment:
     """Random views of a batch of uint8 images.
 
-    mean, std: ``[C]``, of the training images in 0..1; used where ``config.normalize`` is set."""
+    mean, std: ``[C]``, of the training images in 0..1; used where ``config.normalize`` is set.
+    side: of crops, in pixels, which grows in training where ``config.view_sizes`` say so; 0: that
+    of the images."""
 
     def __init__(self, config: Config, mean: Tensor, std: Tensor):
-        self.config = config
+        self.config, self.side = config, config.phases[-1][0]
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
         draws: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
             "digits": self.digits,
@@ -33,7 +35,7 @@ class Augment:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """uint8 ``[B, C, H, W]`` -> ``n_views`` views, float32 ``[B, C, S, S]`` with sides of
-        ``view_size`` (0: H, W as they are). With ``neighbours`` the images are ``[V B, C, H, W]``,
+        ``side`` (0: H, W as they are). With ``neighbours`` the images are ``[V B, C, H, W]``,
         one for each view. All are drawn in one pass."""
         times = 1 if self.config.neighbours else self.config.n_views
         x = images.float().div_(255).repeat(times, 1, 1, 1)
@@ -50,7 +52,7 @@ class Augment:
     def resize(self, x: Tensor, _=None) -> Tensor:
         """Whole images in the size that the network sees, as torchvision resizes tensors; the
         squares at their centres where crops are 'fixed'."""
-        c, side = self.config, self.config.eval_size or self.config.view_size
+        c, side = self.config, self.config.eval_size or self.config.phases[-1][0]
         if c.crop == "fixed":
             side, whole = side or x.shape[-1], x.shape[-1]
             cut = round(whole * c.crop_scale**0.5)
@@ -80,7 +82,7 @@ class Augment:
         u = uniform(5, *draws)
         shape = dict(most=c.crop_scale, ratio=(1, 1)) if c.crop == "fixed" else {}
         box = random_boxes(x.shape[-2:], len(x), c.crop_scale, *draws[1:], **shape)
-        x = resized_crop(x, box, u[0] < c.flip, c.view_size)
+        x = resized_crop(x, box, u[0] < c.flip, self.side)
         if x.shape[1] == 3 and c.jitter > 0 and c.jitter_p > 0:
             *blends, turns = uniform(4, *draws)
             low, high = max(0.0, 1 - c.jitter), 1 + c.jitter

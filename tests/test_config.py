@@ -209,6 +209,7 @@ def test_every_setting_says_why():
 # ---- settings that cannot go together: the refused, its words, and a near neighbour that is fine
 
 CIFAR = dict(dataset="cifar10", backbone="resnet18")
+GROWING = dict(CIFAR, augmentation="images", epochs=5, view_sizes="16x3 24x2")
 CONTRADICTIONS = [
     (dict(dataset="folder"), ["folder is empty"], FOLDER),
     (
@@ -265,6 +266,50 @@ CONTRADICTIONS = [
         dict(CIFAR, augmentation="none", eval_size=16),
         ["eval_size is 16", "'none'", "'images'"],
         dict(CIFAR, augmentation="images", eval_size=16),
+    ),
+    *(
+        (dict(GROWING, view_sizes=text), [f"view_sizes is {text!r}", "as '16x30 24x15'"], GROWING)
+        for text in ("16", "16x", "x3", "16x3-24x2", "0x5", "16x0 24x5", " ", "٣x3", "16x3;24x2")
+    ),
+    (
+        dict(GROWING, epochs=6),
+        ["view_sizes is '16x3 24x2', which are 5 epochs", "epochs is 6"],
+        dict(GROWING, epochs=6, view_sizes="16x3,24x3"),
+    ),
+    (
+        dict(GROWING, view_sizes="15x3 24x2"),
+        ["view_sizes is '15x3 24x2'", "15 pixels", "16 to 256", "'resnet18'"],
+        dict(GROWING, view_sizes="16x3 24x2"),
+    ),
+    (
+        dict(GROWING, view_sizes="16x3 257x2"),
+        ["257 pixels", "16 to 256"],
+        dict(GROWING, view_sizes="16x3 256x2"),
+    ),
+    (
+        dict(GROWING, view_size=16),
+        ["view_sizes is", "view_size is 16", "one of the two"],
+        dict(GROWING, view_sizes="", view_size=16),
+    ),
+    (
+        dict(GROWING, augmentation="none"),
+        ["view_sizes is", "augmentation is 'none'"],
+        dict(GROWING, augmentation="none", view_sizes=""),
+    ),
+    (
+        dict(GROWING, backbone="alexnet"),
+        ["view_sizes is", "'alexnet'", "one size"],
+        dict(GROWING, backbone="compact"),
+    ),
+    (
+        dict(eval_batchnorm="measured", processes=2),
+        ["eval_batchnorm is 'measured'", "2 processes"],
+        dict(eval_batchnorm="measured"),
+    ),
+    (
+        dict(eval_batchnorm="measured", weights="a", freeze=True),
+        ["freeze is True", "eval_batchnorm is 'measured'"],
+        dict(eval_batchnorm="measured", weights="a"),
     ),
     (
         dict(CIFAR, view_size=16),

@@ -17,6 +17,7 @@ from reproduce import Config, ConfigError, Diverged, data, fit, losses
 from reproduce import train as loop
 from reproduce.data.sets import write_cached
 from reproduce.evaluation import Evaluator, monitors
+from reproduce.evaluation.extractor import MEASURED
 from reproduce.evaluation.probes import knn_accuracy
 from reproduce.evaluation.scores import Scores
 from reproduce.loop import devices, keeping
@@ -25,7 +26,7 @@ from reproduce.loop.optimizers import build_optimizer
 from reproduce.methods import METHODS
 from reproduce.networks import backbones
 from reproduce.report import results
-from reproduce.runs import loggers
+from reproduce.runs import flops, loggers
 from reproduce.runs.directory import Run, find
 from reproduce.runs.provenance import source_tree
 from reproduce.runs.trained import Trained
@@ -281,6 +282,80 @@ def test_evaluation_can_see_another_size_than_training(config, monkeypatch):
     monkeypatch.setattr(monitors, "two_views", lambda *_: torch.ones(2, 3, 4))  # as in training
     train(config.replace(augmentation="images", view_size=6, eval_size=12))
     assert seen == {(True, 6), (False, 12)}
+
+
+def test_views_grow_while_the_rate_has_one_peak(config, tmp_path, monkeypatch):
+    """Each epoch at its size, also where the run is continued within one; evaluation at the last
+    size; and the steps are counted at the size that they had."""
+    seen, forward = [], backbones.Small.forward
+
+    def noted(self, x):
+        if x.device.type != "meta":  # where steps are counted
+            seen.append((self.training, x.shape[-1]))
+        return forward(self, x)
+
+    monkeypatch.setattr(backbones.Small, "forward", noted)
+    growing = config.replace(
+        augmentation="images", view_sizes="6x1, 10x2", limit=128, checkpoint_minutes=0
+    )
+    whole, rows = train(growing.replace(results_dir=str(tmp_path / "whole")))
+    n = whole.json("metrics.json")["data"]["n_train"]
+    steps = n // growing.batch_size
+    sizes = [side for training, side in seen if training]
+    assert sizes == [6] * steps + [10] * 2 * steps
+    assert {side for training, side in seen if not training} == {10}
+    rates = [learning_rate("onecycle", 0.4, e * steps - 1, 3 * steps) for e in (1, 2, 3)]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(rates)
+    small, large = (
+        flops.of_epochs(growing.replace(view_sizes="", view_size=side), 1, 1, 10, n)
+        for side in (6, 10)
+    )
+    assert [row["pflop"] for row in rows] == pytest.approx(
+        [small, small + large, small + 2 * large]
+    )
+    seen.clear()
+    stopped = Run(growing)
+
+    def stop(step, of):
+        if step == steps + 1:  # in the second epoch
+            raise KeyboardInterrupt
+
+    stopped.on_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        list(fit(growing, stopped))
+    seen.clear()
+    run, _ = train(growing)
+    assert [side for training, side in seen if training] == [10] * (2 * steps)
+    digests = [r.json("metrics.json")["weights_sha256"] for r in (whole, run)]
+    assert digests[0] == digests[1]
+
+
+def test_batch_norm_is_measured_as_evaluation_sees_images(config, monkeypatch):
+    """The statistics that are kept are those of whole images, by a loop over batches; what is
+    trained stays as it is."""
+    change = {"augmentation": "images", "view_size": 6, "eval_size": 12, "limit": 0}
+    plain, rows = train(config.replace(**change))
+    run, other = train(config.replace(**change, eval_batchnorm="measured"))
+    assert [row["loss"] for row in rows] == [row["loss"] for row in other]
+    kept, before = (
+        torch.load(r.path / "model.pt", weights_only=True)
+        for r in (run, plain)
+    )  # fmt: skip
+    running = [name for name in kept if "running" in name]
+    assert running and all(
+        torch.equal(kept[name], before[name]) == ("running" not in name)
+        for name in kept
+        if "num_batches" not in name
+    )
+    trained = Trained(run.path, config.data_dir)
+    net, seen = trained.method.backbone, []
+    assert len(trained.images) < MEASURED  # all of them, in one batch
+    net.stem[0].register_forward_hook(lambda module, given, out: seen.append(out.double()))
+    net.stem[0](trained.augment.clean(trained.images.pixels))
+    mean = seen[0].mean((0, 2, 3))
+    variance = ((seen[0] - mean.view(-1, 1, 1)) ** 2).sum((0, 2, 3)) / (seen[0][:, 0].numel() - 1)
+    torch.testing.assert_close(net.stem[1].running_mean.double(), mean, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(net.stem[1].running_var.double(), variance, rtol=1e-3, atol=1e-4)
 
 
 def test_the_last_evaluation_is_made_once(config, monkeypatch):

@@ -99,6 +99,8 @@ class Evaluator:
 
     def outputs(self) -> Outputs:
         """The method's outputs for all images."""
+        if self.config.eval_batchnorm == "measured":
+            self.extract.measure_batchnorm(self.train_pixels)
         drawn = None
         if len(self.sample) < len(self.images):
             drawn = self.images.pixels.index_select(0, self.sample).to(self.device)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reproduce import processes
 from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.data import packed
+from reproduce.data.sets import evenly
 from reproduce.evaluation.rules import Alignment, Heads
 from reproduce.methods import Method
 from reproduce.settings import Diverged
 
 BATCH_VALUES = 1 << 24  # of pixels in a batch, which are 64 MiB
+MEASURED = 8192  # images by which batch norm's statistics are measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,27 @@ class Extractor:
         if isinstance(outputs[0], dict):
             return {name: joined([out[name] for out in outputs], whole) for name in outputs[0]}
         return joined(outputs, whole)
+
+    @torch.no_grad()
+    def measure_batchnorm(self, pixels: Tensor | packed.Pixels) -> None:
+        """Give batch norm the statistics of whole images, in the size of evaluation, in place of
+        those of the views, whose crops enlarge what they show (Touvron et al., NeurIPS 2019). They
+        are means over batches of some of ``pixels``, uint8 ``[N, C, side, side]``. Training goes on
+        as it would have: it takes a batch's own."""
+        training, some = self.method.training, evenly(len(pixels), MEASURED)
+        norms = [m for m in self.method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        momentum = [norm.momentum for norm in norms]
+        self.method.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+            norm.train()
+        n_batches = math.ceil(len(some) / self.batch_size)
+        for images in packed.read(pixels, some.tensor_split(n_batches), self.config.workers):
+            self.method.outputs(self.augment.clean(images))
+        for norm, before in zip(norms, momentum):
+            norm.momentum = before
+        self.method.train(training)
 
     def outputs(
         self,

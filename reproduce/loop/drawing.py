@@ -36,6 +36,7 @@ class Draws:
         generator: torch.Generator,
     ):
         self.config, self.method, self.generator = config, method, generator
+        self.augment = augment
         self.source = evaluator.train_pixels  # [N, ...], what the views are made of
         self.views_of = functools.partial(augment, generator=generator)
         self.n = len(self.source)
@@ -68,6 +69,7 @@ class Draws:
         ``[B, C, S, S]`` (of this process: its share of each view)."""
         assert at.order is not None  # the epoch has begun
         left, b = at.order[len(at.terms) :], self.config.batch_size
+        self.augment.side = self.config.view_size_in(at.epoch + 1)
         shares = (processes.share(images, len(images) // b) for images in left)
         read = packed.read(self.source, shares, self.config.workers)
         for images, pixels in zip(left, read):

@@ -4,7 +4,9 @@ One dataclass for each room: data, network, augmentation, optimisation, evaluati
 builds on the one before, and refuses what cannot go together in it.
 """
 
+import itertools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,13 @@ class Network(Data):
             )
 
 
+def phases(view_sizes: str) -> list[tuple[int, int]]:
+    """``"16x30 24x15"`` -> [(16, 30), (24, 15)]: sides and epochs; [] where it is not so."""
+    words = view_sizes.replace(",", " ").split()
+    each = [re.fullmatch("([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", word) for word in words]
+    return [(int(m[1]), int(m[2])) for m in each if m] if all(each) else []
+
+
 @dataclass(frozen=True)
 class Augmentation(Network):
     """Random views."""
@@ -169,7 +178,18 @@ class Augmentation(Network):
         "images, none: side of the views in pixels, also in evaluation; 0: as the images",
         (0, 8192),
     )
+    view_sizes: str = setting(
+        "",
+        "images: views that grow; their sides, and the epochs of each, as '16x30 24x15'; empty: "
+        "view_size in every epoch",
+    )
     eval_size: int = setting(0, "images: side in pixels in evaluation; 0: as the views", (0, 8192))
+    eval_batchnorm: str = setting(
+        "running",
+        "statistics of batch norm in evaluation; running: of the views in training, measured: "
+        "anew, of whole training images as evaluation sees them",
+        "running measured",
+    )
     rotation: float = setting(
         15.0, "digits: rotation by at most this many degrees, either way", (0, 180)
     )
@@ -203,11 +223,24 @@ class Augmentation(Network):
     )
 
     @property
+    def phases(self) -> list[tuple[int, int]]:
+        """The values of ``view_size`` one after the other, and the epochs of each, which do not
+        count in the last."""
+        return phases(self.view_sizes) or [(self.view_size, 0)]
+
+    def view_size_in(self, epoch: int) -> int:
+        """``view_size`` in an epoch, counted from 1."""
+        last = itertools.accumulate(epochs for _, epochs in self.phases)
+        sizes = (size for (size, _), end in zip(self.phases, last) if epoch <= end)
+        return next(sizes, self.phases[-1][0])
+
+    @property
     def view_side(self) -> int:
-        """Side of the views in pixels: what the network sees in training."""
-        return self.view_size or self.side
+        """Side of the views in pixels: what the network sees in training, at the end of it."""
+        return self.phases[-1][0] or self.side
 
     def refusals(self):
+        yield from self.growth()
         both = {
             "view_size": (self.view_side, "'images' or 'none'"),
             "eval_size": (self.eval_size, "'images'"),
@@ -232,6 +265,24 @@ class Augmentation(Network):
             what = f"{given[0]} is {getattr(self, given[0])}" if given else images
             network = f"backbone is {self.backbone!r} and stem is {self.stem!r}"
             yield f"{network}, but {what}: the least is {least} pixels ('small': 2)"
+
+    def growth(self):
+        """Yield a sentence for whatever is wrong with ``view_sizes``."""
+        said, sides = f"view_sizes is {self.view_sizes!r}", phases(self.view_sizes)
+        if self.view_sizes and not sides:
+            yield f"{said}: it must be sides and epochs of at least 1, as '16x30 24x15'"
+        if not sides:
+            return
+        if self.augmentation != "images":
+            yield f"{said}, but augmentation is {self.augmentation!r}: it is for 'images' only"
+        if self.view_size:
+            yield f"{said}, but view_size is {self.view_size}: name one of the two"
+        if self.backbone in ("alexnet", "vgg16"):
+            yield f"{said}, but backbone is {self.backbone!r}, which is made for one size"
+        least, most = self.least_side, 8 * self.side
+        for side in (side for side, _ in sides if not least <= side <= most):
+            network = f"backbone {self.backbone!r} with stem {self.stem!r}"
+            yield f"{said}, but {side} pixels are not {least} to {most}, which {network} can take"
 
 
 @dataclass(frozen=True)
@@ -276,6 +327,10 @@ class Optimisation(Augmentation):
             yield f"{muon}, but width is {self.width}: it must be at least 4"
         if self.optimizer != "muon" and self.muon_rate != EveryRun.muon_rate:
             yield f"muon_rate is {self.muon_rate}, but optimizer is {self.optimizer!r}"
+        grown = sum(epochs for _, epochs in phases(self.view_sizes))
+        if grown not in (0, self.epochs):
+            what = f"view_sizes is {self.view_sizes!r}, which are {grown} epochs"
+            yield f"{what}, but epochs is {self.epochs}: they must be as many"
         for name, what in (("warmup_epochs", "warm-up"), ("cosine_period", "period")):
             if getattr(self, name) and self.schedule != "cosine":
                 yield (
@@ -370,5 +425,7 @@ class EveryRun(Evaluation):
                 f"batchnorm_split is {self.batchnorm_split}, {there}: it must be 1 (batch norm "
                 f"over the whole batch), {processes} or a multiple of {processes}"
             )
+        if self.eval_batchnorm == "measured" and processes > 1:
+            yield f"eval_batchnorm is 'measured', {there}: it is for one process"
         if self.compile and processes > 1:
             yield f"compile is True, {there}: torch.compile is for one process"

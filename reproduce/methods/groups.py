@@ -120,6 +120,8 @@ class Freeze(EveryRun):
     def refusals(self):
         if self.freeze and not self.weights:
             yield "freeze is True, but weights is empty: the backbone would stay random"
+        if self.freeze and self.eval_batchnorm == "measured":
+            yield "freeze is True, but eval_batchnorm is 'measured': the backbone would change"
         if self.freeze and self.optimizer == "muon":
             yield "freeze is True, but optimizer is 'muon', which is for convolutions that learn"
 

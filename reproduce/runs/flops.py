@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reproduce import processes
 from reproduce.config import Config, readers
+from reproduce.evaluation.extractor import MEASURED
 from reproduce.files import ROOT
 from reproduce.methods import METHODS, Method
 from reproduce.networks import backbones, muon
@@ -85,27 +87,29 @@ def build(config: Config, channels: int, n_clusters: int) -> Method:
 
 def of_epochs(config: Config, epochs: int, channels: int, n_clusters: int, n_train: int) -> float:
     """PFLOP of the steps of the first so many epochs."""
-    cold = (
-        min(epochs, config.prototype_warmup)
-        if config.method in readers("prototype_warmup")
-        else epochs
-    )
-    counts = {False: cold, True: epochs - cold}
-    each = [n * of_step(config, channels, n_clusters, warm) for warm, n in counts.items() if n]
-    return n_train // config.batch_size * sum(each) / PETA
+    cold = config.prototype_warmup if config.method in readers("prototype_warmup") else epochs
+    kinds = Counter((config.view_size_in(e), e > cold) for e in range(1, epochs + 1))
+    total = 0
+    for (size, warm), n in kinds.items():
+        phase = dataclasses.replace(config, view_size=size, view_sizes="")
+        total += n * of_step(phase, channels, n_clusters, warm)
+    return n_train // config.batch_size * total / PETA
 
 
 def of_evaluation(
     config: Config, channels: int, n_clusters: int, n_train: int, n_eval: int, n_bank: int = 0
 ) -> float:
     """PFLOP of the passes over all images, without gradients: evaluations of n_eval images, and of
-    n_bank others whose labels neighbours vote with; the features in which a method clusters the
-    training images before an epoch, and those by which ``neighbours`` are found. Without what looks
-    at some images only: the monitors' views, and the sample by which very many heads are aligned.
+    n_bank others whose labels neighbours vote with; those by which batch norm is measured; the
+    features in which a method clusters the training images before an epoch, and those by which
+    ``neighbours`` are found. Without what looks at some images only: the monitors' views, and the
+    sample by which very many heads are aligned.
     """
     output, features, target = _of_image(dataclasses.replace(config, **SAME), channels, n_clusters)
     evaluations = max(1, -(-config.epochs // config.evaluate_every))
     total = output * (n_eval + evaluations * (n_eval + n_bank))  # once before any training
+    if config.eval_batchnorm == "measured":
+        total += output * min(n_train, MEASURED) * (evaluations + 1)
     if config.method in readers("pseudo_clusters"):
         total += features * n_train * config.epochs
     if config.method in readers("prototype_warmup"):

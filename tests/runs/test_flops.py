@@ -101,6 +101,8 @@ CASES = [
     ("crlc", {"optimizer": "muon"}),
     ("crlc", {"n_views": 3, "negatives": "all", "covariance_weight": 0.1}),
     ("crlc", {"projector_batchnorm": True}),
+    ("byol", {"eval_batchnorm": "measured"}),
+    ("crlc", {"augmentation": "images", "view_sizes": "6x1 12x1"}),
     ("simsiam", {"augmentation": "images", "view_size": 12, "eval_size": 16, "split": "test"}),
 ]  # fmt: skip
 
@@ -153,8 +155,14 @@ def counted(monkeypatch):
         return found[0] if found else orthogonalized(matrix)
 
     monkeypatch.setattr(muon, "orthogonalized", noted_orthogonalized)
+    measure = Extractor.measure_batchnorm
+
+    def noted_measure(self, pixels):
+        passes.append(flops.operations(lambda: measure(self, pixels)))
+
     monkeypatch.setattr(processes, "loss_of", noted_loss_of)
     monkeypatch.setattr(Extractor, "__call__", noted_extract)
+    monkeypatch.setattr(Extractor, "measure_batchnorm", noted_measure)
     return steps, passes
 
 
