@@ -262,10 +262,7 @@ def apply(args) -> None:
     if args.batch < 1:
         raise ConfigError(f"batch must be a whole number of at least 1, got {args.batch}")
     found = new.apply(args.run, args.images, args.out, args.embedding, args.batch, args.skip)
-    if skipped := found["skipped"]:
-        named = ", ".join(map(repr, skipped[:10]))
-        more = f" and {len(skipped) - 10} more" if len(skipped) > 10 else ""
-        print(f"note: {len(skipped)} files cannot be read: {named}{more}")
+    print(*(f"note: {note}\n" for note in found["notes"]), sep="", end="")
     print(f"{found['images']:,} images; by cluster: {' '.join(map(str, found['sizes']))}")
     print(args.out)
 
@@ -275,7 +272,8 @@ def clusters(args) -> None:
     from reproduce.own_images.clusters import choose
     from reproduce.report import pages
 
-    settings, why = choose(args.folder, {"n_clusters": args.n_clusters, **given(args)})
+    asked = {"n_clusters": args.n_clusters, "bad_images": "skip", **given(args)}
+    settings, why = choose(args.folder, asked)
     run = Run(Config.from_params(settings))
     print(why, flush=True)
     watched_fit(run)
@@ -293,6 +291,7 @@ def clusters(args) -> None:
 
 def pack(args) -> None:
     from reproduce.data import packed
+    from reproduce.data.folder import left_out
 
     if bool(args.packed) == args.check:
         raise ConfigError("pack: name SOURCE and the folder to write, or SOURCE alone with --check")
@@ -302,8 +301,8 @@ def pack(args) -> None:
         index = packed.read_index(source)
     else:
         index = packed.pack(args.source, args.packed, args.side, args.bad_images, args.dataset)
-    if index["skipped"]:
-        print(f"note: {len(index['skipped'])} files cannot be read and were left out")
+    for note in left_out(Path(os.path.expanduser(args.source)), index["skipped"]):
+        print(f"note: {note}")
     sizes = f"{index['images']:,} images of {index['side']} pixels"
     print(f"{sizes}, {len(index['classes'])} classes, SHA-256 {index['sha256']}")
 

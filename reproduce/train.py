@@ -75,7 +75,7 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
     low = uses_bfloat16(config, device)
     processes.agree(data=images.sha256, device=device.type, bfloat16=low)
     n_clusters = check(config, images)
-    run.notes += config.sentences("notes")
+    run.notes += [*config.sentences("notes"), *data.notes(config, images)]
     with contextlib.nullcontext() if processes.rank() else run.lock():
         if not config.resume and not processes.rank():
             run.discard()

@@ -7,25 +7,37 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from reproduce.config import Config
 from reproduce.settings import ConfigError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
+HEIC = (".heic", ".heif")
+READS_HEIC = importlib.util.find_spec("pillow_heif") is not None  # an extra
+if READS_HEIC:
+    importlib.import_module("pillow_heif").register_heif_opener()
+    FORMATS += ("HEIF",)
 SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
 AT_ONCE = 1 << 26  # pixels that all threads decode at a time, but for one larger image alone
 PAGES = os.sysconf("SC_PHYS_PAGES")  # of this machine's memory
+OTHERS = {  # what cameras leave beside images
+    "video": ".3gp .avi .m4v .mkv .mov .mp4 .mpeg .mpg .mts .webm .wmv".split(),
+    "RAW photograph": ".arw .cr2 .cr3 .dng .nef .nrw .orf .pef .raf .rw2 .srw".split(),
+}
 RUBBISH = (  # folders that systems make beside a user's, in small letters
     "__macosx",
     "$recycle.bin",
@@ -180,6 +192,33 @@ def entries(directory: Path) -> tuple[list[Path], list[Path]]:
     return folders, images
 
 
+def left_out(folder: Path, unreadable: Sequence[str]) -> list[str]:
+    """A sentence for each kind of files that are there and are not images of the data set:
+    unreadable ones, HEIC, videos, RAW photographs. unreadable: names, relative to the folder."""
+    heic = [name for name in unreadable if name.lower().endswith(HEIC) and not READS_HEIC]
+    kinds: dict[str, list[str]] = {
+        "file that cannot be read": [name for name in unreadable if name not in heic],
+        "HEIC photograph, which pip install -e '.[heic]' makes readable": heic,
+    }
+    for directory, folders, files in os.walk(folder):
+        folders[:] = [d for d in folders if d.lower() not in RUBBISH and not d.startswith(".")]
+        for file in files:
+            for kind, suffixes in OTHERS.items():
+                if Path(file).suffix.lower() in suffixes and not file.startswith("."):
+                    name = relative(Path(directory, file), folder)
+                    kinds.setdefault(kind, []).append(name)
+    return [f"left out: {counted(names, kind)}" for kind, names in kinds.items() if names]
+
+
+def counted(names: Sequence[str], kind: str) -> str:
+    """So many names of a kind, whose first or second word has a plural, and three of them."""
+    if len(names) > 1:
+        kind = re.sub(r"video|photograph|^file", r"\g<0>s", kind)
+    shown = ", ".join(map(repr, sorted(names)[:3]))
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"{len(names):,} {kind}: {shown}{more}"
+
+
 def wrong(folder: Path, what: str) -> ConfigError:
     return ConfigError(f"folder {str(folder)!r} {what}")
 
@@ -191,6 +230,8 @@ def fingerprint(folder: Path, found: ImageFiles, config: Config) -> str:
         stat = file.stat() if file.exists() else file.lstat()
         stamps.append((relative(file, folder), stat.st_size, stat.st_mtime_ns, stat.st_mode))
     way = {"reader": 1, "side": config.side, "bad_images": config.bad_images}
+    if READS_HEIC and any(file.suffix.lower() in HEIC for file, _, _ in found):
+        way["heic"] = True
     return hashlib.sha256(json.dumps([way, stamps]).encode()).hexdigest()[:12]
 
 
@@ -260,9 +301,11 @@ def fill(place: np.ndarray, file: Path) -> str:
         place[:] = read_image(file, place.shape[-1])
         return ""
     except UnidentifiedImageError:
+        if getattr(file, "suffix", "").lower() in HEIC and not READS_HEIC:
+            return "HEIC, which pip install -e '.[heic]' makes readable"
         return f"damaged, or not one of {', '.join(FORMATS)}"
     except Image.DecompressionBombError:
-        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
+        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which only a JPEG may have"
     except Exception as error:  # Pillow raises many kinds for a broken file
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return why.splitlines()[0]
@@ -295,8 +338,7 @@ def read_image(file: Path, side: int) -> np.ndarray:
     transparent; the shorter side resized to ``side``, the centre cut out."""
     # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one
     # to be turned
-    with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
-        image.draft(None, (2 * side, 2 * side))  # a large JPEG at a half, a quarter or an eighth
+    with file.open("rb") as stream, opened(stream, 2 * side) as image:
         with room.of(image.width * image.height):
             image = plain(image)
             if image.mode == "RGBA" and image.size != (side, side):
@@ -321,3 +363,21 @@ def plain(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         return image if image.mode == "RGBA" else image.convert("RGBA")
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
+
+
+def opened(stream: IO[bytes], side: int) -> Image.Image:
+    """The image in a file, not decoded yet; a JPEG at the half, the quarter or the eighth of its
+    size, as long as no side is below ``side``, and so of any size. DecompressionBombError for other
+    images of too many pixels."""
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except Image.DecompressionBombError:
+        stream.seek(0)
+        if stream.read(2) != b"\xff\xd8":
+            raise
+        stream.seek(0)
+        image = JpegImageFile(stream)
+    image.draft(None, (side, side))
+    if image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
+    return image

@@ -25,7 +25,14 @@ from torch import Tensor
 
 from reproduce.config import Config
 from reproduce.data import packed
-from reproduce.data.folder import fingerprint, imagenet_classes, list_dataset, read_folder, wrong
+from reproduce.data.folder import (
+    fingerprint,
+    imagenet_classes,
+    left_out,
+    list_dataset,
+    read_folder,
+    wrong,
+)
 from reproduce.files import ROOT, atomic, is_packed
 from reproduce.methods.every_run import FOLDERS
 from reproduce.settings import ConfigError
@@ -124,6 +131,12 @@ def digest(config: Config) -> str:
         return ""
     name, path = cached_file(config, folder)
     return written_digest(path) or read_cached(name, path).sha256
+
+
+def notes(config: Config, images: Images) -> list[str]:
+    """What of a folder is not among its images, in sentences."""
+    folder = Path(os.path.expanduser(config.folder))
+    return left_out(folder, images.skipped) if config.dataset == "folder" else []
 
 
 def place(config: Config) -> Path:

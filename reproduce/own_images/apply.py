@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from reproduce import data, metrics
 from reproduce.augment import Augment
 from reproduce.config import Config
-from reproduce.data.folder import fill, list_images, relative, unreadable
+from reproduce.data.folder import fill, left_out, list_images, relative, unreadable
 from reproduce.data.packed import write_header
 from reproduce.data.sets import read_cached
 from reproduce.files import FORMULA, TEXT, atomic, in_table, is_packed, quoting
@@ -182,8 +182,8 @@ def apply(
     A file whose name begins like a formula of a spreadsheet stands there with ``./`` before it,
     such a name of a cluster with an apostrophe.
 
-    Returns {"images", "skipped", "sizes"}. Where images cannot be read and ``skip`` is False: a
-    ConfigError that counts them all, and nothing is written.
+    Returns {"images", "skipped", "sizes", "notes"}. Where images cannot be read and ``skip`` is
+    False: a ConfigError that counts them all, and nothing is written.
     """
     clusterer = Clusterer(run, "cuda" if torch.cuda.is_available() else "cpu")
     targets = [checked_target(target) for target in (out, embedding) if target]
@@ -213,4 +213,7 @@ def apply(
             raise unreadable(Path(source), bad, "" if skip else " (--skip leaves them out)")
         if embedding:
             write_header(raw, "<f4", int(sizes.sum()), features.shape[1])
-    return {"images": int(sizes.sum()), "skipped": list(bad), "sizes": sizes.tolist()}
+    path = Path(os.path.expanduser(source))
+    notes = left_out(path, list(bad)) if path.is_dir() and not is_packed(path) else []
+    found = {"images": int(sizes.sum()), "skipped": list(bad), "sizes": sizes.tolist()}
+    return {**found, "notes": notes}

@@ -136,7 +136,8 @@ def print_summary(run: Run) -> Markdown | None:
     metrics = run.json("metrics.json")
     for note in run.notes:
         print(f"note: {note}")
-    if skipped := metrics["data"]["skipped"]:
+    said = any(note.startswith("left out") for note in run.notes)
+    if (skipped := metrics["data"]["skipped"]) and not said:
         print(f"note: {skipped} of the folder's files cannot be read and were left out")
     rate = f"{metrics['images_per_second']:.0f} images/s, {metrics['precision']}"
     print(f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {rate}")

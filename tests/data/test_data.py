@@ -747,7 +747,12 @@ BAD = {
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
         "damaged, or not one of",
     ),
-    "phone.heic": (b"\0\0\0\x18ftypheic", "damaged, or not one of"),
+    "phone.HEIC": (
+        b"\0\0\0\x18ftypheic",
+        "damaged, or not one of"
+        if folder_module.READS_HEIC
+        else "HEIC, which pip install -e '.[heic]' makes readable",
+    ),
 }
 
 
@@ -814,7 +819,55 @@ def test_a_very_large_image_is_read_in_silence_up_to_a_bound(home, monkeypatch):
         assert colour(load(home)) == GREEN
         assert not noise and warnings.filters == before
     picture(home / "images" / "too large.png", GREEN, (40, 60))
-    assert "'too large.png': more than 2,000 pixels" in refused(home)
+    assert "'too large.png': more than 2,000 pixels, which only a JPEG may have" in refused(home)
+
+
+def test_a_jpeg_of_any_size_is_read_at_a_fraction_of_it(home, monkeypatch):
+    ramp = np.repeat(np.linspace(0, 255, 640)[:, None], 640, 1).astype(np.uint8)
+    Image.fromarray(ramp).save(home / "images" / "a.jpg", quality=95)
+    (expected,) = load(home).pixels
+    os.utime(home / "images" / "a.jpg", ns=(0, 0))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # 640 x 640 / 64 is less
+    assert torch.equal(load(home).pixels[0], expected)
+    os.utime(home / "images" / "a.jpg", ns=(0, 1))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    assert "'a.jpg': more than 2,000 pixels" in refused(home)
+
+
+def test_what_is_left_out_of_a_folder_is_counted_by_kind(home):
+    pictures(home / "images", "a.png", "b/c.png")
+    for name in "1.MOV 2.mp4 b/3.mov b/4.avi b/x.DNG .5.mov __MACOSX/6.mov".split():
+        put((home / "images" / name).parent, Path(name).name, b"x")
+    for name in ("bad.jpg", "phone.HEIC"):
+        put(home / "images", name, b"x")
+    config = {"folder": str(home / "images"), "image_size": 8, "bad_images": "skip"}
+    config = Config.from_params({"dataset": "folder", "data_dir": str(home / "data"), **config})
+    images = data.load(config)
+    assert images.files == ("a.png", "b/c.png") and images.skipped == ("bad.jpg", "phone.HEIC")
+    heic = [
+        "left out: 1 file that cannot be read: 'bad.jpg'",
+        "left out: 1 HEIC photograph, which pip install -e '.[heic]' makes readable: 'phone.HEIC'",
+    ]
+    if folder_module.READS_HEIC:
+        heic = ["left out: 2 files that cannot be read: 'bad.jpg', 'phone.HEIC'"]
+    assert data.notes(config, images) == [
+        *heic,
+        "left out: 4 videos: '1.MOV', '2.mp4', 'b/3.mov' and 1 more",
+        "left out: 1 RAW photograph: 'b/x.DNG'",
+    ]
+
+
+def test_a_phones_photographs(home):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    heif = pillow_heif.from_pillow(Image.new("RGB", (64, 48), GREEN))
+    heif.save(home / "images" / "IMG_1.HEIC", quality=95)
+    assert np.abs(np.subtract(colour(load(home)), GREEN)).max() <= 3
+
+
+def test_a_folder_whose_images_cannot_be_read_is_left_out_with_them(home):
+    pictures(home / "images", "a/1.png", "2.png")
+    put(home / "images" / "b" / "c", "3.png", b"x")
+    assert load(home, bad_images="skip").files == ("2.png", "a/1.png")
 
 
 def test_ten_bad_images_are_listed_and_the_rest_counted(home):

@@ -1,6 +1,7 @@
 """One's own images, from a folder to a page."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -172,6 +173,32 @@ def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
     assert page.count("<img") >= 5 and "bright" in page and "TqdmWarning" not in page
     with open(run / "clusters.csv", newline="") as file:
         assert {row["name"] for row in csv.DictReader(file)} <= {"bright", "dark"}
+
+
+def test_a_folder_as_people_have_it(tmp_path, capsys, monkeypatch):
+    """Nested, with files that cannot be read, a video and what a system left."""
+    folder = tmp_path / "photos"
+    paint(folder / "2023" / "01")
+    for i in range(12, 24):
+        shutil.move(next((folder / "2023").rglob(f"{i:02d}.png")), folder)
+    (folder / "2024" / "02").mkdir(parents=True)
+    (folder / "2024" / "02" / "cut.jpg").write_bytes(b"x")
+    (folder / "2024" / "film.mp4").write_bytes(b"x")
+    shutil.copytree(folder / "2023", folder / "__MACOSX" / "2023")
+    for module in ("executed.execute", "executed.to_html"):
+        monkeypatch.setattr(f"reproduce.runs.{module}", lambda *words, **named: None)
+    words = ["clusters", str(folder), "2", "-p", "results_dir", str(tmp_path / "runs")]
+    words += ["-p", "data_dir", str(tmp_path / "data"), "-p", "epochs", "1", "-p", "width", "4"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "left out: 1 file that cannot be read: '2024/02/cut.jpg'" in said
+    assert "left out: 1 video: '2024/film.mp4'" in said
+    (run,) = (tmp_path / "runs" / "folder" / "crlc").iterdir()
+    with open(run / "clusters.csv", newline="") as file:
+        names = [row["file"] for row in csv.DictReader(file)]
+    assert len(names) == 24 and all((folder / name).is_file() for name in names)
+    with open(run / "assignments.csv", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == names
 
 
 def test_wrong_input_ends_in_a_sentence(place, tmp_path, capsys):
