@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from reproduce.config import Config
+from reproduce.data import grey
 from reproduce.settings import ConfigError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
@@ -213,7 +215,7 @@ def left_out(folder: Path, unreadable: Sequence[str]) -> list[str]:
 def counted(names: Sequence[str], kind: str) -> str:
     """So many names of a kind, whose first or second word has a plural, and three of them."""
     if len(names) > 1:
-        kind = re.sub(r"video|photograph|^file", r"\g<0>s", kind)
+        kind = re.sub(r"video|photograph|^file|^image", r"\g<0>s", kind)
     shown = ", ".join(map(repr, sorted(names)[:3]))
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     return f"{len(names):,} {kind}: {shown}{more}"
@@ -229,7 +231,7 @@ def fingerprint(folder: Path, found: ImageFiles, config: Config) -> str:
     for file, _, _ in found:
         stat = file.stat() if file.exists() else file.lstat()
         stamps.append((relative(file, folder), stat.st_size, stat.st_mtime_ns, stat.st_mode))
-    way = {"reader": 1, "side": config.side, "bad_images": config.bad_images}
+    way = {"reader": 2, "side": config.side, "bad_images": config.bad_images}
     if READS_HEIC and any(file.suffix.lower() in HEIC for file, _, _ in found):
         way["heic"] = True
     return hashlib.sha256(json.dumps([way, stamps]).encode()).hexdigest()[:12]
@@ -249,7 +251,7 @@ def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Con
         needs = f"needs {size / 1e9:,.0f} GB in memory, which has {memory / 1e9:,.0f}"
         raise wrong(folder, f"{needs}: python -m reproduce pack keeps it on disk")
     pixels = np.empty((len(paths), 3, config.side, config.side), np.uint8)
-    reasons = read_all(pixels, paths)
+    reasons = read_all(pixels, paths, levels := grey.range_of(paths, names))
     good = np.array([not reason for reason in reasons])
     bad = {name: reason for name, reason in zip(names, reasons) if reason}
     refuse_bad(folder, names, [*zip(labels, split)], bad, config.bad_images, "-p bad_images skip")
@@ -260,14 +262,16 @@ def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Con
         "classes": classes,
         "files": [name for name in names if name not in bad],
         "skipped": list(bad),
+        "levels": levels,
     }
 
 
-def read_all(pixels: np.ndarray, files) -> list[str]:
-    """Read each file into its place, ``[N, 3, side, side]``; returns the reasons, '' if read."""
+def read_all(pixels: np.ndarray, files, levels: tuple[int, ...] = ()) -> list[str]:
+    """Read each file into its place, ``[N, 3, side, side]``; returns the reasons, '' if read.
+    levels: as of ``read_image``."""
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # here: threads would overwrite each other's filters
-        return list(pool.map(fill, pixels, files))
+        return list(pool.map(fill, pixels, files, repeat(levels)))
 
 
 def refuse_bad(
@@ -291,14 +295,14 @@ def unreadable(folder: Path, bad: dict[str, str], then: str, total: int = 0) -> 
     return wrong(folder, f"has {len(bad)}{of} images that cannot be read{then}:{''.join(lines)}")
 
 
-def fill(place: np.ndarray, file: Path) -> str:
+def fill(place: np.ndarray, file: Path, levels: tuple[int, ...] = ()) -> str:
     """Read an image into its place, ``[3, side, side]``; returns why it cannot be read, or ''."""
     try:
         if not file.is_file():
             return "not a file" if file.exists() else "a link to nothing"
         if not file.stat().st_size:
             return "empty"
-        place[:] = read_image(file, place.shape[-1])
+        place[:] = read_image(file, place.shape[-1], levels)
         return ""
     except UnidentifiedImageError:
         if getattr(file, "suffix", "").lower() in HEIC and not READS_HEIC:
@@ -333,14 +337,15 @@ class Room:
 room = Room(AT_ONCE)
 
 
-def read_image(file: Path, side: int) -> np.ndarray:
+def read_image(file: Path, side: int, levels: tuple[int, ...] = ()) -> np.ndarray:
     """uint8 ``[3, side, side]``: the first frame, upright by its EXIF, RGB, on white where it is
-    transparent; the shorter side resized to ``side``, the centre cut out."""
+    transparent; the shorter side resized to ``side``, the centre cut out. levels: the first and the
+    last of 16-bit grey images, in which they become 0 and 255; (): all."""
     # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one
     # to be turned
     with file.open("rb") as stream, opened(stream, 2 * side) as image:
         with room.of(image.width * image.height):
-            image = plain(image)
+            image = plain(image, levels)
             if image.mode == "RGBA" and image.size != (side, side):
                 image = image.convert("RGBa")  # as Pillow does itself, and keeps what it was
             image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
@@ -350,16 +355,13 @@ def read_image(file: Path, side: int) -> np.ndarray:
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def plain(image: Image.Image) -> Image.Image:
+def plain(image: Image.Image, levels: tuple[int, ...]) -> Image.Image:
     """A file's image upright, in a mode that can be resized; not copied where it is so already."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise ValueError("floating-point grey levels, whose range is not known")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 0xFFFF:
-            raise ValueError("grey levels beyond 16 bits, whose range is not known")
-        return Image.fromarray((grey >> 8).astype(np.uint8))
+        return grey.in_8_bits(image, levels)
     if image.has_transparency_data:
         return image if image.mode == "RGBA" else image.convert("RGBA")
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from reproduce.data import grey
 from reproduce.data.folder import (
     SUFFIXES,
     entries,
@@ -147,10 +148,10 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
         sync(packed.parent)
         for remnant in packed.glob(".*.tmp"):  # of a process killed while writing
             remnant.unlink()
-        shards = []
+        levels, shards = grey.range_of((file for file, _, _ in found), names), []
         for i in range(0, len(found), SHARD):
             stem, part = f"pixels-{i // SHARD:05d}", slice(i, i + SHARD)
-            shards.append(write_shard(packed / stem, found[part], names[part], side))
+            shards.append(write_shard(packed / stem, found[part], names[part], side, levels))
         bad = {name: reason for shard in shards for name, reason in shard.pop("bad").items()}
         parts = [part for _, *part in found]
         refuse_bad(source, names, [*map(tuple, parts)], bad, bad_images, "--bad-images skip")
@@ -166,7 +167,7 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
         with atomic(packed / "rows.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, **rows)
         index = {"images": len(kept), "side": side, "classes": classes, "skipped": list(bad)}
-        index |= {"rows": rows_hash(rows), "shard": SHARD, "shards": shards}
+        index |= {"levels": levels, "rows": rows_hash(rows), "shard": SHARD, "shards": shards}
         with atomic(packed / "index.json") as temporary:
             temporary.write_text(json.dumps({**index, "sha256": index_hash(index)}))
         for note in packed.glob("pixels-*.json"):
@@ -177,12 +178,15 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
     return read_index(packed)
 
 
-def write_shard(stem: Path, found: Sources, names: list[str], side: int) -> dict:
-    """One file of pixels, unless it is there already, and what the index says of it."""
+def write_shard(
+    stem: Path, found: Sources, names: list[str], side: int, levels: tuple[int, ...]
+) -> dict:
+    """One file of pixels, unless it is there already, and what the index says of it. levels: as of
+    ``read_image``."""
     path, note, shape = stem.with_suffix(".npy"), stem.with_suffix(".json"), (3, side, side)
     stats = [(file.tar if isinstance(file, Member) else file).lstat() for file, _, _ in found]
     state = [(n, *f[1:], s.st_size, s.st_mtime_ns) for n, f, s in zip(names, found, stats)]
-    state = hashlib.sha256(json.dumps([1, side, state]).encode()).hexdigest()
+    state = hashlib.sha256(json.dumps([2, side, levels, state]).encode()).hexdigest()
     with contextlib.suppress(ConfigError, FileNotFoundError):  # not written yet, or damaged
         known = read_json(note)
         if (known["state"], known["bytes"]) == (state, path.stat().st_size):
@@ -194,7 +198,7 @@ def write_shard(stem: Path, found: Sources, names: list[str], side: int) -> dict
         for i in range(0, len(found), CHUNK):
             part = [image for image, _, _ in found[i : i + CHUNK]]
             pixels = np.zeros((len(part), *shape), np.uint8)
-            reasons = read_all(pixels, part)
+            reasons = read_all(pixels, part, levels)
             file.write(pixels)
             digest.update(pixels)
             counts += level_counts(torch.from_numpy(pixels[[not reason for reason in reasons]]))
@@ -284,6 +288,7 @@ def load(folder: Path, check: bool = False) -> dict:
         "sha256": index["sha256"],
         "files": tuple(os.fsdecode(text[i:j]) for i, j in zip([0, *ends], ends)),
         "skipped": tuple(index["skipped"]),
+        "levels": tuple(index.get("levels", ())),
     }
 
 

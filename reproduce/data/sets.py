@@ -26,6 +26,7 @@ from torch import Tensor
 from reproduce.config import Config
 from reproduce.data import packed
 from reproduce.data.folder import (
+    counted,
     fingerprint,
     imagenet_classes,
     left_out,
@@ -54,6 +55,7 @@ class Images:
     sha256: str  # of the whole data set, in a part too
     files: tuple[str, ...] = ()  # [N], of a folder, relative to it
     skipped: tuple[str, ...] = ()  # files of a folder that cannot be read and were left out
+    levels: tuple[int, ...] = ()  # of 16-bit grey images those that became 0 and 255; () without
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -134,9 +136,18 @@ def digest(config: Config) -> str:
 
 
 def notes(config: Config, images: Images) -> list[str]:
-    """What of a folder is not among its images, in sentences."""
-    folder = Path(os.path.expanduser(config.folder))
-    return left_out(folder, images.skipped) if config.dataset == "folder" else []
+    """How 16-bit images of a folder were read, and what of it is not among its images, in
+    sentences."""
+    folder, said = Path(os.path.expanduser(config.folder)), []
+    if images.levels:
+        low, high = images.levels
+        said = [f"16-bit grey images: the folder's levels {low:,} to {high:,} became 0 to 255"]
+        if isinstance(images.pixels, Tensor):
+            flat = images.pixels.flatten(1)
+            alike = (flat == flat[:, :1]).all(1).nonzero()[:, 0].tolist()
+            names = [images.files[i] for i in alike]
+            said += [counted(names, "image of one grey level")] if names else []
+    return said + (left_out(folder, images.skipped) if config.dataset == "folder" else [])
 
 
 def place(config: Config) -> Path:
@@ -281,7 +292,8 @@ def content_hash(arrays: dict[str, np.ndarray]) -> str:
 def write_cached(path: Path, **content) -> None:
     arrays = canonical(**content)
     with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays, sha256=np.asarray(content_hash(arrays)))
+        levels = np.asarray(content.get("levels", ()), "<i8")
+        np.savez(file, **arrays, levels=levels, sha256=np.asarray(content_hash(arrays)))
 
 
 def written_digest(path: Path) -> str:
@@ -301,6 +313,7 @@ def read_cached(name: str, path: Path) -> Images:
         with np.load(path, allow_pickle=False) as file:
             arrays = canonical(**{key: file[key] for key in (*ARRAYS, *TEXTS)})
             sha256 = str(file["sha256"])
+            levels = tuple(file["levels"].tolist()) if "levels" in file else ()
     except Exception as error:  # zipfile and numpy raise many kinds
         why = f"is damaged or of another kind ({str(error) or type(error).__name__})"
         raise ConfigError(f"data file {str(path)!r} {why}: {remedy}") from None
@@ -315,7 +328,7 @@ def read_cached(name: str, path: Path) -> Images:
     labels = arrays["labels"].astype(np.int64, copy=False)  # in this machine's byte order
     pixels, labels, split = map(torch.from_numpy, (arrays["images"], labels, arrays["split"]))
     classes, files, skipped = (tuple(arrays[name].tolist()) for name in TEXTS)
-    return Images(name, pixels, labels, split, classes, sha256, files, skipped)
+    return Images(name, pixels, labels, split, classes, sha256, files, skipped, levels)
 
 
 def evenly(n: int, most: int) -> Tensor:

@@ -153,6 +153,7 @@ class Keeper:
                 "n_eval": len(evaluator.images),
                 "n_clusters": evaluator.n_clusters,
                 "skipped": len(images.skipped),
+                **({"levels": images.levels} if images.levels else {}),
             },
             **scores,
             **flops.of_run(config, *self.sizes),

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -128,11 +129,12 @@ def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
 
 def folder_batches(folder: Path, clusterer: Clusterer, size: int) -> Iterator[Batch]:
     files, side = list_images(folder), clusterer.config.side
+    levels = tuple(clusterer.metrics["data"].get("levels", ()))  # those of the run's own images
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
         def begin(part: list[Path]):
             pixels = np.empty((len(part), 3, side, side), np.uint8)
-            return part, pixels, pool.map(fill, pixels, part)
+            return part, pixels, pool.map(fill, pixels, part, repeat(levels))
 
         ahead = begin(files[:size])
         for i in range(size, len(files) + size, size):

@@ -788,6 +788,35 @@ def test_grey_levels_without_a_known_range_are_named(home):
     )
 
 
+@pytest.mark.parametrize("bits, suffix", [(12, "png"), (9, "tif"), (16, "png"), (10, "pgm")])
+def test_16_bit_images_are_spread_over_the_levels_of_their_folder(home, bits, suffix):
+    """Once for the folder: an image that is darker than another stays so."""
+    top, low = (1 << bits) - 1, 0 if suffix == "pgm" else 5
+    ramp = np.linspace(low, top, 64).astype(np.uint16).reshape(8, 8)
+    levels = {"a": ramp, "b": ramp // 2 + low, "flat": np.full((8, 8), top // 2, np.uint16)}
+    for name, grey in levels.items():
+        Image.fromarray(grey).save(home / "images" / f"{name}.{suffix}")
+    picture(home / "images" / "c.png", GREEN)
+    images = load(home)
+    seen = dict(zip(images.files, images.pixels))
+    for name, grey in levels.items():
+        expected = (grey.astype(float) - low) / (top - low) * 255
+        off = np.abs(seen[f"{name}.{suffix}"].numpy() - expected).max()
+        assert off <= 0.51, name
+    assert colour(images, images.files.index("c.png")) == GREEN
+    assert images.levels == (low, top)
+    config = {"dataset": "folder", "folder": str(home / "images")}
+    assert data.notes(Config.from_params(config), images) == [
+        f"16-bit grey images: the folder's levels {low:,} to {top:,} became 0 to 255",
+        f"1 image of one grey level: 'flat.{suffix}'",
+    ]
+    packed.pack(home / "images", home / "packed", 8)
+    ours = load(home, folder=str(home / "packed"))
+    assert torch.equal(ours.pixels[:], images.pixels) and ours.levels == images.levels
+    again = load(home)
+    assert again.levels == images.levels and again.sha256 == images.sha256
+
+
 def test_unreadable_and_odd_files(home, monkeypatch):
     pictures(home / "images", "a.png", "locked.png")
     os.mkfifo(home / "images" / "pipe.png")

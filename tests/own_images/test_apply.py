@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,9 +14,9 @@ from PIL import Image
 
 from reproduce.__main__ import main
 from reproduce.config import Config
-from reproduce.data.sets import moments
+from reproduce.data.sets import load, moments
 from reproduce.metrics import head_order
-from reproduce.own_images.apply import Clusterer, apply
+from reproduce.own_images.apply import Clusterer, apply, batches
 from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError
 from reproduce.train import fit
@@ -97,6 +98,27 @@ def test_the_training_folder_gets_the_clusters_of_the_run(made, method, tmp_path
     for row in rows(tmp_path / "5.csv"):
         assert 0 <= float(row["margin"]) <= float(row["probability"]) <= 1
         assert ("distance" in row) == (not method.startswith("crlc"))
+
+
+def test_new_16_bit_images_are_read_as_the_runs_own_were(tmp_path):
+    folder, new, rng = tmp_path / "scans", tmp_path / "new", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 4096, (8, 8), np.uint16)).save(folder / f"{i}.png")
+    common = dict(dataset="folder", image_size=8, width=4, method="byol", epochs=1, batch_size=8)
+    places = {"results_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data")}
+    more = {**METHODS["byol"], "folder": str(folder), "n_clusters": 2}
+    config = Config.from_params({**common, **places, **more})
+    run = Run(config)
+    list(fit(config, run))
+    new.mkdir()  # without the brightest of the run's images
+    Image.fromarray(np.asarray(Image.open(folder / "5.png")) // 4).save(new / "dark.png")
+    shutil.copy(folder / "3.png", new)
+    names, pixels, _ = next(batches(str(new), Clusterer(run.path), 4))
+    assert names == ["3.png", "dark.png"]
+    assert torch.equal(pixels[0], load(config).pixels[3])
+    assert 48 < pixels[1].max() <= 64
+    assert "16-bit grey images: the folder's levels" in run.notes[0]
 
 
 def test_heads_are_put_into_the_order_of_the_run(made, monkeypatch):

@@ -70,13 +70,15 @@ def test_every_method_can_be_looked_at(place, method):
 
 
 def test_other_images_than_it_was_trained_on(place, tmp_path):
-    """A folder that has changed since says what to do about it."""
+    """A folder that has changed since says what to do about it, unless its images are still in the
+    file that was made of them."""
     folder = paint(tmp_path / "images")
     run = Run(settings_for(tmp_path, folder, "crlc"))
     list(fit(run.config, run))
     (folder / "train" / "side0" / "00.png").unlink()
+    assert len(clusters.look(str(run.path), data_dir=str(tmp_path / "data")).table) == 24
     with pytest.raises(ConfigError, match="other images than are there now: -p resume False"):
-        clusters.look(str(run.path), data_dir=str(tmp_path / "data"))
+        clusters.look(str(run.path), data_dir=str(tmp_path / "elsewhere"))
 
 
 def test_other_starts_of_k_means_vote_with_the_numbers_of_the_first():
@@ -159,8 +161,8 @@ def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
         words += ["-p", name, str(tmp_path / value)]
     words += ["-p", "epochs", "1", "-p", "width", "4", "-p", "method", "byol"]
     with monkeypatch.context() as without:  # once is enough
-        without.setattr("reproduce.runs.executed.execute", lambda *words, **named: None)
-        without.setattr("reproduce.runs.executed.to_html", lambda *words, **named: None)
+        for made in ("execute", "to_html"):
+            without.setattr(f"reproduce.report.pages.{made}", lambda *words, **named: None)
         assert main(words) == 0
     said = capsys.readouterr().out
     assert "24 colour images of about 8 pixels" in said and "clusters.html" in said
@@ -185,8 +187,8 @@ def test_a_folder_as_people_have_it(tmp_path, capsys, monkeypatch):
     (folder / "2024" / "02" / "cut.jpg").write_bytes(b"x")
     (folder / "2024" / "film.mp4").write_bytes(b"x")
     shutil.copytree(folder / "2023", folder / "__MACOSX" / "2023")
-    for module in ("executed.execute", "executed.to_html"):
-        monkeypatch.setattr(f"reproduce.runs.{module}", lambda *words, **named: None)
+    for made in ("execute", "to_html"):
+        monkeypatch.setattr(f"reproduce.report.pages.{made}", lambda *words, **named: None)
     words = ["clusters", str(folder), "2", "-p", "results_dir", str(tmp_path / "runs")]
     words += ["-p", "data_dir", str(tmp_path / "data"), "-p", "epochs", "1", "-p", "width", "4"]
     assert main(words) == 0

@@ -240,6 +240,7 @@ def test_no_run_is_started_that_would_end_too_late(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(sweep, "run_notebook", run_notebook)
     monkeypatch.setattr(sweep.Run, "finished", property(lambda run: run.config.seed == 0))
+    monkeypatch.setattr(sweep.content, "recognise", lambda run: None)
     configs = sweep.expand({"results_dir": str(tmp_path)}, {"seed": range(6)})
     rows = sweep.sweep(configs, minutes=16)
     assert [row["status"] for row in rows] == [
