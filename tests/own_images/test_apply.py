@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -327,6 +328,7 @@ def test_no_name_is_a_formula_and_each_opens_its_file(made, tmp_path):
     base, folder, runs = made
     new = tmp_path / "new"
     names = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a\rb", "a\nb", 'a,"b', "a<b", "猫 😀"]
+    names += ["a\r\nb", " a ", "NA", "\x1f", os.fsdecode(b"caf\xe9")]  # the last is no UTF-8
     for name in names:
         new.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(new / f"{name}.png")
@@ -335,7 +337,11 @@ def test_no_name_is_a_formula_and_each_opens_its_file(made, tmp_path):
         apply(str(runs["crlc"]), str(new), str(tmp_path / "o.csv"))
     finally:
         (runs["crlc"] / "names.yaml").unlink()
-    found = rows(tmp_path / "o.csv")
+    with open(tmp_path / "o.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        found = list(csv.DictReader(file))
     assert {(new / row["file"]).resolve(strict=True).stem for row in found} == {*names}
+    read = {"encoding_errors": "surrogateescape", "keep_default_na": False}  # as the guide says
+    table = pd.read_csv(tmp_path / "o.csv", **read)
+    assert table["file"].tolist() == [row["file"] for row in found]
     assert not any(row["file"][0] in "=+-@\t\r\n" for row in found)
     assert {row["name"] for row in found} == {"'=A"} and len(found) == len(names)
