@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m reproduce
 JOBS ?= 2
+# one word for the shell, whatever is in it
+FOLDER_AS_IS = '$(subst ','\'',$(value FOLDER))'
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1	/' | expand -t 16
@@ -25,10 +27,10 @@ pages: setup  ## the committed pages, figures and README's table made again from
 	$(RUN) report --results-dir results --jobs $(JOBS)
 
 clusters: named setup  ## your own images: make clusters FOLDER=my_images K=8 trains, writes clusters.csv and a page to look at
-	$(RUN) clusters "$(FOLDER)" $(K) $(ARGS)
+	$(RUN) clusters $(FOLDER_AS_IS) $(K) $(ARGS)
 
 named:
-	@test -n "$(FOLDER)" && test -n "$(K)" || { echo "say which images and how many clusters: make clusters FOLDER=my_images K=8"; exit 1; }
+	@test -n $(FOLDER_AS_IS) && test -n "$(K)" || { echo "say which images and how many clusters: make clusters FOLDER=my_images K=8"; exit 1; }
 
 test: setup  ## the tests (5 to 13 minutes)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

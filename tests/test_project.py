@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -120,6 +122,15 @@ def test_code_is_formatted_and_no_line_is_longer_than_100_columns(words):
     command = [sys.executable, "-m", "ruff", *words, "--no-cache", "."]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("folder", ["price $5", "a b/c", "it's", 'a "b" `id` $(id) #1', "$HOME \\"])
+def test_make_hands_a_folders_name_over_as_it_is(folder):
+    command = ["make", "--dry-run", "clusters", f"FOLDER={folder}", "K=3", "ARGS=-p seed 1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    words = shlex.split(done.stdout.splitlines()[-1])
+    assert words[-6:] == ["clusters", folder, "3", "-p", "seed", "1"]
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
