@@ -26,15 +26,18 @@ def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its name once it is whole and on disk. A link
     stays one, and its file is replaced; a device or a pipe is written itself."""
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    through = path.exists() and not path.is_file()
+    temporary = path if through else path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        settle(temporary, path)
+        if not through:
+            settle(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say what was written
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if not through:
+            temporary.unlink(missing_ok=True)
 
 
 def settle(path: Path, final: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -278,6 +279,24 @@ def test_export_into_a_folder_that_cannot_be_written(made, tmp_path, capsys, mon
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     assert main(["export", str(made[2]["crlc"]), str(tmp_path / "model.pt2")]) == 2
     assert f"{str(tmp_path)!r} cannot be written to" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is full")
+@pytest.mark.parametrize("words", [["apply"], ["apply", "--embedding"], ["export"]])
+def test_a_full_disk_is_one_sentence(made, words, tmp_path, capsys):
+    base, folder, runs = made
+    full = tmp_path / ("full.pt2" if words == ["export"] else "full")
+    full.symlink_to("/dev/full")
+    if words == ["export"]:
+        line = ["export", str(runs["byol"]), str(full)]
+    else:
+        out = ["-o", str(full if len(words) == 1 else tmp_path / "a.csv")]
+        more = [words[1], str(full)] if len(words) > 1 else []
+        line = ["apply", str(runs["byol"]), str(folder), *out, *more]
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert said == "error: No space left on device: '/dev/full'\n"
+    assert not (tmp_path / "a.csv").exists() and os.path.exists("/dev/full")
 
 
 def test_onnx_is_an_extra(made, tmp_path, capsys, monkeypatch):
