@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from reproduce.sweeps.campaign import CLAIMS
 WRITTEN = ["sentence", "data", "family", "rule", "direction", "asked", "section", "recorded"]
 
 
-def measure(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
-    """Every claim, measured: one row per claim, in the order of the file.
+def measure(
+    table: pd.DataFrame, file: Path = CLAIMS, only: Collection[str] = ()
+) -> pd.DataFrame:
+    """Every claim, measured, or ``only`` those with these ids: one row per claim, in the order of
+    the file.
 
     A claim compares two settings, each named by what it changes from a preset (``ours``,
     ``against``); or a setting with a threshold in percent; or two differences, each a list of two
@@ -35,6 +38,8 @@ def measure(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     the difference in words. table: ``results.load()``.
     """
     written = read_yaml(file.read_text(encoding="utf-8"), file.name)
+    families = {claim["family"] for claim in written if not only or claim["id"] in only}
+    written = [claim for claim in written if claim["family"] in families]
     runs = _Runs(table)
     told = pd.DataFrame(written).rename(columns={"verdict": "recorded"})
     found = told.reindex(columns=["id", *WRITTEN]).join(_rows(runs, written))
@@ -49,7 +54,7 @@ def measure(table: pd.DataFrame, file: Path = CLAIMS) -> pd.DataFrame:
     found["shown"] = [statistics.points(row) for row in found.to_dict("records")]
     empty = ["n", "ours", "shown", "by_lowest_loss"]
     found.loc[found["verdict"] == "not run", empty] = ""
-    return found
+    return found[found["id"].isin(only)] if only else found
 
 
 class _Runs:
