@@ -15,7 +15,7 @@ from reproduce.files import ROOT, atomic
 from reproduce.networks import weights
 from reproduce.own_images import clusters
 from reproduce.report import pages
-from reproduce.runs import executed
+from reproduce.runs.html import sanitise
 from reproduce.runs.yaml_files import read_settings
 from reproduce.settings import ConfigError
 
@@ -134,7 +134,7 @@ UNSAFE = [
 
 @pytest.mark.parametrize("html", UNSAFE)
 def test_a_notebooks_html_is_cleaned(html):
-    soup = BeautifulSoup(executed.sanitise(f"<p>before</p>{html}<p>after</p>"), "html.parser")
+    soup = BeautifulSoup(sanitise(f"<p>before</p>{html}<p>after</p>"), "html.parser")
     text = soup.text
     assert "before" in text and "after" in text
     for tag in soup():
@@ -151,7 +151,7 @@ def test_what_a_notebook_may_hold_stays():
         '</tbody></table><pre><code class="k">a</code></pre>'
         '<details class="source"><summary>Code</summary></details>'
     )
-    assert executed.sanitise(html) == html
+    assert sanitise(html) == html
 
 
 def test_names_in_a_table_are_text():

@@ -20,9 +20,7 @@ from reproduce.sweeps.campaign import CLAIMS
 WRITTEN = ["sentence", "data", "family", "rule", "direction", "asked", "section", "recorded"]
 
 
-def measure(
-    table: pd.DataFrame, file: Path = CLAIMS, only: Collection[str] = ()
-) -> pd.DataFrame:
+def measure(table: pd.DataFrame, file: Path = CLAIMS, only: Collection[str] = ()) -> pd.DataFrame:
     """Every claim, measured, or ``only`` those with these ids: one row per claim, in the order of
     the file.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import hashlib
 import io
 import json
 import os
@@ -12,7 +11,6 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-import bleach
 import nbformat
 import papermill  # here, not in threads: two that import it at once may fail
 from IPython.lib import lexers  # noqa: F401  the same
@@ -20,20 +18,13 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from reproduce.files import ROOT, atomic, read_json
+from reproduce.runs import html
 from reproduce.runs.directory import collapse_note
 from reproduce.settings import ConfigError
 
 TEMPLATE = ROOT / "notebooks" / "template"
 PLACES = ("data_dir = ", "results_dir = ")
 PHOTOGRAPH = 1 << 14  # colours that no drawing has
-TAGS = (  # what a page takes from a notebook; scripts, styles, frames and forms are none of it
-    "a abbr b blockquote br caption code dd del details div dl dt em figcaption figure h1 h2 h3 h4 "
-    "h5 h6 hr i img kbd li ol p pre s small span strong sub summary sup table tbody td tfoot th "
-    "thead tr u ul"
-).split()
-NAMED = "alt aria-label class colspan height id open role rowspan scope start title width".split()
-HREF = re.compile(r"#|https?://|mailto:|[^:?#]*(?:[?#]|$)")  # a place here, or one of a network
-NUMBER = re.compile(r"[+−–-]?[\d.,]+( ?%)?( ± [\d.]+)?( [\[(].*[\])])?|–|nan|NaN|")
 
 
 def execute(notebook: Path, executed: Path, **parameters) -> None:
@@ -89,21 +80,25 @@ def quantize_png(png: bytes, n: int = 64, width: int = 0) -> bytes:
     return smaller.getvalue() if width else min(png, smaller.getvalue(), key=len)
 
 
-def to_html(executed: Path, page_path: Path, **site) -> None:
-    """An executed notebook as one page with its pictures inside: no script, whatever the notebook
-    holds, and nothing from any network. ``site`` is for ``write``."""
+def to_html(executed: Path, page_path: Path, mathematics: bool = False, **site) -> None:
+    """An executed notebook as one page with its pictures inside: no script but the template's,
+    whatever the notebook holds, and nothing from any network. mathematics: between dollars, in
+    notebooks that hold no names of a user's. ``site`` is for ``write``."""
     from pygments.formatters import HtmlFormatter
 
     notebook = nbformat.read(executed, as_version=4)
     title = notebook.cells[0].source.partition("\n")[0].lstrip("# ")
+    formulas: list[str] = []
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             given = [s for s in cell.source.splitlines()[1:] if not re.match(r"\w+_dir =", s)]
             cell.cell_type, cell.source = "markdown", ", ".join(map(_code_span, given))
+        elif mathematics and cell.cell_type == "markdown":
+            cell.source = html.take_formulas(cell.source, formulas)
     body, _ = _exporter().from_notebook_node(notebook)
     body = re.sub(r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body)  # these have no colour
-    body, contents = _polish(body)
-    body = sanitise(body)
+    body, contents = html.polish(body, page_path.parent, site.get("pages") or None)
+    body = html.put_formulas(html.sanitise(body), formulas)
     metrics = executed.with_name("metrics.json")  # of the run that it is about
     site["warning"] = collapse_note(read_json(metrics)) if metrics.exists() else ""
     style = HtmlFormatter(style="friendly").get_style_defs(".highlight")
@@ -116,57 +111,10 @@ def _code_span(line: str) -> str:
     return f"{ticks} {line} {ticks}"
 
 
-def sanitise(body: str) -> str:
-    """HTML without what could run or ask a network: tags of text, tables and pictures, which lie in
-    the page. A notebook and the names in it may be someone else's."""
-    return _cleaner().clean(body)
-
-
-@functools.cache
-def _cleaner() -> bleach.Cleaner:
-    def allowed(tag: str, name: str, value: str) -> bool:
-        if name in ("href", "src"):
-            picture = tag == "img" and name == "src" and value.startswith("data:image/")
-            return picture or (tag == "a" and name == "href" and bool(HREF.match(value.strip())))
-        return name in NAMED
-
-    known = {"http", "https", "mailto", "data"}
-    return bleach.Cleaner(tags=TAGS, attributes=allowed, protocols=known, strip=True)
-
-
 @functools.cache
 def _exporter() -> HTMLExporter:  # one for all pages: its templates take longest to compile
     where = [str(TEMPLATE.parent)]
     return HTMLExporter(template_name=TEMPLATE.name, extra_template_basedirs=where)
-
-
-def _polish(body: str) -> tuple[str, list[tuple[str, str, str]]]:
-    """Each table in a box that scrolls, numbers to the right, a text for each picture, links to the
-    pages of other notebooks; and the headings: (level, anchor, text)."""
-    from bs4 import BeautifulSoup
-
-    soup = BeautifulSoup(body, "html.parser")
-    for unread in soup(["script", "style"]):  # with their text; the page has a style of its own
-        unread.decompose()
-    for table in soup("table"):
-        rows = [row(["td", "th"], recursive=False)[::-1] for row in table("tr")]  # from the right,
-        rows = [row for row in rows if not any(c.get("colspan") for c in row)]  # for rowspans left
-        for column in zip(*rows):
-            values = [cell.text.strip() for cell in column if cell.name == "td"]
-            if any(values) and all(map(NUMBER.fullmatch, values)):
-                for cell in column:
-                    cell["class"] = [*cell.get("class", []), "num"]
-        table.wrap(soup.new_tag("div", attrs={"class": "wide"}))
-    for picture in soup("img"):
-        alt = picture.get("alt", "")
-        if " " not in alt or alt.startswith("No description"):  # a file's name, or nbconvert's
-            heading = picture.find_previous(["h1", "h2", "h3"])
-            picture["alt"] = f"Figure: {heading.text.rstrip('¶')}" if heading else "Figure"
-    for link in soup("a", href=re.compile(r"^\w+\.ipynb(#|$)")):  # from notebook to notebook
-        link["href"] = link["href"].replace(".ipynb", ".html", 1)
-    for anchor in soup(class_="anchor-link"):
-        anchor.decompose()
-    return str(soup), [(h.name, h.get("id"), h.text) for h in soup(["h2", "h3"])]
 
 
 def write(path: Path, template: str, title: str, pages=(), up: str | None = "", **content):
@@ -177,24 +125,12 @@ def write(path: Path, template: str, title: str, pages=(), up: str | None = "", 
     links = [(quote(f"{stem}.html"), stem.replace("_", " ").capitalize()) for stem in pages]
     links = [(f"{up}index.html", "Overview"), *links, (f"{up}runs.html", "All runs")]
     links = [] if up is None else links
-    script, style = TEMPLATE / f"{template}.js", TEMPLATE / "style.css"
+    script, style = TEMPLATE / f"{path.stem}.js", TEMPLATE / "style.css"
     content["script"] = script.read_text(encoding="utf-8") if script.exists() else ""
     content["style"] = style.read_text(encoding="utf-8") + content.pop("highlight", "")
-    content["policy"] = content_policy(content["style"], content["script"])
+    content["policy"] = html.content_policy(content["style"], content["script"])
     environment = Environment(autoescape=True, loader=FileSystemLoader(TEMPLATE))
     page = environment.get_template(f"{template}.html.j2")
     text = page.render(title=title, kind=template, links=links, here=path.name, **content)
     with atomic(path) as temporary:  # names of files may be any bytes: what no text is, is drawn so
         temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
-
-
-def content_policy(style: str, script: str) -> str:
-    """What a browser is to let a page do: look like ``style``, run ``script``, show pictures that
-    lie in it, and ask no network for anything."""
-
-    def alone(text: str) -> str:
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        return f"'sha256-{digest}'" if text else "'none'"
-
-    own = f"style-src {alone(style)}; script-src {alone(script)}"
-    return f"default-src 'none'; img-src data:; {own}; base-uri 'none'; form-action 'none'"
