@@ -109,7 +109,8 @@ def test_every_interval_in_the_prose_is_in_a_table():
         shown = [o.get("data", {}) for cell in cells for o in cell.get("outputs", [])]
         known |= intervals(" ".join(o.get("text/plain", "") for o in shown))
         texts[path.stem] = "".join(c.source for c in cells if c.cell_type == "markdown")
-    texts["README"] = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("README", "CHANGELOG"):
+        texts[name] = (ROOT / f"{name}.md").read_text(encoding="utf-8")
     known |= {(negative([d]) + negative(ends[::-1])) for d, *ends in known}
     ends = {tuple(known_ends) for _, *known_ends in known}
     missing = {
