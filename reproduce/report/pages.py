@@ -15,7 +15,7 @@ import pandas as pd
 from IPython.lib import lexers  # noqa: F401  the same
 
 from reproduce.files import ROOT
-from reproduce.report import claims, names, results
+from reproduce.report import citable, claims, names, results
 from reproduce.runs.directory import whole_or_left_out
 from reproduce.runs.executed import execute, quantize_png, to_html, write
 from reproduce.settings import ConfigError
@@ -39,7 +39,7 @@ def notebooks() -> list[Path]:
 
 def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -> Path:
     """Execute the notebooks on the runs below a folder, ``jobs`` at a time, and write their pages,
-    runs.html and index.html there. Returns the path of index.html.
+    runs.html, index.html and results.json there. Returns the path of index.html.
 
     Raises ConfigError if the folder has no finished run, or if a notebook fails on the committed
     runs. Of other runs, which may be too few for a notebook, only the pages ``OWN`` are made, and
@@ -89,6 +89,7 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
         if committed
         else "The runs of this machine"
     )
+    citable.write(folder, runs)
     write(folder / "runs.html", "runs", "All runs", **shared)
     write(folder / "index.html", "overview", title, n_runs=len(runs), **shared)
     return folder / "index.html"

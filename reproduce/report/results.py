@@ -142,11 +142,16 @@ def scores_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
 
 
 @functools.cache
-def presets() -> dict[str, dict]:
-    """The files in notebooks/settings, each as a full set of settings: name -> setting -> value."""
-    given = {file.stem: read_settings(file) for file in sorted(PRESETS.glob("*.yaml"))}
+def _preset_files() -> dict[str, dict]:
+    """The files in notebooks/settings as they stand, each as a full set of settings."""
     default = {name: FIELDS[name].default for name in SETTING_NAMES}
-    full = {name: {**default, **values} for name, values in given.items()}
+    return {f.stem: {**default, **read_settings(f)} for f in sorted(PRESETS.glob("*.yaml"))}
+
+
+@functools.cache
+def presets() -> dict[str, dict]:
+    """The presets, with what they start from in words: name -> setting -> value."""
+    full = _preset_files()
     return {name: {**one, "weights": _start(one["weights"], full)} for name, one in full.items()}
 
 
@@ -230,10 +235,10 @@ def command(config: Mapping[str, Any]) -> str:
     """The command that makes a run again: its preset and what it changes, seed and start too.
     config: of its config.json."""
     full = {**{n: FIELDS[n].default for n in SETTING_NAMES}, **config}
-    each = {}
-    for file in sorted(PRESETS.glob("*.yaml")):
-        given = {**{n: FIELDS[n].default for n in SETTING_NAMES}, **read_settings(file)}
-        each[file.stem] = {n: full[n] for n in SETTING_NAMES if full[n] != given[n]}
+    each = {
+        name: {n: full[n] for n in SETTING_NAMES if full[n] != given[n]}
+        for name, given in _preset_files().items()
+    }
     preset, changed = min(each.items(), key=lambda pair: len(pair[1]))
     words = {**changed, "seed": config["seed"]}
     given = "".join(f" -p {n} {shlex.quote(str(v))}" for n, v in words.items())
