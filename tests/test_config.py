@@ -302,6 +302,11 @@ CONTRADICTIONS = [
         dict(GROWING, backbone="compact"),
     ),
     (
+        dict(eval_flip=True),
+        ["eval_flip is True", "augmentation is 'digits'"],
+        dict(eval_flip=True, augmentation="images"),
+    ),
+    (
         dict(eval_batchnorm="measured", processes=2),
         ["eval_batchnorm is 'measured'", "2 processes"],
         dict(eval_batchnorm="measured"),

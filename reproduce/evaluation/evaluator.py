@@ -13,7 +13,8 @@ from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.data.sets import Images, evenly
 from reproduce.evaluation import monitors
-from reproduce.evaluation.extractor import Extractor, Outputs
+from reproduce.evaluation.extractor import Extractor, Outputs, outputs_of
+from reproduce.evaluation.probes import neighbours
 from reproduce.evaluation.rules import Clusterings, Rule, by_heads, by_kmeans
 from reproduce.evaluation.scores import Scores
 from reproduce.evaluation.traces import Traces
@@ -109,7 +110,10 @@ class Evaluator:
     def look(self, outputs: Outputs, epoch: int) -> Look:
         """Cluster, and measure what history tells at each evaluation."""
         if outputs.heads is not None:
-            clusterings = by_heads(outputs.heads, self.head_losses)
+            n, near = self.config.vote_neighbours, None
+            if n:
+                near = neighbours(outputs.features["backbone"], n)
+            clusterings = by_heads(outputs.heads, self.head_losses, near)
         else:
             clusterings = self.kmeans(outputs, leads=True)
         method, features, k = self.method, outputs.features, self.n_clusters
@@ -134,7 +138,7 @@ class Evaluator:
         space, bank, features = self.config.knn_space, self.scores.bank, None
         if bank is not None:
             pixels = self.train_pixels if bank is self.train else bank.pixels.to(self.device)
-            features = self.extract(lambda x: self.method.outputs(x)[space], pixels)
+            features = self.extract(lambda x: outputs_of(self.method, x)[space], pixels)
         return self.scores.knn_acc(outputs.features[space], features)
 
     # ---- when it is done

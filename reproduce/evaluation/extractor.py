@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,16 @@ class Outputs:
 
     features: dict[str, Tensor]  # float32 [N, D], by space: "backbone", "projection", "online"
     heads: Heads | None = None  # None for a method without
+
+
+def outputs_of(method: Method, images: Tensor) -> dict[str, Tensor]:
+    """The method's outputs for normalised images ``[N, C, S, S]`` in evaluation; with ``eval_flip``
+    the mean of those for each image and for its mirror image."""
+    found = method.outputs(images)
+    if not method.config.eval_flip:
+        return found
+    mirrored = method.outputs(images.flip(-1))
+    return {name: (value + mirrored[name]) / 2 for name, value in found.items()}
 
 
 @dataclass(eq=False)
@@ -101,8 +112,9 @@ class Extractor:
         kept: these are looked at first, the heads are aligned by their probabilities, and of all
         images only the clusters are kept. head_losses: ``[H]``, by which the heads are ranked.
         Diverged where an output is not finite."""
+        see = functools.partial(outputs_of, self.method)
         if drawn is None:
-            features = finite(self(self.method.outputs, pixels))
+            features = finite(self(see, pixels))
             probabilities = features.pop("probabilities", None)
             if probabilities is None:
                 return Outputs(features)
@@ -112,12 +124,12 @@ class Extractor:
             return Outputs(features, Heads(probabilities, clusters, aligned, alignment))
 
         def clusters_alone(images: Tensor) -> dict[str, Tensor]:
-            out = self.method.outputs(images)
+            out = see(images)
             p = out.pop("probabilities").float()
             aligned = alignment.average(p).argmax(-1, True)
             return out | {"clusters": p.argmax(-1, True), "aligned": aligned}
 
-        probabilities = self(lambda images: self.method.outputs(images)["probabilities"], drawn)
+        probabilities = self(lambda images: see(images)["probabilities"], drawn)
         finite({"probabilities": probabilities})
         alignment = Alignment.of(probabilities, head_losses)
         features = finite(self(clusters_alone, pixels))

@@ -69,16 +69,33 @@ class Clusterings:
         return next(rule for rule in self.rules if rule.leads)
 
 
-def by_heads(heads: Heads, head_losses: Sequence[float] | None) -> Clusterings:
-    """The first head, the one with the lowest loss ``[H]`` (none before any training), and the
-    average of all after alignment, which leads."""
+def by_heads(
+    heads: Heads, head_losses: Sequence[float] | None, near: Tensor | None = None
+) -> Clusterings:
+    """The first head, the one with the lowest loss ``[H]`` (none before any training), the average
+    of all after alignment, which leads, and, where each image's nearest are given, ``vote``."""
     each = heads.clusters.cpu().numpy()
     rules = [Rule("first_head", each[0])]
     if head_losses is not None:
         head = metrics.lowest_loss_head(head_losses)
         rules.append(Rule("lowest_loss_head", each[head], head=head))
     rules.append(Rule("aligned_average", heads.aligned.cpu().numpy(), leads=True))
+    if near is not None:
+        rules.append(Rule("neighbour_vote", vote(heads, near).cpu().numpy()))
     return Clusterings(rules, each, {"rank": heads.alignment.rank, "order": heads.alignment.order})
+
+
+def vote(heads: Heads, near: Tensor) -> Tensor:
+    """The cluster int64 ``[N]`` that an image and its nearest others ``[N, n]`` (their numbers) lie
+    in most often, counted over all heads after alignment."""
+    rank, order = heads.alignment.rank, heads.alignment.order
+    aligned = order.argsort(-1).gather(1, heads.clusters[rank])  # [H, N], of the first's clusters
+    itself = torch.arange(len(near), device=near.device).unsqueeze(-1)
+    voters = torch.cat([itself, near], 1)
+    votes = torch.zeros(len(near), order.shape[1], device=near.device)
+    for clusters in aligned:
+        votes.scatter_add_(1, clusters[voters], torch.ones_like(voters, dtype=votes.dtype))
+    return votes.argmax(-1)
 
 
 def by_kmeans(kmeans: KMeans, features: Tensor, leads: bool) -> Clusterings:

@@ -22,6 +22,7 @@ class CC(Method):
         groups.ClusterContrast,
         groups.Freeze,
         groups.Neighbours,
+        groups.Vote,
     ):
         """No settings of its own."""
 

@@ -26,7 +26,12 @@ from reproduce.settings import setting
 class CRLC(Method):
     @dataclass(frozen=True)
     class Settings(
-        groups.Projection, groups.Contrast, groups.Freeze, groups.Neighbours, groups.Views
+        groups.Projection,
+        groups.Contrast,
+        groups.Freeze,
+        groups.Neighbours,
+        groups.Views,
+        groups.Vote,
     ):
         """CRLC's loss and heads."""
 

@@ -375,9 +375,17 @@ class Evaluation(Optimisation):
     kmeans_iterations: int = setting(
         100, "most iterations of k-means from each of kmeans_starts", (1, 10_000)
     )
+    eval_flip: bool = setting(
+        False, "features and probabilities are means over an image and its mirror image"
+    )
     trace_images: int = setting(
         32, "number of images whose probabilities each evaluation keeps", (0, 10_000)
     )
+
+    def refusals(self):
+        if self.eval_flip and self.augmentation == "digits":
+            what = "but augmentation is 'digits', whose images are not mirrored"
+            yield f"eval_flip is True, {what}: it is for 'images' and 'none'"
 
 
 @dataclass(frozen=True)

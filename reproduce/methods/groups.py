@@ -151,6 +151,17 @@ class Neighbours(EveryRun):
 
 
 @dataclass(frozen=True)
+class Vote(EveryRun):
+    """What clustering heads are read by."""
+
+    vote_neighbours: int = setting(
+        0,
+        "n: one rule more, a vote of an image and its n nearest over the heads' clusters; 0: none",
+        (0, 1000),
+    )
+
+
+@dataclass(frozen=True)
 class Views(EveryRun):
     """Any number of views."""
 

@@ -21,6 +21,7 @@ from reproduce.config import Config
 from reproduce.data.folder import fill, left_out, list_images, relative, unreadable
 from reproduce.data.packed import write_header
 from reproduce.data.sets import read_cached
+from reproduce.evaluation.extractor import outputs_of
 from reproduce.files import FORMULA, TEXT, atomic, in_table, is_packed, quoting
 from reproduce.methods.every_run import FOLDERS
 from reproduce.runs.trained import load_weights, new_method, wrong_run
@@ -62,7 +63,7 @@ class Clusterer(nn.Module):
 
     def outputs(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Probabilities by head, aligned ``[H, N, K]``, or None; features ``[N, D]``."""
-        out = self.method.outputs(Augment(self.config, self.mean, self.std).clean(images))
+        out = outputs_of(self.method, Augment(self.config, self.mean, self.std).clean(images))
         features = self.method.prepare(out[self.method.space])
         if self.spherical:
             features = F.normalize(features, dim=-1)

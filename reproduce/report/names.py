@@ -17,6 +17,7 @@ RULES = {
     "mean_of_heads": "mean of heads",
     "lowest_loss_head": "lowest-loss head",
     "aligned_average": "aligned average",
+    "neighbour_vote": "vote of neighbours",
     "best_head_oracle": "best head (oracle)",
     "best_epoch_and_head_oracle": "best epoch and head (oracle)",
     "kmeans_embedding": "k-means on features",

@@ -27,7 +27,7 @@ OWN = {  # pages whose text also fits the runs of one machine, and which runs ea
     "embeddings": "runs of seed 0 on all images, with labels, that keep an embedding",
 }
 ONE_RUN = "train", "linear_evaluation", "features", "clusters"  # about one run: without a page
-TABLE_RULES = [rule for rule in results.RULES if rule != "kmeans_pixels"]
+TABLE_RULES = [r for r in results.RULES if r not in ("kmeans_pixels", "neighbour_vote")]
 
 
 def notebooks() -> list[Path]:

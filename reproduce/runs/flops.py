@@ -39,7 +39,7 @@ COLUMNS = "pflop", "pflop_with_start"
 ALIKE = """seed epochs limit folder weights split entropy entropy_smoothed head_init predictor_init
 normalize schedule warmup_epochs cosine_period decay sampler top_momentum quotas pca
 evaluate_every cluster_space knn_space kmeans_metric kmeans_starts kmeans_iterations trace_images
-precision compile"""
+vote_neighbours precision compile"""
 SAME = {  # so that one count does for many runs
     f.name: f.default
     for f in dataclasses.fields(Config)
@@ -107,7 +107,8 @@ def of_evaluation(
     """
     output, features, target = _of_image(dataclasses.replace(config, **SAME), channels, n_clusters)
     evaluations = max(1, -(-config.epochs // config.evaluate_every))
-    total = output * (n_eval + evaluations * (n_eval + n_bank))  # once before any training
+    seen = output * (1 + config.eval_flip)
+    total = seen * (n_eval + evaluations * (n_eval + n_bank))  # once before any training
     if config.eval_batchnorm == "measured":
         total += output * min(n_train, MEASURED) * (evaluations + 1)
     if config.method in readers("pseudo_clusters"):

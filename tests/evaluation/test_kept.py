@@ -265,6 +265,43 @@ def check_table(rows, files, p):
     assert max(float(row["probability"]) - float(row["margin"]) for row in rows) > 0.1
 
 
+def test_mirror_images_and_neighbours_vote(photographs, tmp_path):
+    """Features and probabilities are means over an image and its mirror image, in the run and for
+    new images; neighbours vote by a loop over images, neighbours and heads."""
+    settings = {**CRLC, "augmentation": "images", "eval_flip": True, "vote_neighbours": 1}
+    run = train(tmp_path, **settings, folder=str(photographs), epochs=2)
+    files, x = seen(photographs, run)
+    w = weights(run)
+    features = [backbone(pixels, w) for pixels in (x, x.flip(-1))]
+    p = np.mean([heads(f, w) for f in features], 0)
+    assert np.abs(p - heads(features[0], w)).max() > 0.01
+    losses = [head["loss"] for head in json.loads((run / "metrics.json").read_text())["heads"]]
+    p, mean = p[np.argsort(losses)], F.normalize(sum(features) / 2, dim=-1).numpy()
+    votes = np.zeros(p.shape[1:])
+    ways = list(itertools.permutations(range(3)))
+    for head in p:
+        way = max(ways, key=lambda way: (p[0] * head[:, way]).sum())
+        for i in range(len(files)):
+            near = sorted(range(len(files)), key=lambda j: -mean[i] @ mean[j])[:2]
+            assert near[0] == i
+            for j in near:
+                votes[i, way.index(head[j].argmax())] += 1
+    with np.load(run / "embeddings.npz") as kept:
+        assert kept["aligned_average"].tolist() == aligned(p).argmax(-1).tolist()
+        assert kept["neighbour_vote"].tolist() == votes.argmax(-1).tolist()
+        assert kept["neighbour_vote"].tolist() != kept["aligned_average"].tolist()
+        labels = kept["labels"]
+    (row,) = results.load(run.parents[2]).to_dict("records")
+    voted = accuracy(labels, votes.argmax(-1))
+    assert row["neighbour_vote_acc"] == pytest.approx(voted)
+    assert float(read(run / "history.csv")[-1]["neighbour_vote_acc"]) == pytest.approx(voted, 1e-5)
+    labels = torch.from_numpy(labels)
+    assert row["knn_acc"] == pytest.approx(vote(torch.from_numpy(mean), labels, k=65))
+    out = tmp_path / "clusters.csv"
+    assert main(["apply", str(run), str(photographs), "-o", str(out)]) == 0
+    check_table(read(out), files, aligned(p))
+
+
 def test_margins_without_clustering_heads(photographs, tmp_path):
     """A probability is in proportion to 1 / squared distance from the centroid."""
     run = train(

@@ -102,8 +102,9 @@ CASES = [
     ("crlc", {"n_views": 3, "negatives": "all", "covariance_weight": 0.1}),
     ("crlc", {"projector_batchnorm": True}),
     ("byol", {"eval_batchnorm": "measured"}),
-    ("crlc", {"augmentation": "images", "view_sizes": "6x1 12x1"}),
+    ("crlc", {"augmentation": "images", "view_sizes": "6x1 12x1", "eval_flip": True}),
     ("simsiam", {"augmentation": "images", "view_size": 12, "eval_size": 16, "split": "test"}),
+    ("simsiam", {"augmentation": "images", "split": "test", "eval_flip": True}),
 ]  # fmt: skip
 
 
