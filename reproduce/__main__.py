@@ -96,6 +96,10 @@ def report_commands(command, names, preset) -> None:
     )
     add("results_dir", nargs="?", default="", help="folder of run directories (default: results)")
 
+    add = command(verify, "a finished run's scores once more, from its weights and its images")
+    add("run", help="its directory")
+    add("--data-dir", default="", help="where data sets are kept (default: data)")
+
     add = command(report, "the figure notebooks executed, as pages")
     where = "folder of run directories, where the pages go too (default: results/local)"
     add("--results-dir", default=ROOT / "results" / "local", help=where)
@@ -236,6 +240,22 @@ def pflop(args) -> None:
     file = flops.write(results.root(args.results_dir))
     print(file.read_text(encoding="utf-8"), end="")
     print(file)
+
+
+def verify(args) -> None:
+    import pandas as pd
+
+    from reproduce.runs.verify import verify as checks
+
+    found = checks(args.run, args.data_dir)
+    table = pd.DataFrame(found, columns=["score", "written", "again"])
+    table[["written", "again"]] *= 100
+    table["difference"] = table["again"] - table["written"]
+    shown = table.to_string(index=False, float_format="{:.2f}".format, na_rep="–")
+    print(shown.replace("-0.00", " 0.00"))
+    seen = table.dropna()
+    largest = seen["difference"].abs().max()
+    print(f"{len(seen)} of {len(table)} scores made again; largest difference {largest:.2f} points")
 
 
 def report(args) -> None:
