@@ -195,7 +195,7 @@ def test_a_preset_says_where_each_setting_is_from(path):
         for name in Config.__dataclass_fields__
         if method in readers(name) and len(readers(name)) < len(METHODS)
     }
-    assert own - {"freeze", "neighbours"} <= set(read_settings(path)), (
+    assert own - {"freeze", "neighbours", "vote_neighbours"} <= set(read_settings(path)), (
         "a setting that only some methods know is not left to the default for digits"
     )
 

@@ -53,31 +53,37 @@ def block(name: str, changes: dict) -> list[Config]:
         return drawn(name, changes)
     configs, named = [], {}
     for star in known[name]:
-        configs += (made := star_of(started(star, named, changes), changes))
+        made = [c for one in started(star, named, changes) for c in star_of(one, changes)]
+        configs += made
         if "name" in star:
             named[star["name"]] = made
     return list({config.hash(): config for config in configs}.values())
 
 
-def started(star: dict, named: dict[str, list[Config]], changes: dict) -> dict:
-    """The star with its ``weights: "@name"`` as the directory of an earlier star's one run, as it
-    is seen from here: so the hash is the same in whichever folder the repository lies.
+def started(star: dict, named: dict[str, list[Config]], changes: dict) -> list[dict]:
+    """The star with its ``weights: "@name"`` as the directory of the run of an earlier star, as it
+    is seen from here: so the hash is the same in whichever folder the repository lies. Once for
+    each run, where that star has several, or where the name is that of a block.
 
-    named: the runs of the stars before it that have a name. ConfigError where there is no such
-    star, where it has several runs, or where other weights are given."""
+    named: the runs of the stars before it that have a name. ConfigError where there is neither such
+    a star nor such a block, or where other weights are given."""
     weights = star.get("with", {}).get("weights", "")
     if not weights.startswith("@"):
-        return star
+        return [star]
     if "weights" in changes:
         raise ConfigError("weights cannot be given to a block whose runs start from one another")
     known = ", ".join(f"@{name}" for name in named) or "none"
     if (runs := named.get(weights[1:])) is None:
-        raise ConfigError(f"weights is {weights!r}: the stars before it with a name are: {known}")
-    if len(runs) != 1:
-        raise ConfigError(f"weights is {weights!r}, a star of {len(runs)} runs: it must have one")
-    path, here = Run(runs[0]).path, Path.cwd()
-    path = path.relative_to(here) if path.is_relative_to(here) else path
-    return {**star, "with": {**star["with"], "weights": str(path)}}
+        if weights[1:] not in blocks():
+            what = f"weights is {weights!r}: the stars before it with a name are: {known}"
+            raise ConfigError(what)
+        where = {k: v for k, v in changes.items() if k == "results_dir"}
+        runs = block(weights[1:], where)
+    here, found = Path.cwd(), []
+    for path in (Run(run).path for run in runs):
+        path = path.relative_to(here) if path.is_relative_to(here) else path
+        found.append({**star, "with": {**star["with"], "weights": str(path)}})
+    return found
 
 
 def chained(configs: list[Config]) -> bool:
