@@ -1,6 +1,7 @@
 """The project's own files agree with each other."""
 
 import ast
+import contextlib
 import graphlib
 import re
 import shlex
@@ -8,12 +9,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, metadata, packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from reproduce.files import ROOT
 
@@ -45,6 +47,23 @@ def test_conda_and_pip_make_the_same_environment():
     assert Requirement(f"python{project['requires-python']}").specifier.contains(
         python.removeprefix("python=")
     )
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.11.5", "3.12.0", "3.13.0", "3.14.0"])
+def test_every_pin_installs_on_every_python_that_readme_names(python):
+    """By what the packages that are installed here say of themselves."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    there = {"python_full_version": python}
+    wanted = [pin for pin in pinned if not pin.marker or pin.marker.evaluate(there)]
+    names = [p.name.lower() for p in wanted]
+    assert len(names) == len({*names}) == len({p.name.lower() for p in pinned})
+    for pin in wanted:
+        with contextlib.suppress(PackageNotFoundError):  # of an extra
+            about = metadata(pin.name)
+            if pin.specifier.contains(about["Version"]):
+                takes = SpecifierSet(about["Requires-Python"] or "")
+                assert takes.contains(python), f"{pin} takes {takes}"
 
 
 def test_what_the_package_imports_is_declared():
