@@ -311,7 +311,7 @@ def clusters(args) -> None:
 
 def pack(args) -> None:
     from reproduce.data import packed
-    from reproduce.data.folder import left_out
+    from reproduce.data.about import left_out
 
     if bool(args.packed) == args.check:
         raise ConfigError("pack: name SOURCE and the folder to write, or SOURCE alone with --check")

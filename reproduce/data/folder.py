@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -36,10 +36,6 @@ if READS_HEIC:
 SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
 AT_ONCE = 1 << 26  # pixels that all threads decode at a time, but for one larger image alone
 PAGES = os.sysconf("SC_PHYS_PAGES")  # of this machine's memory
-OTHERS = {  # what cameras leave beside images
-    "video": ".3gp .avi .m4v .mkv .mov .mp4 .mpeg .mpg .mts .webm .wmv".split(),
-    "RAW photograph": ".arw .cr2 .cr3 .dng .nef .nrw .orf .pef .raf .rw2 .srw".split(),
-}
 RUBBISH = (  # folders that systems make beside a user's, in small letters
     "__macosx",
     "$recycle.bin",
@@ -192,33 +188,6 @@ def entries(directory: Path) -> tuple[list[Path], list[Path]]:
         if not e.exists() and e not in images:
             raise wrong(directory, f"holds a link to nothing, {e.name!r}: repair or remove it")
     return folders, images
-
-
-def left_out(folder: Path, unreadable: Sequence[str]) -> list[str]:
-    """A sentence for each kind of files that are there and are not images of the data set:
-    unreadable ones, HEIC, videos, RAW photographs. unreadable: names, relative to the folder."""
-    heic = [name for name in unreadable if name.lower().endswith(HEIC) and not READS_HEIC]
-    kinds: dict[str, list[str]] = {
-        "file that cannot be read": [name for name in unreadable if name not in heic],
-        "HEIC photograph, which pip install -e '.[heic]' makes readable": heic,
-    }
-    for directory, folders, files in os.walk(folder):
-        folders[:] = [d for d in folders if d.lower() not in RUBBISH and not d.startswith(".")]
-        for file in files:
-            for kind, suffixes in OTHERS.items():
-                if Path(file).suffix.lower() in suffixes and not file.startswith("."):
-                    name = relative(Path(directory, file), folder)
-                    kinds.setdefault(kind, []).append(name)
-    return [f"left out: {counted(names, kind)}" for kind, names in kinds.items() if names]
-
-
-def counted(names: Sequence[str], kind: str) -> str:
-    """So many names of a kind, whose first or second word has a plural, and three of them."""
-    if len(names) > 1:
-        kind = re.sub(r"video|photograph|^file|^image", r"\g<0>s", kind)
-    shown = ", ".join(map(repr, sorted(names)[:3]))
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return f"{len(names):,} {kind}: {shown}{more}"
 
 
 def wrong(folder: Path, what: str) -> ConfigError:

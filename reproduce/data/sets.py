@@ -25,15 +25,7 @@ from torch import Tensor
 
 from reproduce.config import Config
 from reproduce.data import packed
-from reproduce.data.folder import (
-    counted,
-    fingerprint,
-    imagenet_classes,
-    left_out,
-    list_dataset,
-    read_folder,
-    wrong,
-)
+from reproduce.data.folder import fingerprint, imagenet_classes, list_dataset, read_folder, wrong
 from reproduce.files import ROOT, atomic, is_packed
 from reproduce.methods.every_run import FOLDERS
 from reproduce.settings import ConfigError
@@ -133,21 +125,6 @@ def digest(config: Config) -> str:
         return ""
     name, path = cached_file(config, folder)
     return written_digest(path) or read_cached(name, path).sha256
-
-
-def notes(config: Config, images: Images) -> list[str]:
-    """How 16-bit images of a folder were read, and what of it is not among its images, in
-    sentences."""
-    folder, said = Path(os.path.expanduser(config.folder)), []
-    if images.levels:
-        low, high = images.levels
-        said = [f"16-bit grey images: the folder's levels {low:,} to {high:,} became 0 to 255"]
-        if isinstance(images.pixels, Tensor):
-            flat = images.pixels.flatten(1)
-            alike = (flat == flat[:, :1]).all(1).nonzero()[:, 0].tolist()
-            names = [images.files[i] for i in alike]
-            said += [counted(names, "image of one grey level")] if names else []
-    return said + (left_out(folder, images.skipped) if config.dataset == "folder" else [])
 
 
 def place(config: Config) -> Path:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from reproduce import data, metrics
 from reproduce.augment import Augment
 from reproduce.config import Config
-from reproduce.data.folder import fill, left_out, list_images, relative, unreadable
+from reproduce.data.about import left_out
+from reproduce.data.folder import fill, list_images, relative, unreadable
 from reproduce.data.packed import write_header
 from reproduce.data.sets import read_cached
 from reproduce.evaluation.extractor import outputs_of

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from reproduce.config import Config
 from reproduce.data import folder as folder_module
-from reproduce.data import packed
+from reproduce.data import notes, packed
 from reproduce.data import sets as data
 from reproduce.data.folder import IMAGENETS, list_images, relative
 from reproduce.methods.every_run import FOLDERS
@@ -806,7 +806,7 @@ def test_16_bit_images_are_spread_over_the_levels_of_their_folder(home, bits, su
     assert colour(images, images.files.index("c.png")) == GREEN
     assert images.levels == (low, top)
     config = {"dataset": "folder", "folder": str(home / "images")}
-    assert data.notes(Config.from_params(config), images) == [
+    assert notes(Config.from_params(config), images) == [
         f"16-bit grey images: the folder's levels {low:,} to {top:,} became 0 to 255",
         f"1 image of one grey level: 'flat.{suffix}'",
     ]
@@ -879,7 +879,7 @@ def test_what_is_left_out_of_a_folder_is_counted_by_kind(home):
     ]
     if folder_module.READS_HEIC:
         heic = ["left out: 2 files that cannot be read: 'bad.jpg', 'phone.HEIC'"]
-    assert data.notes(config, images) == [
+    assert notes(config, images) == [
         *heic,
         "left out: 4 videos: '1.MOV', '2.mp4', 'b/3.mov' and 1 more",
         "left out: 1 RAW photograph: 'b/x.DNG'",
