@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reproduce import data, metrics
 from reproduce.config import readers
-from reproduce.data.folder import FORMATS, list_folder
+from reproduce.data.folder import FORMATS, fill, list_folder
 from reproduce.data.sets import evenly
 from reproduce.evaluation import probes
 from reproduce.files import ROOT, printable, read_json
@@ -48,8 +48,9 @@ def choose(folder: str, given: dict, gpu: bool | None = None) -> tuple[dict, str
     files = [file for file, _, _ in list_folder(path)[0]]
     looked = [found for i in evenly(len(files), 60) if (found := glance(files[i]))]
     if not looked:
-        n = min(60, len(files))
-        raise ConfigError(f"folder {str(path)!r}: none of {n} files can be read as an image")
+        n, why = min(60, len(files)), fill(np.empty((3, 8, 8), np.uint8), files[0])
+        none = f"folder {str(path)!r}: none of {n} files can be read as an image"
+        raise ConfigError(f"{none} ({files[0].name!r}: {why})")
     side = int(np.median([side for side, _ in looked]))
     grey = np.mean([grey for _, grey in looked]) > 0.9
     preset = "folder-gpu" if (torch.cuda.is_available() if gpu is None else gpu) else "folder"

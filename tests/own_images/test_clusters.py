@@ -209,10 +209,13 @@ def test_wrong_input_ends_in_a_sentence(place, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no image")
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "IMG_1.HEIC").write_bytes(b"no image")
     for where, k, said in (
         (tmp_path / "empty", "2", "holds no image"),
         (tmp_path / "gone", "2", "does not exist"),
-        (tmp_path / "bad", "2", "can be read as an image"),
+        (tmp_path / "bad", "2", "can be read as an image ('a.png': damaged, or not one of"),
+        (tmp_path / "phone", "2", "can be read as an image ('IMG_1.HEIC': "),
         (folder, "26", "more than the 25 images"),
         (folder, "1", "n_clusters is 1"),
     ):
