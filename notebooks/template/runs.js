@@ -12,11 +12,32 @@ function filter() {
   const shown = rows.filter(row => !row.hidden).length;
   document.getElementById("count").textContent =
     shown === rows.length ? `${shown} settings` : `${shown} of ${rows.length} settings`;
+  keep();
 }
 
-function sort(header) {
+// The address after # keeps what is typed, chosen and sorted: #find=…&data=…&sort=4,down
+function keep() {
+  const state = new URLSearchParams();
+  if (find.value) state.set("find", find.value);
+  for (const select of selects) if (select.value) state.set(select.name, select.value);
+  const sorted = table.tHead.querySelector("[aria-sort]");
+  if (sorted) state.set("sort", `${sorted.cellIndex},${sorted.ariaSort}`);
+  history.replaceState(null, "", state.size ? `#${state}` : location.pathname + location.search);
+}
+
+function restore() {
+  const state = new URLSearchParams(location.hash.slice(1));
+  find.value = state.get("find") ?? "";
+  for (const select of selects) select.value = state.get(select.name) ?? "";
+  const [column, order] = (state.get("sort") ?? "").split(",");
+  const header = table.tHead.rows[0].cells[column];
+  if (header?.querySelector("button")) sort(header, order === "descending");
+  filter();
+}
+
+function sort(header, descending) {
   const column = header.cellIndex, numeric = header.classList.contains("num");
-  const largestFirst = header.ariaSort ? header.ariaSort === "ascending" : numeric;
+  const largestFirst = descending ?? (header.ariaSort ? header.ariaSort === "ascending" : numeric);
   for (const other of header.parentNode.cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", largestFirst ? "descending" : "ascending");
   const value = row => numeric ? parseFloat(text(row, column)) : text(row, column);
@@ -25,10 +46,12 @@ function sort(header) {
   keyed.sort(([a], [b]) => Number.isNaN(a) - Number.isNaN(b) || // empty cells stay at the end
     (Number.isNaN(a) ? 0 : compare(a, b) * (largestFirst ? -1 : 1)));
   body.append(...keyed.map(([, row]) => row));
+  keep();
 }
 
 for (const button of table.tHead.querySelectorAll("button"))
   button.addEventListener("click", () => sort(button.parentNode));
 for (const control of [find, ...selects]) control.addEventListener("input", filter);
 document.querySelector("form").addEventListener("submit", event => event.preventDefault());
-filter(); // a browser may have kept what was typed before
+window.addEventListener("hashchange", restore);
+restore();

@@ -45,6 +45,17 @@ METHODS = {
     "propos": "ProPos",
     "deepcluster": "DeepCluster",
 }
+PAGES = {  # in the order in which they are read
+    "differences": "Fifteen differences",
+    "details": "What each is worth",
+    "entropy": "Entropy",
+    "longer": "Longer training",
+    "embeddings": "Clusters",
+    "methods": "Nine methods",
+    "report": "Claims and limits",
+    "scale": "Scale",
+    "benchmark": "Speed",
+}
 SETTINGS = {
     "lambda1": "λ1",
     "lambda2": "λ2",
@@ -264,8 +275,8 @@ def _column(name: Any, values: pd.Series) -> pd.Series:
     whole = pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all()
     if whole and word(name) in COUNTS:
         values = values.astype("Int64")
-    elif pd.api.types.is_numeric_dtype(values) and values.dtype != bool:
-        return values
+    elif isinstance(values.dtype, np.dtype) and values.dtype.kind in "iuf":
+        return values  # what is missing is left blank when it is printed
     blank = values.isna() | (values.astype(object) == "nan")
     shown = ["" if b else value(name, v) for v, b in zip(values, blank)]
     return pd.Series(shown, dtype=object)

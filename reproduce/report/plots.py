@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import warnings
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
 from IPython import get_ipython
 from matplotlib import font_manager
@@ -231,3 +233,35 @@ def umap_of_run(path: str | Path, n: int, store: Path) -> pd.DataFrame:
     return pd.DataFrame(kept[key], columns=["x", "y"]).assign(
         label=labels[shown], cluster=clusters[shown]
     )
+
+
+# ---- a picture whose points are images: notebooks/template/embeddings.js shows them on hover
+
+
+def places(ax, points: pd.DataFrame) -> np.ndarray:
+    """Where points lie in the saved figure, [N, 2]: shares of its width and height, from the top
+    left."""
+    ax.figure.canvas.draw()  # only then is its layout known
+    at = ax.transData.transform(points.to_numpy(float))
+    at = ax.figure.transFigure.inverted().transform(at)
+    return np.stack([at[:, 0], 1 - at[:, 1]], 1)
+
+
+def sprite(images: np.ndarray, columns: int) -> bytes:
+    """Grey images [N, S, S] side by side, so many in a row, as PNG."""
+    n, side = len(images), images.shape[1]
+    rows = -(-n // columns)
+    sheet = np.full((rows * columns, side, side), 255, np.uint8)
+    sheet[:n] = images
+    sheet = sheet.reshape(rows, columns, side, side).swapaxes(1, 2)
+    content = io.BytesIO()
+    picture = PIL.Image.fromarray(sheet.reshape(rows * side, columns * side))
+    picture.save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
+def points_as_text(places: np.ndarray, labels, clusters) -> str:
+    """HTML that a page's script reads: for each point its place in thousandths, class, cluster."""
+    rows = zip((1000 * places).round().astype(int), labels, clusters)
+    text = ";".join(f"{x},{y},{label},{cluster}" for (x, y), label, cluster in rows)
+    return f"<details class='points'><summary>The points</summary><code>{text}</code></details>"

@@ -204,19 +204,27 @@ def format_settings(settings: Mapping[str, Any]) -> str:
 
 
 def in_words(run: Mapping[str, Any]) -> str:
-    """A run's setting under plain names, ``the authors' settings, 4 epochs; stem for ImageNet``:
-    of the settings that have a name (``names.STARTS``), or a preset, the one that leaves the
-    fewest changes. With the method where it is not CRLC."""
+    """A run's setting under plain names, ``the authors' settings, 4 epochs; stem for ImageNet``.
+    With the method where it is not CRLC."""
+    start, changes = parts_in_words(run)
+    method = [] if run["method"] == "crlc" else [names.METHODS.get(run["method"], run["method"])]
+    return "; ".join(filter(None, [*method, start, ", ".join(changes)]))
+
+
+def parts_in_words(run: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The named setting (``names.STARTS``, or a preset) that leaves the fewest changes, and these
+    changes in words."""
     given = {n: run[n].item() if hasattr(run[n], "item") else run[n] for n in SETTING_NAMES}
     said = {
         name: names.changes({n: v for n, v in given.items() if n != "method" and v != start[n]})
         for name, start in _starts().items()
     }
-    name, changes = min(said.items(), key=lambda pair: len(pair[1]))
-    method = (
-        [] if given["method"] == "crlc" else [names.METHODS.get(given["method"], given["method"])]
-    )
-    return "; ".join(filter(None, [*method, name, ", ".join(changes)]))
+    return min(said.items(), key=lambda pair: len(pair[1]))
+
+
+def start_rank(start: str) -> int:
+    """The place of a named setting or preset in the order in which tables show them."""
+    return [*_starts()].index(start)
 
 
 @functools.cache

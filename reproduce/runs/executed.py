@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -80,14 +81,28 @@ def quantize_png(png: bytes, n: int = 64, width: int = 0) -> bytes:
     return smaller.getvalue() if width else min(png, smaller.getvalue(), key=len)
 
 
-def to_html(executed: Path, page_path: Path, mathematics: bool = False, **site) -> None:
+def to_html(
+    executed: Path,
+    page_path: Path,
+    mathematics: bool = False,
+    places: Mapping[str, str] | None = None,
+    head: dict | None = None,
+    **site,
+) -> None:
     """An executed notebook as one page with its pictures inside: no script but the template's,
-    whatever the notebook holds, and nothing from any network. mathematics: between dollars, in
-    notebooks that hold no names of a user's. ``site`` is for ``write``."""
+    whatever the notebook holds, and nothing from any network.
+
+    mathematics: between dollars, in notebooks that hold no names of a user's. places: the page to
+    which a link to a folder leads. head: what stands above the page of a run, in place of the
+    notebook's own title (``run_pages.head_of_run``). ``site`` is for ``write``.
+    """
     from pygments.formatters import HtmlFormatter
 
     notebook = nbformat.read(executed, as_version=4)
-    title = notebook.cells[0].source.partition("\n")[0].lstrip("# ")
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    title = title.lstrip("# ")
+    if head:
+        title, notebook.cells[0].source = head["title"], rest
     formulas: list[str] = []
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
@@ -97,12 +112,13 @@ def to_html(executed: Path, page_path: Path, mathematics: bool = False, **site) 
             cell.source = html.take_formulas(cell.source, formulas)
     body, _ = _exporter().from_notebook_node(notebook)
     body = re.sub(r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body)  # these have no colour
-    body, contents = html.polish(body, page_path.parent, site.get("pages") or None)
+    body, contents = html.polish(body, page_path.parent, site.get("pages") or None, places or {})
     body = html.put_formulas(html.sanitise(body), formulas)
     metrics = executed.with_name("metrics.json")  # of the run that it is about
     site["warning"] = collapse_note(read_json(metrics)) if metrics.exists() else ""
     style = HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    write(page_path, "page", title, body=body, contents=contents, highlight=style, **site)
+    content = {"body": body, "contents": contents, "head": head, "highlight": style}
+    write(page_path, "page", title, **content, **site)
 
 
 def _code_span(line: str) -> str:
@@ -117,20 +133,32 @@ def _exporter() -> HTMLExporter:  # one for all pages: its templates take longes
     return HTMLExporter(template_name=TEMPLATE.name, extra_template_basedirs=where)
 
 
-def write(path: Path, template: str, title: str, pages=(), up: str | None = "", **content):
-    """Write a page of notebooks/template. ``pages`` are the notebooks with pages beside it; ``up``
-    leads to index.html, as "../../../" for the page of a run; None: there is none yet."""
-    from jinja2 import Environment, FileSystemLoader
-
-    links = [(quote(f"{stem}.html"), stem.replace("_", " ").capitalize()) for stem in pages]
+def write(
+    path: Path,
+    template: str,
+    title: str,
+    pages: Mapping[str, str] | None = None,
+    up: str | None = "",
+    **content,
+):
+    """Write a page of notebooks/template. ``pages``: the notebooks with pages beside index.html,
+    each with its name; ``up`` leads to index.html, as "../../../" for the page of a run; None:
+    there is none yet."""
+    links = [(f"{up}{quote(stem)}.html", label) for stem, label in (pages or {}).items()]
     links = [(f"{up}index.html", "Overview"), *links, (f"{up}runs.html", "All runs")]
     links = [] if up is None else links
     script, style = TEMPLATE / f"{path.stem}.js", TEMPLATE / "style.css"
     content["script"] = script.read_text(encoding="utf-8") if script.exists() else ""
     content["style"] = style.read_text(encoding="utf-8") + content.pop("highlight", "")
     content["policy"] = html.content_policy(content["style"], content["script"])
-    environment = Environment(autoescape=True, loader=FileSystemLoader(TEMPLATE))
-    page = environment.get_template(f"{template}.html.j2")
+    page = _templates().get_template(f"{template}.html.j2")
     text = page.render(title=title, kind=template, links=links, here=path.name, **content)
     with atomic(path) as temporary:  # names of files may be any bytes: what no text is, is drawn so
         temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+
+
+@functools.cache
+def _templates():  # one for all pages: compiling takes longer than writing
+    from jinja2 import Environment, FileSystemLoader
+
+    return Environment(autoescape=True, loader=FileSystemLoader(TEMPLATE))

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import bleach
@@ -90,13 +90,17 @@ def put_formulas(body: str, formulas: list[str]) -> str:
 
 
 def polish(
-    body: str, folder: Path, pages: Collection[str] | None = None
+    body: str,
+    folder: Path,
+    pages: Collection[str] | None = None,
+    places: Mapping[str, str] | None = None,
 ) -> tuple[str, list[tuple[str, str, str]]]:
     """Tables in boxes, a text for each picture, links as they are seen from ``folder``; and the
     headings: (level, anchor, text).
 
     Links of notebooks to notebooks lead to their pages, if these are among ``pages``, where given;
-    those to other files of the repository, relative to notebooks/, lead to them.
+    those to other files of the repository, relative to notebooks/, lead to them; those to folders
+    lead to the pages that ``places`` names for them.
     """
     soup = BeautifulSoup(body, "html.parser")
     for unread in soup(["script", "style"]):  # with their text; the page has a style of its own
@@ -115,6 +119,8 @@ def polish(
     for link in soup("a", href=re.compile(r"^\.\./\w")):
         there = (ROOT / "notebooks" / link["href"]).resolve()
         link["href"] = Path(os.path.relpath(there, folder)).as_posix()
+    for link in soup("a", href=True):
+        link["href"] = (places or {}).get(link["href"].rstrip("/"), link["href"])
     for anchor in soup(class_="anchor-link"):
         anchor.decompose()
     return str(soup), [(h.name, h.get("id"), h.text) for h in soup(["h2", "h3"])]

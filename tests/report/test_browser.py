@@ -1,6 +1,7 @@
 """The pages and the notebook as a reader meets them: in Chromium, without any network."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from PIL import Image
 from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.files import ROOT, printable
-from reproduce.report import pages
+from reproduce.report import pages, run_pages
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(
@@ -199,17 +200,44 @@ def test_a_row_is_a_setting_and_its_seeds_are_links(site, visit):
     page.get_by_label("Find").fill("digits λ1 0.1 sample")
     assert column(page, "n") == ["3"] and page.locator("tr:not([hidden]) svg path").count() == 1
     links = page.locator("#runs tbody tr:not([hidden]) a")
-    assert links.all_inner_texts() == ["0", "1", "2"]
-    assert links.nth(0).get_attribute("href").endswith("/train.html")
-    assert (site / links.nth(1).get_attribute("href")).is_dir(), "a run without a page: its folder"
-    links.nth(0).click()
-    page.get_by_role("link", name="All runs").click()
+    assert links.all_inner_texts()[1:] == ["0", "1", "2"], "the setting, then its seeds"
+    links.nth(2).click()
+    assert re.search(r"/settings/\w+\.html#seed-1$", page.url)
+    words = "the recipe for digits; λ1 0.1, entropy of each sample"
+    assert page.locator("h1").text_content() == words
+    assert page.locator("tr:target th").inner_text() == "1"
+    assert page.locator("#seed-1").get_by_role("link", name="the whole run").count() == 0
+    page.locator("#seed-0").get_by_role("link", name="the whole run").click()
+    assert page.url.endswith("/train.html")
+    assert page.locator("h1").text_content() == f"{words}: seed 0"
+    assert page.locator("main > .lead").inner_text().startswith("digits, CRLC. ACC ")
+    page.locator("main").get_by_role("link", name="1", exact=True).click()
+    assert re.search(r"/settings/\w+\.html#seed-1$", page.url), "it has no page of its own"
+    page.locator("nav").get_by_role("link", name="All runs").click()
     assert page.url.endswith("/runs.html")
+
+
+def test_the_address_keeps_order_and_filters(site, visit):
+    page = visit(site / "runs.html")
+    assert "#" not in page.url
+    page.get_by_label("Find").fill("λ1")
+    page.get_by_label("Data").select_option("digits")
+    page.get_by_role("button", name="aligned average").click()
+    page.get_by_role("button", name="aligned average").click()
+    shown = column(page, "Setting")
+    other = visit(page.url)
+    assert column(other, "Setting") == shown and len(shown) > 1
+    assert other.get_by_label("Find").input_value() == "λ1"
+    assert other.locator("th[aria-sort=ascending]").inner_text().startswith("aligned average")
+    page.get_by_label("Find").fill("")
+    page.get_by_label("Data").select_option("all")
+    assert "find=" not in page.url and "data=" not in page.url
 
 
 def test_from_the_overview_to_a_heading_and_back(site, visit):
     page = visit(site / "index.html")
-    assert page.locator("h2").all_inner_texts() == ["Claims", "Pages"]
+    pages_first = ["Pages, in the order in which to read them", "Claims"]
+    assert page.locator("h2").all_inner_texts() == pages_first
     assert "holds" in page.locator(".claims .verdict").all_inner_texts()
     assert "not run" not in page.locator(".claims").inner_text()
     card = page.locator(".cards a").first
@@ -249,7 +277,8 @@ def test_text_stands_left_and_numbers_right(site, visit):
 
 def every_page(folder):
     """The pages of a folder, and those of its runs."""
-    return sorted(folder.glob("*.html")) + sorted(folder.glob("*/*/*/train.html"))
+    found = sorted(folder.glob("*.html")) + sorted(folder.glob("settings/*.html"))
+    return found + sorted(folder.glob("*/*/*/train.html"))
 
 
 def ids(path):
@@ -278,8 +307,9 @@ def check(path, visit):
 
 def test_every_page_fits_a_telephone_and_its_links_lead_somewhere(site, visit):
     found = every_page(site)
-    assert {"index.html", "runs.html", "entropy.html", "train.html"} == {p.name for p in found}
-    for path in found[:5]:
+    names = {p.name for p in found if p.parent.name != "settings"}
+    assert {"index.html", "runs.html", "entropy.html", "train.html"} == names
+    for path in [*found[:5], found[-1]]:
         check(path, visit)
 
 
@@ -290,11 +320,97 @@ def test_every_committed_page_fits_a_telephone_and_its_links_lead_somewhere(visi
         check(path, visit)
 
 
+WHOLE = ("index", "differences", "entropy", "report")  # on a telephone
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_nothing_is_wider_than_a_telephone(visit, name):
+    page = visit(ROOT / "results" / f"{name}.html", width=390)
+    beyond = page.evaluate(
+        """() => [...document.querySelectorAll("table, img, figure, math, .closed-form")]
+        .filter(e => e.offsetParent && e.getBoundingClientRect().right > 390.5)
+        .map(e => e.textContent.slice(0, 60))"""
+    )
+    assert not beyond
+
+
+def test_a_table_that_goes_on_shows_it(visit):
+    """A shadow at the right, which goes where the table ends."""
+    page = visit(ROOT / "results" / "methods.html", width=390)
+    boxes = page.locator(".wide").all()
+    wider = [b for b in boxes if b.evaluate("b => b.scrollWidth > b.clientWidth + 20")]
+    assert wider
+    box = wider[0]
+
+    def darkest():
+        image = Image.open(io.BytesIO(box.screenshot())).convert("L")
+        right = np.asarray(image)[4:-4, -3:]
+        return float(np.median(right))
+
+    box.evaluate("b => { b.scrollLeft = 0; }")
+    before = darkest()
+    box.evaluate("b => { b.scrollLeft = b.scrollWidth; }")
+    page.wait_for_timeout(100)
+    assert before < 245 and darkest() > 250
+
+
+def test_the_slider_moves_the_closed_form(visit):
+    page = visit(ROOT / "results" / "entropy.html")
+    panels = page.locator(".closed-form section")
+    assert panels.count() == 2 and page.locator("#lambda1").input_value() == "1"
+
+    def state(weight):
+        page.locator("#lambda1").fill(str(weight))
+        assert page.locator(".closed-form output").inner_text() == f"{weight:.2f}"
+        return [panels.nth(i).locator("p").inner_text() for i in range(2)]
+
+    assert state(0.1) == ["Preferred: certain, balanced."] * 2
+    assert state(2) == ["Preferred: certain, balanced.", "Preferred: uniform."]
+    terms = page.locator("table", has_text="H(each sample)").first.locator("tbody tr").all()
+    for i, row in enumerate(terms):
+        pc, sample, batch = (float(c.inner_text()) for c in row.locator("td").all())
+        for panel, entropy in ((0, batch), (1, sample)):
+            number = panels.nth(panel).locator(".number").nth(i).inner_text()
+            assert float(number.replace("−", "-")) == pytest.approx(pc - 2 * entropy, abs=2e-3)
+
+
+def test_the_map_of_digits_shows_the_image_under_the_pointer(visit):
+    from reproduce import data
+
+    page = visit(ROOT / "results" / "embeddings.html")
+    points = page.locator("details.points code").text_content().split(";")
+    images = data.load(Config()).parts("all", 0)[1]
+    assert len(points) == len(images.labels)
+    picture = page.locator(".hover-map img")
+    picture.scroll_into_view_if_needed()
+    box, card = picture.bounding_box(), page.locator(".hover-card")
+    assert not card.is_visible()
+    for i in (0, 700, 1500):
+        x, y, label, _ = map(int, points[i].split(","))
+        assert label == int(images.labels[i])
+        page.mouse.move(box["x"] + x / 1000 * box["width"], box["y"] + y / 1000 * box["height"])
+        assert card.is_visible()
+        name = int(re.match(r"a (\d)", card.inner_text())[1])
+        drawn = card.locator("canvas").evaluate(
+            "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+        )
+        drawn = 255 - np.array(drawn).reshape(80, 80, 4)[5::10, 5::10, 0]
+        same = (np.abs(images.pixels[:, 0].numpy() - drawn) <= 2).all((1, 2))
+        assert same.any() and int(images.labels[np.flatnonzero(same)[0]]) == name
+    page.mouse.move(box["x"] - 5, box["y"] - 5)
+    assert not card.is_visible()
+
+
+def test_the_table_of_runs_shows_its_seeds(visit):
+    page = visit(ROOT / "results" / "runs.html")
+    assert page.evaluate("document.querySelector('#runs').getBoundingClientRect().right") <= 1280
+
+
 def test_the_table_of_all_committed_runs_is_small(tmp_path):
     from reproduce.report import results
 
-    rows = pages.settings_rows(results.load(), ROOT / "results")
-    names = [results.RULES[rule] for rule in pages.TABLE_RULES]
+    rows = run_pages.settings_rows(results.load(), ROOT / "results")
+    names = [results.RULES[rule] for rule in run_pages.SHOWN]
     page = tmp_path / "runs.html"
     pages.write(page, "runs", "All runs", rows=rows, names=names)
     assert len(rows) > 40 and page.stat().st_size < 100_000
@@ -422,16 +538,20 @@ def foreign(tmp_path_factory):
 def test_nothing_of_someone_elses_runs(foreign, visit):
     page = visit(foreign / "runs.html")
     assert any(RAN in name for name in column(page, "Data"))
-    links = page.locator("#runs tbody a")
-    assert links.count() == 2
+    rows = page.locator("#runs tbody tr")
+    assert rows.count() == 2
     for i in range(2):
-        links.nth(i).click()
-        assert page.url.endswith("/train.html") and "Someone" in page.locator("h1").inner_text()
+        rows.nth(i).locator("a").last.click()
+        assert "folder" in page.locator("h1").inner_text() and page.title() not in ("1", "ran")
+        page.get_by_role("link", name="the whole run").click()
+        assert page.url.endswith("/train.html") and page.locator("h1").count() == 1
+        assert "This sentence is what one reads of it" in page.locator("main").inner_text()
         assert page.locator("main b").inner_text() == "shown"
         for link in page.locator("main a").all():
             assert not link.get_attribute("href"), link
         assert page.locator("script, iframe, form, svg, input, base").count() == 0
         assert page.title() not in ("1", "ran")
+        page.go_back()
         page.go_back()
     visit(foreign / "index.html")
 

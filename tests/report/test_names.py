@@ -103,6 +103,8 @@ def test_a_table_is_shown_in_plain_words():
     assert [*shown.index] == [("of the batch mean", 0.1), ("of each sample", 2.0)]
     assert [*shown["normalisation"]] == ["yes", "no"] and shown["method"].iloc[0] == "BYOL"
     assert "1.0" in text, "a share is no count"
+    counted = names.plain(pd.DataFrame({0.1: pd.array([3, None], dtype="Int64")}))
+    assert [*counted[0.1]] == [3, ""]
     series = names.plain(pd.Series([1.0, 2.0], ["lambda2", "knn_acc"], name="acc"))
     assert [*series.index] == ["λ2", "kNN"] and [*series["ACC"]] == [1.0, 2.0]
 

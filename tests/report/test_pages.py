@@ -20,7 +20,7 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 from reproduce.files import ROOT
-from reproduce.report import pages, plots, results
+from reproduce.report import pages, plots, results, run_pages
 from reproduce.runs import executed
 from reproduce.settings import ConfigError
 
@@ -121,10 +121,10 @@ def test_every_kept_run_is_small():
         )
 
 
-def test_every_notebook_about_many_runs_has_a_page_the_report_first():
+def test_every_notebook_about_many_runs_has_a_page_the_differences_first():
     named = {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} - set(pages.ONE_RUN)
     found = [p.stem for p in pages.notebooks()]
-    assert set(found) == named and len(found) == len(named) and found[0] == "report"
+    assert set(found) == named and len(found) == len(named) and found[0] == "differences"
 
 
 def test_a_folder_without_runs_is_refused_before_any_work(tmp_path):
@@ -174,14 +174,15 @@ def test_the_claims_on_the_committed_pages_link_to_sections_and_runs_that_there_
         if anchor:
             if page not in anchors:
                 soup = BeautifulSoup(path.read_text(), "html.parser")
-                anchors[page] = {tag["id"] for tag in soup(["h1", "h2", "h3"])}
+                anchors[page] = {tag["id"] for tag in soup(id=True)}
             assert anchor[0] in anchors[page], (page, anchor)
-    assert {*anchors} == {"report.html", "details.html", "entropy.html", "methods.html"}
+    sections = {"report.html", "details.html", "entropy.html", "longer.html", "methods.html"}
+    assert {page for page in anchors if not page.startswith("settings/")} == sections
     assert len(found["index"]) == len(found["report"]) > 500
 
 
 def test_every_row_of_the_table_of_settings_has_its_own_words():
-    rows = pages.settings_rows(results.load(), ROOT / "results")
+    rows = run_pages.settings_rows(results.load(), ROOT / "results")
     words = [(row["data"], row["method"], row["setting"]) for row in rows]
     assert len(set(words)) == len(words) > 50
 
@@ -198,7 +199,7 @@ def test_a_collapse_is_said_at_the_top_of_the_page_and_in_the_table(tmp_path):
         page = BeautifulSoup((run / "train.html").read_text(encoding="utf-8"), "html.parser")
         first = page.main.find(True)
         assert (first.text.startswith("This run has collapsed: 9 of <10> are empty.")) == collapsed
-    rows = pages.settings_rows(results.load(tmp_path), tmp_path)
+    rows = run_pages.settings_rows(results.load(tmp_path), tmp_path)
     pages.write(tmp_path / "runs.html", "runs", "All runs", rows=rows, names=[])
     assert "1 of 2 collapsed" in (tmp_path / "runs.html").read_text(encoding="utf-8")
 
