@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from reproduce import Config, fit, muon, processes
+from reproduce import Config, fit, processes
 from reproduce.__main__ import main
 from reproduce.evaluation.extractor import Extractor
 from reproduce.methods import METHODS
+from reproduce.networks import muon
 from reproduce.report import results
 from reproduce.runs import flops
 from reproduce.runs.directory import Run
