@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -290,3 +292,26 @@ def test_the_committed_count_is_that_of_the_committed_runs():
     for run in some.to_dict("records"):
         found = flops.of_directory(Path(run["path"]))
         assert {k: run[k] for k in flops.COLUMNS} == pytest.approx(found, rel=1e-5), run["path"]
+
+
+def test_published_figures_stand_beside_their_arithmetic():
+    """Those that a preset aims at as in published.csv, with the preset's count; the others by the
+    epochs or the patches of SimCLR on the same network."""
+    points = pd.read_csv(results.runs.ROOT / "results" / "compute.csv", keep_default_na=False)
+    known = pd.read_csv(results.runs.ROOT / "results" / "published.csv")
+    known = known[known["dataset"] == "CIFAR-10"].dropna(subset=["preset"])
+    aims = {name: row for row in known.to_dict("records") for name in row["preset"].split()}
+    for point in points[points["preset"] != ""].to_dict("records"):
+        aim = aims[point["preset"]]
+        assert point["value"] == aim["acc" if point["metric"] == "ACC" else "knn"]
+        assert (point["method"], point["source"]) == (aim["method"], aim["source"])
+    for name in ("cifar10-simclr", "cifar10-paper"):
+        config = Config(**results.presets()[name])
+        (told,) = points.loc[points["preset"] == name, "pflop"]
+        assert told == pytest.approx(flops.of_epochs(config, config.epochs, 3, 10, 50_000), 0.01)
+    (simclr,) = points.loc[points["preset"] == "cifar10-simclr", "pflop"]
+    for point in points[points["preset"] == ""].to_dict("records"):
+        if words := re.match(r"ResNet-18, (\d+) epochs?( of (\d+) patches)?", point["setting"]):
+            views = int(words[1]) * int(words[3] or 2)
+            assert point["pflop"] == pytest.approx(simclr * views / 1600, 0.01), point
+    assert points["source"].all() and set(points["verified"]) == {"yes", "no"}
