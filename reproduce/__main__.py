@@ -13,7 +13,7 @@ from pathlib import Path
 
 from reproduce import Diverged, fit
 from reproduce.config import Config
-from reproduce.files import ROOT
+from reproduce.files import ROOT, is_packed
 from reproduce.methods.every_run import FOLDERS
 from reproduce.processes import Lost
 from reproduce.runs import stopping
@@ -320,7 +320,10 @@ def pack(args) -> None:
         packed.load(source, check=True)
         index = packed.read_index(source)
     else:
+        before = is_packed(Path(os.path.expanduser(args.packed)))
         index = packed.pack(args.source, args.packed, args.side, args.bad_images, args.dataset)
+        if before:
+            print("note: it was packed already, and stays as it is")
     for note in left_out(Path(os.path.expanduser(args.source)), index["skipped"]):
         print(f"note: {note}")
     sizes = f"{index['images']:,} images of {index['side']} pixels"

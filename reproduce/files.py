@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -28,6 +29,8 @@ def atomic(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     through = path.exists() and not path.is_file()
     temporary = path if through else path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not through:
+        remove_remnants(path)
     try:
         yield temporary
         if not through:
@@ -38,6 +41,25 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         if not through:
             temporary.unlink(missing_ok=True)
+
+
+def remove_remnants(path: Path) -> None:
+    """Remove the temporary files of ``atomic`` for this path that killed processes left."""
+    for remnant in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = remnant.name[len(path.name) + 2 : -len(".tmp")]
+        if process.isdecimal() and not is_alive(int(process)):
+            remnant.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def settle(path: Path, final: Path) -> None:

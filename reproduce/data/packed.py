@@ -11,59 +11,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import mmap
 import os
-import tarfile
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from reproduce.data import grey
-from reproduce.data.folder import (
-    SUFFIXES,
-    entries,
-    list_dataset,
-    read_all,
-    refuse_bad,
-    relative,
-    wrong,
-)
+from reproduce.data.folder import entries, list_dataset, read_all, refuse_bad, relative, wrong
+from reproduce.data.tars import Member, Sources, list_tars
 from reproduce.files import atomic, index_hash, read_index, read_json, sync
 from reproduce.settings import ConfigError
 
 SHARD = 8192  # images in a file
 CHUNK = 256  # images in memory at a time
 AGAIN = "copy it again, or pack anew"
-
-
-class Member(NamedTuple):
-    """A file in a tar archive, with what ``folder.fill`` asks of a path."""
-
-    tar: Path
-    offset: int  # bytes
-    st_size: int
-
-    def is_file(self) -> bool:
-        return True
-
-    def stat(self) -> Member:
-        return self
-
-    def open(self, mode: str) -> io.BytesIO:
-        with self.tar.open(mode) as file:
-            file.seek(self.offset)
-            return io.BytesIO(file.read(self.st_size))
-
-
-Sources = list[tuple[Path | Member, int, int]]  # image, label (-1 without), split
 
 
 def list_source(source: Path, dataset: str) -> tuple[Sources, list[str], list[str]]:
@@ -82,51 +53,6 @@ def list_source(source: Path, dataset: str) -> tuple[Sources, list[str], list[st
     return found, [relative(file, source) for file, _, _ in found], classes
 
 
-def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Sources, list[str], list[str]]:
-    """webdataset's layout: ``key.jpg`` and, with labels, ``key.cls``, a whole number."""
-    files, labels, dotted = {}, {}, {}  # by archive, folder in it, and name up to the first dot
-    for tar, split in tars:
-        try:
-            with tarfile.open(tar, "r:") as archive:
-                for member in archive:
-                    folder, _, name = member.name.rpartition("/")
-                    stem, _, kind = name.lower().partition(".")
-                    key = tar, folder, name[: len(stem)]
-                    if kind == "cls":
-                        labels[key] = int(archive.extractfile(member).read())
-                    elif member.isfile() and stem and f".{kind}" in SUFFIXES:
-                        if key in files:
-                            raise ValueError(f"two images of one key, {member.name!r}")
-                        image = Member(tar, member.offset_data, member.size)
-                        files[key] = image, split, f"{relative(tar, source)}/{member.name}"
-                    elif member.isfile() and stem and Path(kind).suffix in SUFFIXES:
-                        dotted[key] = member.name
-        except (tarfile.TarError, ValueError) as error:
-            raise wrong(tar, f"is not a tar archive of webdataset's layout: {error}") from None
-        if not ends_at(tar, archive.offset):
-            raise wrong(tar, "has no end after its last whole member, so it was cut: copy it again")
-    for key, name in dotted.items():  # beside an image of its key it is something else: 1.seg.png
-        if key not in files:
-            how = "webdataset's keys end at the first dot: rename it, or unpack the archive"
-            raise wrong(key[0], f"holds {name!r} without an image of that key: {how}")
-    bare = [name for key, (_, _, name) in files.items() if key not in labels]
-    if not files or (labels and bare):
-        lacks = f"{len(bare)} images without a .cls, as {bare[0]!r}" if bare else "no image"
-        raise wrong(source, f"has {lacks} in its tar archives")
-    classes = sorted({labels[key] for key in files if labels})
-    place = {number: i for i, number in enumerate(classes)}
-    found = [(file, place.get(labels.get(key), -1), s) for key, (file, s, _) in files.items()]
-    return found, [name for _, _, name in files.values()], [str(number) for number in classes]
-
-
-def ends_at(tar: Path, offset: int) -> bool:
-    """Whether a tar archive has its block of zeros there, in bytes, after the last member: one that
-    is cut between two members reads like a whole one."""
-    with tar.open("rb") as file:
-        file.seek(offset)
-        return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-
-
 # ---- packing
 
 
@@ -134,24 +60,33 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
     """Write the packed data set of a source's images; returns its index.
 
     side: of the stored squares, in pixels. bad_images: stop and name those that cannot be read, or
-    skip them. dataset: 'folder', or an ImageNet, whose classes alone are taken. ConfigError if the
-    source cannot be read or ``packed`` not written.
+    skip them. dataset: 'folder', or an ImageNet, whose classes alone are taken. What is packed
+    already stays as it is. ConfigError if the source cannot be read, ``packed`` not written, or
+    if other images lie there.
     """
     source, packed = Path(os.path.expanduser(source)), Path(os.path.expanduser(packed))
     if not 2 <= side <= 1024:
         raise ConfigError(f"side must be a whole number between 2 and 1024, got {side}")
-    if (packed / "index.json").exists():
-        raise wrong(packed, "is a packed data set already: delete it, or name another")
     try:
         found, names, classes = list_source(source, dataset)
+        before = read_index(packed) if (packed / "index.json").exists() else None
+        if before:
+            levels = tuple(before.get("levels", ()))
+        else:
+            levels = grey.range_of((file for file, _, _ in found), names)
+        slices, shards = [slice(i, i + SHARD) for i in range(0, len(found), SHARD)], []
+        states = [state_of(found[part], names[part], side, levels) for part in slices]
+        if before:
+            return unchanged(packed, before, states)
         packed.mkdir(parents=True, exist_ok=True)
         sync(packed.parent)
-        for remnant in packed.glob(".*.tmp"):  # of a process killed while writing
-            remnant.unlink()
-        levels, shards = grey.range_of((file for file, _, _ in found), names), []
-        for i in range(0, len(found), SHARD):
-            stem, part = f"pixels-{i // SHARD:05d}", slice(i, i + SHARD)
-            shards.append(write_shard(packed / stem, found[part], names[part], side, levels))
+        with tqdm(total=len(found), unit="image", disable=None) as bar:
+            for k, (part, state) in enumerate(zip(slices, states)):
+                where, images = packed / f"pixels-{k:05d}", (found[part], names[part])
+                shards.append(write_shard(where, *images, side, levels, state, bar.update))
+                if bar.disable:  # no terminal: a line per file instead of the bar
+                    done = f"{min(part.stop, len(found)):,} of {len(found):,} images"
+                    print(f"packed {done}", file=sys.stderr)
         bad = {name: reason for shard in shards for name, reason in shard.pop("bad").items()}
         parts = [part for _, *part in found]
         refuse_bad(source, names, [*map(tuple, parts)], bad, bad_images, "--bad-images skip")
@@ -178,18 +113,39 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
     return read_index(packed)
 
 
-def write_shard(
-    stem: Path, found: Sources, names: list[str], side: int, levels: tuple[int, ...]
-) -> dict:
-    """One file of pixels, unless it is there already, and what the index says of it. levels: as of
-    ``read_image``."""
-    path, note, shape = stem.with_suffix(".npy"), stem.with_suffix(".json"), (3, side, side)
+def state_of(found: Sources, names: list[str], side: int, levels: tuple[int, ...]) -> str:
+    """A hash that changes with the images of one file of pixels, as they lie there, or with how
+    they are read."""
     stats = [(file.tar if isinstance(file, Member) else file).lstat() for file, _, _ in found]
     state = [(n, *f[1:], s.st_size, s.st_mtime_ns) for n, f, s in zip(names, found, stats)]
-    state = hashlib.sha256(json.dumps([2, side, levels, state]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([2, side, levels, state]).encode()).hexdigest()
+
+
+def unchanged(packed: Path, index: dict, states: list[str]) -> dict:
+    """The index of a packed data set; ConfigError where others than its images are to be packed."""
+    if [shard.get("state") for shard in index["shards"]] != states:
+        what = "is packed already, with another side or of other images, or of these as they were"
+        raise wrong(packed, f"{what}: delete it, or name another")
+    return index
+
+
+def write_shard(
+    stem: Path,
+    found: Sources,
+    names: list[str],
+    side: int,
+    levels: tuple[int, ...],
+    state: str,
+    tell: Callable[[int], Any],
+) -> dict:
+    """One file of pixels, unless it is there already, and what the index says of it. levels: as of
+    ``read_image``; state: of ``state_of``; tell: called with the number of images that are
+    done."""
+    path, note, shape = stem.with_suffix(".npy"), stem.with_suffix(".json"), (3, side, side)
     with contextlib.suppress(ConfigError, FileNotFoundError):  # not written yet, or damaged
         known = read_json(note)
         if (known["state"], known["bytes"]) == (state, path.stat().st_size):
+            tell(len(found))
             return known
     path.unlink(missing_ok=True)  # before its note is another one's
     digest, counts, bad = hashlib.sha256(), torch.zeros(3, 256, dtype=torch.int64), {}
@@ -203,6 +159,7 @@ def write_shard(
             digest.update(pixels)
             counts += level_counts(torch.from_numpy(pixels[[not reason for reason in reasons]]))
             bad |= {name: reason for name, reason in zip(names[i:], reasons) if reason}
+            tell(len(part))
         shard = {"file": path.name, "bytes": file.tell(), "images": len(found) - len(bad)}
         shard |= {"bad": bad, "sha256": digest.hexdigest(), "counts": counts.tolist()}
         shard["state"] = state
@@ -254,30 +211,21 @@ def level_moments(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def load(folder: Path, check: bool = False) -> dict:
     """The fields of ``data.Images``. ConfigError if a file is missing or of another length.
-    check: compare every byte with its SHA-256, too."""
+    check: compare every byte with its SHA-256, too, and count images and levels again."""
     index = read_index(folder)
-    for shard in index["shards"]:
+    rows = read_rows(folder, index)
+    for k, shard in enumerate(index["shards"]):
         path = folder / shard["file"]
         size = path.stat().st_size if path.exists() else 0
         if size != shard["bytes"]:
             held = f"{size:,} of {shard['bytes']:,} bytes"
             raise wrong(folder, f"has {held} in {path.name!r}: {AGAIN}")
         if check:
-            try:
-                digest, mapped = hashlib.sha256(), np.load(path, mmap_mode="r")
-            except ValueError:
-                raise wrong(folder, f"has a damaged {path.name!r}: {AGAIN}") from None
-            for i in range(0, len(mapped), CHUNK):
-                digest.update(np.array(mapped[i : i + CHUNK]))
-            if digest.hexdigest() != shard["sha256"]:
-                raise wrong(folder, f"is not what its SHA-256 says in {path.name!r}: {AGAIN}")
-    try:
-        with np.load(folder / "rows.npz", allow_pickle=False) as file:
-            rows = {name: file[name] for name in file.files}
-        if rows_hash(rows) != index["rows"]:
-            raise ValueError
-    except Exception:  # zipfile and numpy raise many kinds
-        raise wrong(folder, f"has a damaged rows.npz: {AGAIN}") from None
+            here = rows["rows"][rows["rows"] // index["shard"] == k] % index["shard"]
+            check_shard(folder, path, shard, here)
+    if check and index["images"] != len(rows["rows"]):
+        told = f"says {index['images']:,} images in its index, and holds {len(rows['rows']):,}"
+        raise wrong(folder, f"{told}: {AGAIN}")
     text, ends = rows["names"].tobytes(), rows["ends"].tolist()
     return {
         "name": folder.resolve().name,
@@ -290,6 +238,36 @@ def load(folder: Path, check: bool = False) -> dict:
         "skipped": tuple(index["skipped"]),
         "levels": tuple(index.get("levels", ())),
     }
+
+
+def read_rows(folder: Path, index: dict) -> dict[str, np.ndarray]:
+    try:
+        with np.load(folder / "rows.npz", allow_pickle=False) as file:
+            rows = {name: file[name] for name in file.files}
+        if rows_hash(rows) == index["rows"]:
+            return rows
+    except Exception:  # zipfile and numpy raise many kinds
+        pass
+    raise wrong(folder, f"has a damaged rows.npz: {AGAIN}")
+
+
+def check_shard(folder: Path, path: Path, shard: dict, here: np.ndarray) -> None:
+    """ConfigError where a file of pixels is not what the index says of it. here: the positions of
+    the images in it that could be read."""
+    try:
+        digest, mapped = hashlib.sha256(), np.load(path, mmap_mode="r")
+    except ValueError:
+        raise wrong(folder, f"has a damaged {path.name!r}: {AGAIN}") from None
+    good, counts = np.zeros(len(mapped), bool), torch.zeros(3, 256, dtype=torch.int64)
+    good[here] = True
+    for i in range(0, len(mapped), CHUNK):
+        pixels = np.array(mapped[i : i + CHUNK])
+        digest.update(pixels)
+        counts += level_counts(torch.from_numpy(pixels[good[i : i + CHUNK]]))
+    if digest.hexdigest() != shard["sha256"]:
+        raise wrong(folder, f"is not what its SHA-256 says in {path.name!r}: {AGAIN}")
+    if counts.tolist() != shard["counts"] or len(here) != shard["images"]:
+        raise wrong(folder, f"has wrong counts of {path.name!r} in its index: {AGAIN}")
 
 
 @dataclass

@@ -264,9 +264,38 @@ def test_no_class_may_be_emptied(tmp_path):
     refused(call, "1 of 2 images", "'b/1.png': empty", f"{str(tmp_path / 'images' / 'b')!r} is em")
 
 
-def test_a_packed_data_set_is_not_overwritten(place):
-    call = lambda: packed.pack(place / "images", place / "packed", 8)  # noqa: E731
-    refused(call, "is a packed data set already")
+def test_packing_twice_says_so_and_changes_nothing(place, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (place / "packed").iterdir()}
+    words = ["pack", str(place / "images"), str(place / "packed"), "--side"]
+    assert main([*words, "8"]) == 0
+    said = capsys.readouterr()
+    assert "note: it was packed already, and stays as it is" in said.out
+    assert "60 images of 8 pixels" in said.out and not said.err
+    assert main([*words, "9"]) == 2
+    (place / "images" / "train" / "a" / "more.png").write_bytes(noise(99))
+    assert main([*words, "8"]) == 2
+    assert capsys.readouterr().err.count("is packed already, with another side or of other") == 2
+    assert {path: path.stat().st_mtime_ns for path in (place / "packed").iterdir()} == before
+
+
+def test_packing_says_how_far_it_is(tmp_path, small_shards, capsys):
+    packed.pack(classes(tmp_path / "images"), tmp_path / "packed", 8)
+    told = [f"packed {n} of 60 images" for n in (16, 32, 48, 60)]
+    assert capsys.readouterr().err.splitlines() == told
+
+
+def test_other_peoples_temporary_files_stay(tmp_path):
+    """Those of a killed process of our own go: its number is no longer in use."""
+    put(tmp_path / "images", "a/1.png")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "packed").mkdir()
+    names = [f".rows.npz.{dead.pid}.tmp", f".rows.npz.{os.getppid()}.tmp", ".theirs.tmp"]
+    for name in names:
+        (tmp_path / "packed" / name).write_text("")
+    packed.pack(tmp_path / "images", tmp_path / "packed", 8)
+    left = {path.name for path in (tmp_path / "packed").glob(".*")}
+    assert left == {*names[1:]}
 
 
 # ---- a kill
@@ -275,10 +304,10 @@ KILLED = """
 import sys, time
 from reproduce.data import packed
 packed.SHARD, read_all = 16, packed.read_all
-def slow(pixels, files):
+def slow(*given):
     time.sleep(0.5 * (len(seen) > 0))
     seen.append(1)
-    return read_all(pixels, files)
+    return read_all(*given)
 seen, packed.read_all = [], slow
 packed.pack(sys.argv[1], sys.argv[2], 8)
 """
@@ -340,6 +369,25 @@ def test_damage_is_named_at_the_start(place):
     refused(lambda: packed.load(folder, check=True), says)
     shard.write_bytes(content)
     packed.load(folder, check=True)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda index: index.update(images=59),
+        lambda index: index["shards"][1].update(images=15),
+        lambda index: index["shards"][1]["counts"][0].reverse(),
+    ],
+)
+def test_the_counts_of_an_index_are_checked(place, harm):
+    """They are no part of what names a data set."""
+    path = place / "packed" / "index.json"
+    index = json.loads(path.read_text())
+    harm(index)
+    path.write_text(json.dumps(index))
+    assert len(load(place).pixels) == 60
+    with pytest.raises(ConfigError, match="59 images in its index, and holds 60|wrong counts of"):
+        packed.load(place / "packed", check=True)
 
 
 @pytest.mark.parametrize("harm", ["{}", "", "[1]", None])

@@ -122,6 +122,19 @@ def test_what_is_no_regular_file_is_written_through(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe", "target"]
 
 
+def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path):
+    """And nothing else: not what a living process writes, nor another file's."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = [f".a[1].csv.{dead.pid}.tmp", f".a[1].csv.{os.getppid()}.tmp", ".a[1].csv.x.tmp"]
+    names += [f".b.csv.{dead.pid}.tmp", f".a1.csv.{dead.pid}.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("cut")
+    with atomic(tmp_path / "a[1].csv") as temporary:
+        temporary.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1].csv", *names[1:]}
+
+
 # ---- a power failure: what a copy of the disk holds
 
 
