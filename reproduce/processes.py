@@ -55,7 +55,8 @@ def alone():
 def group(device: str = "auto"):
     """The group of processes that torchrun started; nothing where it did not start this one.
 
-    Raises Lost in the processes that are left when one is gone."""
+    Raises Lost in the processes that are left when one is gone; ConfigError where another program
+    has the port by which they meet."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -77,6 +78,9 @@ def group(device: str = "auto"):
         yield
         dist.barrier()
     except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            port = f"port {os.environ['MASTER_PORT']}, by which processes meet, is in use"
+            raise ConfigError(f"{port}: choose another, as torchrun --master-port 29501") from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise lost from None
         raise

@@ -230,6 +230,18 @@ def test_a_notebook_starts_processes_and_shows_their_rows(tmp_path):
     assert "epoch    2/2" in text and "run directory:" in text
 
 
+def test_a_port_that_is_in_use_is_said(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        known = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**known, "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(ConfigError, match=f"^port {port}, .* is in use: choose another"):
+            processes.group("cpu").__enter__()
+
+
 def test_a_lost_process_ends_the_others_and_leaves_a_checkpoint(tmp_path):
     params = {**QUICK, "epochs": 3000, "results_dir": tmp_path, "checkpoint_minutes": 0}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
