@@ -16,6 +16,7 @@ from reproduce.config import Config
 from reproduce.files import ROOT, is_packed
 from reproduce.methods.every_run import FOLDERS
 from reproduce.processes import Lost
+from reproduce.runs import status as how_far
 from reproduce.runs import stopping
 from reproduce.runs.directory import Run, collapse_note
 from reproduce.runs.yaml_files import read_settings
@@ -70,6 +71,8 @@ def training_commands(command, names, preset) -> None:
     many.add_argument("--shard", default="1/1", metavar="I/N", help=part)
     kept = "runs that keep notebook, page and embedding; first: the first seed of a setting"
     many.add_argument("--keep", choices=("all", "first", "none"), default="all", help=kept)
+    told = "say how far each run is, and start none"
+    many.add_argument("--status", action="store_true", help=told)
 
     add = command(train, "one run, as notebooks/train.ipynb without Jupyter", preset, names)
     add("--rows", action="store_true", help="print each epoch as a line of JSON")
@@ -85,6 +88,10 @@ def training_commands(command, names, preset) -> None:
 
     add = command(campaign, "a block of the studies in notebooks/campaign.yaml", names, many)
     add("block", help="ten, 1 to 4 (CIFAR-10 on a GPU), cpu, hour, A to F (on two cores), digits")
+
+    add = command(status, "how far runs are: finished, running, stopped, failed")
+    where = "folder of run directories (default: results/local); sweep and campaign have --status"
+    add("results_dir", nargs="?", default=ROOT / "results" / "local", help=where)
 
     add = command(parameters, "every setting, as the parameters cell of train.ipynb has it")
     add("--write", action="store_true", help="put the cell into notebooks/train.ipynb")
@@ -209,7 +216,8 @@ def campaign(args) -> int:
     from reproduce.sweeps.campaign import block, chained, check
 
     configs = block(args.block, given(args))
-    check(args.block, configs)
+    if not args.status:
+        check(args.block, configs)
     if args.jobs > 1 and chained(configs):
         one = f"runs of block {args.block} start from one another: it must be 1"
         raise ConfigError(f"jobs is {args.jobs}, but {one}")
@@ -223,6 +231,8 @@ def run_all(configs: list[Config], args, launcher: str = "local", options: dict 
     configs = driver.shard(configs, args.shard)
     if not configs:
         raise ConfigError(f"shard {args.shard} has no run: there are fewer runs than parts")
+    if args.status:
+        return print(how_far.table(map(Run, configs)))
     rows = driver.sweep(configs, args.jobs, args.keep, launcher, options, args.minutes)
     print(driver.summary(rows).to_string(index=False, float_format="{:.1f}".format, na_rep="–"))
     for status in ("finished", "skipped", "running", "left", "failed"):
@@ -235,6 +245,12 @@ def run_all(configs: list[Config], args, launcher: str = "local", options: dict 
 
 def pflop(args) -> None:
     from reproduce.report import results
+def status(args) -> None:
+    from reproduce.report import results
+
+    print(how_far.table(how_far.below(results.root(args.results_dir))))
+
+
     from reproduce.runs import flops
 
     file = flops.write(results.root(args.results_dir))

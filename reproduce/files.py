@@ -11,7 +11,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+import filelock
 
 from reproduce.settings import ConfigError
 
@@ -19,6 +22,7 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be any bytes
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # with which a spreadsheet begins a formula
+NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP
 JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji
 
 
@@ -83,6 +87,19 @@ def sync(path: Path) -> None:
             raise  # some file systems sync files alone
     finally:
         os.close(handle)
+
+
+def lock(path: Path, patience: float = -1) -> AbstractContextManager | None:
+    """A file's lock, held to the end of a ``with`` or of the process; filelock.Timeout where
+    another process holds it for so many seconds (-1: wait for ever). None where the file system
+    has no locks, as some of Lustre's and NFS's."""
+    held = filelock.FileLock(path, fallback_to_soft=False)  # a soft one would outlive a kill
+    try:
+        return held.acquire(timeout=patience)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        raise
 
 
 def read_json(path: Path, setting: str = "run_dir") -> dict:

@@ -158,7 +158,7 @@ def train(
         if epoch % config.evaluate_every == 0 or epoch == config.epochs:
             row |= evaluator.evaluate(epoch, head_losses)
         at.end_epoch()
-        keeper.save()
+        keeper.after_epoch()
         yield row
 
     keeper.finish()

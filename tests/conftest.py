@@ -24,3 +24,14 @@ def plain_style():
     """The style of the notebooks, set by one test, does not reach the next."""
     with matplotlib.rc_context():
         yield
+
+
+@pytest.fixture
+def each_epoch():
+    """A checkpoint at the end of each epoch, however short it is, and at none of its steps."""
+    from reproduce.loop.keeping import Keeper
+    from reproduce.runs import stopping
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "due", lambda keeper: keeper.at.order is None or stopping.asked())
+        yield

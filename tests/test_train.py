@@ -119,6 +119,7 @@ def test_the_lowest_loss_head_and_the_oracle_are_what_they_say(config):
     assert metrics["scores"]["mean_of_heads"]["acc"] == pytest.approx(np.mean(accuracies))
 
 
+@pytest.mark.usefixtures("each_epoch")
 def test_the_authors_rule_is_the_best_head_of_the_best_epoch(config, monkeypatch):
     """By label, over all evaluations, also across an interruption; the last epoch's rules stay."""
     seen = []
@@ -175,6 +176,7 @@ def test_same_seed_same_bits_other_seed_other_bits(config):
     assert first == again != other
 
 
+@pytest.mark.usefixtures("each_epoch")
 @pytest.mark.parametrize("stop_after", [1, 2])
 @pytest.mark.parametrize("sampler", ["epoch", "endless"])
 def test_an_interrupted_run_continues_to_the_same_bits(config, tmp_path, stop_after, sampler):
@@ -365,6 +367,7 @@ def test_the_last_evaluation_is_made_once(config, monkeypatch):
     assert len(looks) == 2
 
 
+@pytest.mark.usefixtures("each_epoch")
 def test_a_run_begun_on_another_kind_of_device_is_not_continued_here(config, monkeypatch):
     stopped = fit(config, Run(config))
     next(stopped)
@@ -388,6 +391,7 @@ def test_a_run_begun_by_an_older_version_is_not_continued(config):
     assert run.notes == [] and len(list(fit(config.replace(resume=False)))) == config.epochs
 
 
+@pytest.mark.usefixtures("each_epoch")
 def test_a_run_begun_on_other_images_is_not_continued(config, monkeypatch):
     stopped = fit(config, Run(config))
     next(stopped)
@@ -437,6 +441,7 @@ def test_what_a_kill_within_finish_left_does_not_stop_the_next(config):
     assert anew.finished and not left.exists()
 
 
+@pytest.mark.usefixtures("each_epoch")
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(config):
     stopped = fit(config, Run(config))
     list(itertools.islice(stopped, 2))
@@ -466,6 +471,7 @@ def test_two_processes_on_one_run_are_refused(config):
         next(fit(config, Run(config)))
 
 
+@pytest.mark.usefixtures("each_epoch")
 def test_a_loss_that_is_not_finite_stops_the_run(config, monkeypatch):
     run = Run(config.replace(epochs=5))
     training = fit(run.config, run)
@@ -558,6 +564,7 @@ def test_a_results_dir_that_cannot_be_written(config, tmp_path):
         list(fit(config.replace(results_dir=str(tmp_path / "file"))))
 
 
+@pytest.mark.usefixtures("each_epoch")
 def test_a_disk_that_fills_up_ends_in_a_sentence_and_loses_nothing(config, monkeypatch):
     run = Run(config)
     training = fit(config, run)
@@ -577,7 +584,8 @@ def test_a_disk_that_fills_up_ends_in_a_sentence_and_loses_nothing(config, monke
     assert [r["epoch"] for r in train(config)[1]] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("fatal", range(7))
+@pytest.mark.usefixtures("each_epoch")
+@pytest.mark.parametrize("fatal", range(11))
 def test_dying_at_any_rename_loses_nothing(config, tmp_path, monkeypatch, fatal):
     """The process dies at one rename, of a checkpoint or of the finished run, and is started
     again."""
@@ -592,13 +600,14 @@ def test_dying_at_any_rename_loses_nothing(config, tmp_path, monkeypatch, fatal)
     monkeypatch.setattr(Path, "replace", replace)
     try:
         list(fit(config, Run(config)))
-        assert fatal == 6, (
-            "three epochs rename six times: 1, 2 and 2 for checkpoints, 1 for the run"
+        assert fatal == 10, (
+            "three epochs rename ten times: 1, 2 and 2 for checkpoints, 1 for the run, and 4 to "
+            "tell how far it is: at the start and after each checkpoint"
         )
     except KeyboardInterrupt:
         monkeypatch.undo()
     run, continued = train(config)
-    assert len(continued) == len(rows) and bool(run.notes) == (fatal > 0)
+    assert len(continued) == len(rows) and bool(run.notes) == (fatal > 1)
     assert (
         run.json("metrics.json")["weights_sha256"] == whole.json("metrics.json")["weights_sha256"]
     )
@@ -710,16 +719,36 @@ def test_the_last_epoch_is_evaluated_whatever_the_interval(config):
     assert rows[-1]["aligned_average_acc"] == scores["aligned_average"]["acc"]
 
 
-@pytest.mark.parametrize("minutes, within", [(0, 3 * 3), (1e-4, 0), (10, 0)])
-def test_checkpoints_within_an_epoch_are_minutes_apart(config, monkeypatch, minutes, within):
-    """Each step takes a thousandth of a second by this clock; an epoch has four."""
-    saved, save, clock = [], Run.save_checkpoint, itertools.count()
-    monkeypatch.setattr(
-        Run, "save_checkpoint", lambda r, s: saved.append(len(s["at"]["terms"])) or save(r, s)
-    )
-    monkeypatch.setattr(keeping.time, "perf_counter", lambda: next(clock) / 1000)
-    train(config.replace(checkpoint_minutes=minutes))
-    assert sum(map(bool, saved)) == within and len(saved) == within + config.epochs
+@pytest.mark.parametrize(
+    "minutes, expected",
+    [
+        (0, [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2)]),
+        (2.5, [(0, 3), (1, 2), (2, 1)]),
+        (4, [(1, 0), (2, 0)]),
+        (7, [(1, 3)]),
+        (100, []),
+    ],
+)
+def test_checkpoints_are_minutes_apart_and_one_is_at_the_end(
+    config, monkeypatch, minutes, expected
+):
+    """By this clock a step takes a minute, and nothing else any time; an epoch has four steps."""
+    saved, save, now = [], Run.save_checkpoint, [0.0]
+
+    def save_checkpoint(run, state):
+        saved.append((state["at"]["epoch"], len(state["at"]["terms"])))
+        save(run, state)
+
+    def on_step(step, steps):
+        now[0] += 60
+
+    monkeypatch.setattr(Run, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(keeping, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    run = Run(config.replace(checkpoint_minutes=minutes))
+    run.on_step = on_step
+    list(fit(run.config, run))
+    assert saved[: len(expected)] == expected and saved[-1] == (3, 0)
+    assert len(saved) == len(expected) + 1 + (minutes == 0)  # (2, 3), too
 
 
 def test_weight_decay_on_weights_only(config):

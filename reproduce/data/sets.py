@@ -18,7 +18,6 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from torch import Tensor
 from reproduce.config import Config
 from reproduce.data import packed
 from reproduce.data.folder import fingerprint, imagenet_classes, list_dataset, read_folder, wrong
-from reproduce.files import ROOT, atomic, is_packed
+from reproduce.files import ROOT, atomic, is_packed, lock
 from reproduce.methods.every_run import FOLDERS
 from reproduce.settings import ConfigError
 
@@ -244,7 +243,7 @@ def file_lock(path: Path):
     """Of several processes that want to make a file one does, and the others wait for it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_name(f".{path.stem}.lock")):
+        with lock(path.with_name(f".{path.stem}.lock")) or contextlib.nullcontext():
             yield
     except OSError as error:
         why = f"cannot be written: {error.strerror}"

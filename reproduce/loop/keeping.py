@@ -55,6 +55,7 @@ class Keeper:
                 return False
             begun = {"device": at.device.type, "images": self.evaluator.train.sha256}
             self.run.save_checkpoint({"format": FORMAT, **begun, **state})
+            self.run.tell(done=self.done, kept=self.done)
         self.saved = time.perf_counter()
         stopping.at_checkpoint(self.done)
         return True
@@ -75,6 +76,9 @@ class Keeper:
             self.run.notes.append(f"continued after {self.done} from {file}")
         done = {"epochs": self.at.epoch, "steps": len(self.at.terms)}
         self.run.begin_part(self.precision, state, **done)
+        if processes.rank() == 0:
+            kept = "" if state is None else self.done
+            self.run.tell(epochs=self.config.epochs, done=self.done, kept=kept, why="")
         return state is not None
 
     def load(self, state: dict) -> None:
@@ -98,12 +102,22 @@ class Keeper:
         """Begin to count the seconds of an epoch, or go on."""
         self.began = time.perf_counter() - self.at.spent
 
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        late = time.perf_counter() - self.saved >= 60 * self.config.checkpoint_minutes
+        return late or stopping.asked()
+
     def is_late(self) -> bool:
         """Whether it is time for a checkpoint within the epoch."""
         assert self.at.order is not None  # the epoch has begun
-        late = time.perf_counter() - self.saved >= 60 * self.config.checkpoint_minutes
-        late = late or stopping.asked()
-        return late and len(self.at.terms) < len(self.at.order) and processes.rank() == 0
+        return self.due() and len(self.at.terms) < len(self.at.order) and processes.rank() == 0
+
+    def after_epoch(self) -> None:
+        """A checkpoint if it is time for one, and always after the last epoch."""
+        if self.due() or self.at.epoch == self.config.epochs:
+            self.save()
+        elif processes.rank() == 0:
+            self.run.tell(done=self.done)
 
     def end_of_epoch(self, named: dict[str, Tensor], rate: float) -> tuple[dict, Tensor | None]:
         """The row of the epoch that ends, with the means of its loss terms and its speed, and the
@@ -189,5 +203,5 @@ def record(named: dict[str, Tensor], terms: Tensor, row: dict, epoch: int) -> Te
 
 
 def diverged(what: str) -> Diverged:
-    kept = "or see the run's history; the last whole epoch is kept"
+    kept = "or see the run's history; the last checkpoint is kept"
     return Diverged(f"{what}: lower learning_rate, {kept}")

@@ -405,7 +405,7 @@ class EveryRun(Evaluation):
         1, "processes of this machine that share each batch; torchrun starts them", (1, 1024)
     )
     checkpoint_minutes: float = machine(
-        10.0, "minutes between checkpoints within an epoch; each epoch ends with one", (0, 10_000)
+        10.0, "minutes between checkpoints; 0: one after each step", (0, 10_000)
     )
     resume: bool = machine(True, "continue an interrupted run, show a finished one; False: anew")
     tensorboard: bool = machine(False, "write TensorBoard's event files into the run directory")

@@ -9,57 +9,41 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import errno
 import functools
 import hashlib
 import io
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import filelock
 import numpy as np
 import torch
 
 from reproduce.config import Config
 from reproduce.files import ROOT, TEXT, atomic, quoting, read_json, settle
 from reproduce.methods import METHODS
+from reproduce.runs.place import Place
 from reproduce.runs.provenance import machine_and_code, now, provenance
 from reproduce.settings import ConfigError
 
 SCORES = ("acc", "nmi", "ari")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
-class Run:
+class Run(Place):
     """One run's directory, ``<results_dir>/<data set>/<method>/<name>``."""
 
     def __init__(self, config: Config):
         results = config.results_dir or ROOT / "results" / "local"
         folder = Path(os.path.realpath(os.path.expanduser(results)))
+        super().__init__(folder / config.dataset / config.method / run_name(config))
         self.config = config
-        self.path = folder / config.dataset / config.method / run_name(config)
-        self.partial = self.path.with_name(self.path.name + ".partial")
         # called after each step with the steps done and all steps, to tell how far it is
         self.on_step: Callable[[int, int], None] | None = None
-        self.notes: list[str] = []  # for the notebook's reader, as "continued after epoch 12"
         self.origin: dict = {}  # its provenance, taken before training
         self.parts: list[dict] = []  # from each start of the run to its end or interruption
-
-    @property
-    def finished(self) -> bool:
-        """Whether its directory is whole: metrics.json is there and can be read."""
-        try:
-            return isinstance(self.json("metrics.json"), dict)
-        except (OSError, ValueError):
-            return False
-
-    def json(self, file: str) -> dict:
-        return json.loads((self.path / file).read_text())
 
     def history(self) -> list[dict]:
         """The rows that the run yielded, one per epoch; None where a column was not measured."""
@@ -69,48 +53,6 @@ class Run:
 
         with open(self.path / "history.csv", newline="") as file:
             return [{k: number(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-    @contextlib.contextmanager
-    def lock(self):
-        """Own the directory while training; a second process is refused, a killed one lets go."""
-        owner_file = self.partial / "lock"
-        lock = filelock.FileLock(owner_file)
-        try:
-            self.partial.mkdir(parents=True, exist_ok=True)
-            owned = lock.acquire(blocking=False)
-        except filelock.Timeout:
-            owner = owner_file.read_text() or "another process"
-            raise self.unusable(self.path, f"is being written by {owner}") from None
-        except OSError as error:
-            raise self.unusable(self.partial, f"cannot be written: {error.strerror}") from None
-        with owned:
-            try:
-                for remnant in self.partial.glob(".*.tmp"):  # of a process killed while writing
-                    remnant.unlink()
-                owner_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-                yield
-            except OSError as error:
-                disk = error.errno in DISK_ERRORS
-                what = "cannot be written any more" if disk else "cannot go on"
-                kept = "the last whole checkpoint is kept"
-                why = f"{what}: {error.strerror or error}; {kept}"
-                raise self.unusable(self.partial, why) from None
-
-    def writer(self) -> str:
-        """The process that writes the run now, in words; empty if none does."""
-        owner_file = self.partial / "lock"
-        if not owner_file.exists():
-            return ""
-        try:
-            with filelock.FileLock(owner_file).acquire(blocking=False):
-                return ""
-        except filelock.Timeout:
-            return owner_file.read_text() or "another process"
-        except OSError:  # gone meanwhile, or not ours to write
-            return ""
-
-    def unusable(self, path: Path, why: str) -> ConfigError:
-        return ConfigError(f"results_dir: {str(path)!r} {why}")
 
     # ---- where it comes from
 
@@ -207,7 +149,7 @@ class Run:
 
     def tidy(self) -> None:
         """Remove what only an unfinished run needs; a kill within ``finish`` may leave it there."""
-        for file in ("lock", "checkpoint.pt", "checkpoint.previous.pt"):
+        for file in ("lock", "progress.json", "checkpoint.pt", "checkpoint.previous.pt"):
             (self.path / file).unlink(missing_ok=True)
 
     def write_history(self, history: list[dict]) -> None:

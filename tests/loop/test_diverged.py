@@ -30,6 +30,7 @@ def words(tmp_path, **more):
     return [word for name, value in settings.items() for word in ("-p", name, str(value))]
 
 
+@pytest.mark.usefixtures("each_epoch")
 def test_history_and_the_last_good_checkpoint_are_kept(tmp_path, monkeypatch):
     config = Config.from_params(
         {**TINY, "results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")}

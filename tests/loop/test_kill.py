@@ -251,6 +251,7 @@ def test_killed_by_another_process(forks, tmp_path):
     assert left_behind(tmp_path) == left_behind(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("each_epoch")
 @pytest.mark.parametrize("left", [0, 1, 31, 32, 33, 1000, -1])
 def test_a_truncated_checkpoint_is_passed_over_and_the_notebook_says_so(tmp_path, capsys, left):
     """Whatever is left of it, the checkpoint before it is used; with both cut off, nothing starts

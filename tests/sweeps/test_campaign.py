@@ -285,6 +285,7 @@ def test_candidates_of_an_hour_and_a_night_stay_within_their_arithmetic():
         assert sum(cost) < most
 
 
+@pytest.mark.usefixtures("each_epoch")
 def test_ten_minutes_rehearsed_and_a_block_that_is_cut_off(tmp_path, monkeypatch, capsys):
     """The very command, with few images and a tiny network; each run starts from the one before."""
     few_images(tmp_path)
