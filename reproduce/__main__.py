@@ -235,22 +235,24 @@ def run_all(configs: list[Config], args, launcher: str = "local", options: dict 
         return print(how_far.table(map(Run, configs)))
     rows = driver.sweep(configs, args.jobs, args.keep, launcher, options, args.minutes)
     print(driver.summary(rows).to_string(index=False, float_format="{:.1f}".format, na_rep="–"))
-    for status in ("finished", "skipped", "running", "left", "failed"):
-        print(f"{sum(r['status'] == status for r in rows):4d} {status}")
+    for end in driver.ENDS:
+        n = sum(row["status"] == end for row in rows)
+        if n or end in ("finished", "failed"):
+            print(f"{n:4d} {end}")
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
         print(f"     {row['name']}: {row['log']}")
     return int(bool(failed))
 
 
-def pflop(args) -> None:
-    from reproduce.report import results
 def status(args) -> None:
     from reproduce.report import results
 
     print(how_far.table(how_far.below(results.root(args.results_dir))))
 
 
+def pflop(args) -> None:
+    from reproduce.report import results
     from reproduce.runs import flops
 
     file = flops.write(results.root(args.results_dir))

@@ -48,7 +48,8 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     if not shown:
         find_device(config)
     if config.processes > 1 and "WORLD_SIZE" not in os.environ and not shown:
-        yield from loggers.log_epochs(config, run, launch.torchrun(config, run))
+        with stopping.signals():  # in a notebook's kernel, too: torchrun ends with it
+            yield from loggers.log_epochs(config, run, launch.torchrun(config, run))
         return
     with processes.group(config.device):
         processes.agree(**config.identity(), source=source_tree(), torch=torch.__version__)

@@ -146,13 +146,23 @@ class Evaluator:
     def finish(self) -> tuple[dict, dict[str, dict[str, np.ndarray]], dict]:
         """After the last epoch: what metrics.json gets; {file stem: its arrays}; and, for images
         in files, the columns of assignments.csv."""
+        look, rules = self.clustered()
+        clusters, files = {rule.name: rule.clusters for rule in rules}, self.images.files
+        assignments = {"file": [*map(in_table, files)], **clusters} if files else {}
+        return self.results(look, rules), self.arrays(look, clusters), assignments
+
+    def clustered(self) -> tuple[Look, list[Rule]]:
+        """The look after the last epoch, with the clusters by all rules."""
         look = self.last or self.look(self.outputs(), self.config.epochs)
         rules = look.clusterings.rules
         if look.outputs.heads is not None:
             rules = rules + self.kmeans(look.outputs, leads=False).rules
-        clusters, files = {rule.name: rule.clusters for rule in rules}, self.images.files
-        assignments = {"file": [*map(in_table, files)], **clusters} if files else {}
-        return self.results(look, rules), self.arrays(look, clusters), assignments
+        return look, rules
+
+    def embeddings(self) -> dict[str, np.ndarray]:
+        """The arrays of embeddings.npz alone."""
+        look, rules = self.clustered()
+        return self.arrays(look, {rule.name: rule.clusters for rule in rules})["embeddings"]
 
     def results(self, look: Look, rules: list[Rule]) -> dict:
         """What metrics.json gets; without labels no scores are in it."""

@@ -59,8 +59,10 @@ def plain_tables(decimals: int = 1) -> None:
 
 
 def print_provenance(config: Config) -> Run:
-    """Print a run's provenance; returns the run."""
-    origin, run = provenance(config), Run(config)
+    """Print a run's provenance, that of a finished one as it was; returns the run."""
+    run = Run(config)
+    shown = run.finished and config.resume
+    origin = run.json("provenance.json") if shown else provenance(config)
     git, packages = origin["git"], origin["packages"]
     state = {None: "", False: "", True: " with uncommitted changes"}[git["dirty"]]
     source = f"source {origin['source'][:12]}, commit {(git['commit'] or 'none')[:12]}{state}"

@@ -48,15 +48,20 @@ def _take(number: int, frame) -> None:
 
 @contextlib.contextmanager
 def waiting(can: bool = True) -> Iterator[None]:
-    """While a run trains, the first signal waits for ``at_checkpoint``."""
+    """While a run trains, the first signal waits for ``at_checkpoint``: also in a notebook, whose
+    kernel would end at once by SIGTERM and within a step by the button that interrupts."""
     global _waits, _asked
-    _waits, _asked = can, 0
-    try:
+    if not can:
         yield
-        if _asked:
-            raise Stopped(_asked, "stopped; the run was finished first")
-    finally:
-        _waits, _asked = False, 0
+        return
+    with signals():
+        _waits, _asked = True, 0
+        try:
+            yield
+            if _asked:
+                raise Stopped(_asked, "stopped; the run was finished first")
+        finally:
+            _waits, _asked = False, 0
 
 
 def asked() -> bool:

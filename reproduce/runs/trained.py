@@ -21,7 +21,7 @@ from reproduce import data
 from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.data import packed
-from reproduce.evaluation import probes
+from reproduce.evaluation import Evaluator, probes
 from reproduce.files import ROOT, atomic, read_json
 from reproduce.methods import METHODS, Method
 from reproduce.networks import backbones
@@ -67,6 +67,17 @@ class Trained:
         epoch = f"{self.metrics['data']['name']}, epoch {self.metrics['epochs']}"
         return f"loaded {self.path.name}: {self.config.method} on {epoch}{acc}"
 
+    def evaluator(self) -> Evaluator:
+        """As it was after the last epoch; on a GPU where there is one."""
+        train, images = self.images.parts(self.config.split, self.config.limit)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        moments = (x.flatten().to(device) for x in (self.augment.mean, self.augment.std))
+        method, augment = self.method.to(device), Augment(self.config, *moments)
+        k = self.metrics["data"]["n_clusters"]
+        found = Evaluator(self.config, method, augment, train, images, k, device)
+        found.head_losses = [head["loss"] for head in self.metrics.get("heads", [])] or None
+        return found
+
     def keep(self, found: dict) -> None:
         """Write ``probes.json`` into the run directory."""
         with atomic(self.path / "probes.json") as temporary:
@@ -111,6 +122,14 @@ class Trained:
             for hook in hooks:
                 hook.remove()
         return found
+
+
+def embed(run: Path, data_dir: str) -> None:
+    """Write embeddings.npz of a finished run once more, from its weights and its images;
+    ConfigError where one of them is gone, or is another now."""
+    arrays = Trained(run, data_dir).evaluator().embeddings()
+    with atomic(run / "embeddings.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def like(config: Config, channels: int, folder: str) -> data.Images:

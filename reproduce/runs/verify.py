@@ -6,10 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from reproduce.augment import Augment
-from reproduce.evaluation import Evaluator
 from reproduce.runs.directory import SCORES
 from reproduce.runs.trained import Trained, wrong_run
 
@@ -30,16 +26,10 @@ def verify(run: str | Path, data_dir: str = "") -> list[Check]:
 
     From a ``backbone.pt``, in half precision and without heads, only what features alone give."""
     trained = Trained(run, data_dir)
-    config, metrics = trained.config, trained.metrics
-    train, images = trained.images.parts(config.split, config.limit)
-    if not images.labelled or not metrics.get("scores"):
+    config, metrics, method = trained.config, trained.metrics, trained.method
+    evaluator = trained.evaluator()
+    if evaluator.scores is None or not metrics.get("scores"):
         raise wrong_run(run, "has no scores: its images have no labels")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    method, augment = trained.method.to(device), trained.augment
-    augment = Augment(config, augment.mean.flatten().to(device), augment.std.flatten().to(device))
-    n_clusters = metrics["data"]["n_clusters"]
-    evaluator = Evaluator(config, method, augment, train, images, n_clusters, device)
-    evaluator.head_losses = [head["loss"] for head in metrics.get("heads", [])] or None
     found, _, _ = evaluator.finish()
     again = dict(scores_of(found))
     if not (trained.path / "model.pt").exists():

@@ -3,13 +3,16 @@ Slurm cluster (submitit)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,12 +29,13 @@ from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError, Diverged, short_repr
 
 CLUSTER = "slurm"  # submitit's name of it; "local" makes its jobs here, as the tests do
+REQUEUED = 100  # times at most that a job is queued again at its limit
 Done = tuple[int, object]  # which call, and what it returned or the exception that it raised
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, "finished", "failed" or "left" for a later call, and why."""
+    """How a run of a sweep ended, one of ``sweep.ENDS``, and why."""
 
     status: str = "finished"
     log: str = ""
@@ -67,7 +71,8 @@ def with_deadline(seconds: float, function: Callable) -> Callable:
 
 def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:
     """The calls in threads, ``jobs`` at a time, each yielded when it is done. Where this ends
-    early, as by a signal, no other call begins and ``module``'s processes end."""
+    early, as by a signal, no other call begins, and ``module``'s processes end as ``end`` says."""
+    _ending.clear()
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         futures = {pool.submit(catch, function, *arguments): i for i, arguments in enumerate(calls)}
         try:
@@ -75,12 +80,14 @@ def local(function: Callable, calls: list[tuple], jobs: int) -> Iterator[Done]:
                 yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in [*children]:
-                child.kill()
+            end()
             raise
 
 
-children: set[subprocess.Popen] = set()  # that ``module`` waits for
+# ---- processes that end with this one
+
+_children: set[subprocess.Popen] = set()  # that ``module`` waits for
+_ending = threading.Event()
 WITH_PARENT = """
 import ctypes, os, runpy, signal, sys
 parent, name = int(sys.argv.pop(1)), sys.argv.pop(1)
@@ -88,22 +95,60 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 if os.getppid() != parent:  # which ended before that call
     sys.exit("the process that started this one has ended")
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a job's limit, which is for the job alone
 runpy.run_module(name, run_name="__main__", alter_sys=True)
 """
 
 
 def module(name: str, words: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """``python -m name words`` in a process that ends with this one, however that is killed (on
-    Linux): its status, and what it says on stderr. A kernel below it looks for its own parent."""
+    Linux): its status, and what it says on stderr. A kernel below it looks for its own parent. A
+    terminal's signals do not reach it: they are for this process, which then calls ``end``."""
     command = [sys.executable, "-c", WITH_PARENT, str(os.getpid()), name, *words]
-    streams = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen(command, **streams, env=environment) as child:
-        children.add(child)
+    with tempfile.TemporaryFile("w+") as errors:
+        streams = dict(stdout=subprocess.DEVNULL, stderr=errors)
+        child = subprocess.Popen(command, **streams, env=environment, start_new_session=True)
+        _children.add(child)
         try:
-            said = child.communicate()[1]
+            if _ending.is_set():  # meanwhile
+                child.kill()
+            status = child.wait()
         finally:
-            children.discard(child)
-    return child.returncode, said
+            _children.discard(child)
+        errors.seek(0)
+        return status, errors.read()
+
+
+def end() -> None:
+    """End ``module``'s processes: a kernel that trains finishes its step and keeps a checkpoint,
+    and this waits for it; a second signal waits for none. All else ends at once."""
+    _ending.set()
+    children = [*_children]
+    try:
+        for child in children:
+            kernels = below(child.pid)
+            for kernel in kernels:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(kernel, signal.SIGTERM)
+            if not kernels:
+                child.kill()
+        for child in children:
+            with contextlib.suppress(ChildProcessError):  # waited for by another thread
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        for child in children:
+            child.kill()
+
+
+def below(parent: int) -> list[int]:
+    """The processes that a process has started and that have not ended, on Linux."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, its = file.read_text().rpartition(")")[2].split()[:2]
+            if int(its) == parent and state != "Z":
+                found.append(int(file.parent.name))
+    return found
 
 
 def torchrun(config: Config, run: Run) -> Iterator[dict]:
@@ -163,12 +208,15 @@ def slurm_executor(folder: Path, jobs: int, options: dict):
     if CLUSTER == "slurm" and not shutil.which("sbatch"):
         how = "start the sweep on the cluster's login machine"
         raise ConfigError(f"{unusable} there is no command 'sbatch' here: {how}")
+    if "timeout_min" not in options:
+        how = "say how many minutes a job may take, as --slurm timeout_min=600"
+        raise ConfigError(f"slurm has no time limit: {how}; a longer run goes on in a next job")
     general = submitit.AutoExecutor._typed_parameters()
     parameters = {"name": "reproduce", "slurm_array_parallelism": max(1, jobs)}
     for name, value in options.items():
         own = name in general or name.startswith("slurm_")
         parameters[name if own else f"slurm_{name}"] = value
-    executor = submitit.AutoExecutor(folder, cluster=CLUSTER)
+    executor = submitit.AutoExecutor(folder, cluster=CLUSTER, slurm_max_num_timeout=REQUEUED)
     try:
         executor.update_parameters(**parameters)
     except (NameError, AssertionError, TypeError) as error:
@@ -177,12 +225,30 @@ def slurm_executor(folder: Path, jobs: int, options: dict):
     return executor
 
 
+class Job:
+    """A function in a job of a cluster, which submitit queues again when its limit is near: the run
+    keeps a checkpoint first, and goes on from it in the next job."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, *arguments):
+        return catch(self.function, *arguments)
+
+    def checkpoint(self, *arguments):
+        """submitit's protocol: called at the limit; what is to be called in the next job."""
+        from submitit.helpers import DelayedSubmission
+
+        end()
+        return DelayedSubmission(self, *arguments)
+
+
 def slurm(function: Callable, calls: list[tuple], executor, every: float = 1.0) -> Iterator[Done]:
     """The calls as one array of jobs, each yielded when done; a job that died is an exception."""
     from submitit import helpers
 
     with executor.batch():
-        jobs = [executor.submit(catch, function, *arguments) for arguments in calls]
+        jobs = [executor.submit(Job(function), *arguments) for arguments in calls]
     for job in helpers.as_completed(jobs, poll_frequency=every):
         try:
             outcome = job.result()

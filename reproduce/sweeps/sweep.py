@@ -13,13 +13,23 @@ import yaml
 from tqdm import tqdm
 
 from reproduce.config import Config
-from reproduce.files import ROOT
-from reproduce.runs import content
+from reproduce.files import ROOT, settle
+from reproduce.runs import content, status
 from reproduce.runs.directory import Run, read_metrics, whole_or_left_out
+from reproduce.runs.stopping import Stopped
 from reproduce.settings import ConfigError, read_word, short_repr
 from reproduce.sweeps import launch
 from reproduce.sweeps.launch import Outcome
 
+ENDS = {  # of a run of a sweep
+    "finished": "made",
+    "completed": "was finished, and got what it lacked of what --keep asks for",
+    "skipped": "was finished",
+    "running": "another process writes it",
+    "stopped": "by a signal, at a checkpoint",
+    "left": "for the next call, after --minutes",
+    "failed": "with the reason",
+}
 BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
 
 
@@ -82,8 +92,7 @@ def sweep(
     """Run each configuration's notebook, ``jobs`` at a time, here or on a cluster.
 
     Finished runs are skipped. Returns one row per configuration, in their order:
-    {"name", "config", "path", "status": finished | skipped | running | failed | left, "log"}. A run
-    is running if another process writes it.
+    {"name", "config", "path", "status", one of ``ENDS``, "log"}.
 
     keep: which runs keep their ``BULKY`` files: "all", "none", or the "first" seed of a setting.
     minutes: a run is left for the next call if, by the longest so far, it would end later.
@@ -99,19 +108,9 @@ def sweep(
         setting, run = config.replace(seed=0).hash(), Run(config)
         bulky = keep == "all" or (keep == "first" and setting not in seen)
         seen.add(setting)
-        name = f"{config.dataset}/{config.method}/{run.path.name}"
-        rows.append({"name": name, "config": config, "path": run.path, "log": ""})
-        try:
-            content.recognise(run)
-        except ConfigError as error:
-            rows[-1] |= {"status": "failed", "log": str(error)}
-            continue
+        rows.append({"name": run.name, "config": config, "log": "", **at_once(run, bulky)})
         rows[-1]["path"] = run.path
-        if run.finished and config.resume:
-            rows[-1]["status"] = "skipped"
-        elif writer := run.writer():
-            rows[-1] |= {"status": "running", "log": writer}
-        else:
+        if "status" not in rows[-1]:
             calls.append((config, bulky, jobs if launcher == "local" else 1))
     waiting = [row for row in rows if "status" not in row]
     if launcher == "slurm" and calls:
@@ -120,16 +119,48 @@ def sweep(
     else:
         done = launch.local(launch.with_deadline(60 * minutes, run_notebook), calls, jobs)
     with tqdm(total=len(rows), initial=len(rows) - len(waiting), unit="run", disable=None) as bar:
-        for i, outcome in done:
-            if isinstance(outcome, Exception):
-                outcome = Outcome("failed", f"{type(outcome).__name__}: {outcome}")
-            if outcome.status == "failed" and Run(waiting[i]["config"]).writer():
-                outcome = Outcome("running", outcome.log)  # begun meanwhile, by another process
-            waiting[i] |= {"status": outcome.status, "log": outcome.log}
-            bar.update()
-            if outcome.log or bar.disable:  # no terminal: one line per run instead of the bar
-                bar.write("{status}: {name} {log}".format(**waiting[i]).strip(), file=sys.stderr)
+        try:
+            for i, outcome in done:
+                waiting[i] |= ended(Run(waiting[i]["config"]), outcome)
+                bar.update()
+                if waiting[i]["log"] or bar.disable:  # no terminal: a line per run, and no bar
+                    say(waiting[i])
+        except Stopped as stop:
+            done.close()  # if the signal came between two of them
+            for row in waiting:
+                row["status"], row["log"] = status.state(Run(row["config"]))
+                if row["status"] == "stopped":
+                    say(row)
+            raise Stopped(stop.status - 128, "stopped; the same command continues") from None
     return rows
+
+
+def at_once(run: Run, bulky: bool) -> dict:
+    """How a run ends for which nothing is done; empty for one that is to be made or completed."""
+    try:
+        content.recognise(run)
+    except ConfigError as error:
+        return {"status": "failed", "log": str(error)}
+    if run.finished and run.config.resume and not (bulky and lacking(run)):
+        return {"status": "skipped"}
+    writer = run.writer()
+    return {"status": "running", "log": writer} if writer else {}
+
+
+def ended(run: Run, outcome: Outcome | Exception) -> dict:
+    """How a run ended, as entries of its row; why it failed is left in its directory, too."""
+    if isinstance(outcome, Exception):
+        outcome = Outcome("failed", f"{type(outcome).__name__}: {outcome}")
+    if outcome.status == "failed":
+        if run.writer():  # begun meanwhile, by another process
+            outcome = Outcome("running", outcome.log)
+        elif not run.finished:
+            run.failed(outcome.log)
+    return {"status": outcome.status, "log": outcome.log}
+
+
+def say(row: dict) -> None:
+    tqdm.write("{status}: {name} {log}".format(**row).strip(), file=sys.stderr)
 
 
 def summary(rows: list[dict]) -> pd.DataFrame:
@@ -141,7 +172,8 @@ def summary(rows: list[dict]) -> pd.DataFrame:
     varied = [settings[name] for name in settings if settings[name].nunique() > 1]
     found = []
     for row in rows:
-        finished, acc, seconds = row["status"] in ("finished", "skipped"), math.nan, math.nan
+        finished = row["status"] in ("finished", "completed", "skipped")
+        acc, seconds = math.nan, math.nan
         if finished:
             with whole_or_left_out(row["path"]):
                 metrics = read_metrics(row["path"])
@@ -156,31 +188,66 @@ def summary(rows: list[dict]) -> pd.DataFrame:
 
 def run_notebook(config: Config, bulky: bool = True, jobs: int = 1) -> Outcome:
     """Run notebooks/train.ipynb by papermill in a process of its own, one of ``jobs`` that share
-    the cores; the executed notebook moves to the run."""
+    the cores; the executed notebook moves to the run. A finished run gets what it lacks."""
     run = Run(config)
-    if run.finished and config.resume:  # meanwhile, by another sweep
-        return Outcome()
-    executed = run.path.with_name(f".{run.path.name}.ipynb")
-    executed.parent.mkdir(parents=True, exist_ok=True)
+    content.recognise(run)
+    if run.finished and config.resume:  # before, or meanwhile by another sweep
+        return complete(run, jobs) if bulky else Outcome()
+    outcome = execute(run, jobs, bulky)
+    if outcome.status == "finished" and not bulky:
+        for file in BULKY:
+            (run.path / file).unlink(missing_ok=True)
+    return outcome
+
+
+def lacking(run: Run) -> list[str]:
+    """What a finished run lacks of ``BULKY`` that can be made of the rest: the notebook and its
+    page of all that the run left, the embedding of its weights, where they still are. Weights and
+    traces are of the training itself: only -p resume False makes them again."""
+    wanted = ["train.ipynb", "train.html"]
+    wanted += ["embeddings.npz"] if (run.path / "model.pt").exists() else []
+    return [file for file in wanted if not (run.path / file).exists()]
+
+
+def complete(run: Run, jobs: int) -> Outcome:
+    """Give a finished run what it lacks, without training it anew."""
+    from reproduce.runs import executed, trained
+
+    missing, outcome = lacking(run), Outcome()
+    if "embeddings.npz" in missing:
+        trained.embed(run.path, run.config.data_dir)
+    if "train.ipynb" in missing:
+        outcome = execute(run, jobs)
+    elif "train.html" in missing:
+        executed.to_html(run.path / "train.ipynb", run.path / "train.html", up=None)
+    made = missing and outcome.status == "finished"
+    return Outcome("completed", f"{', '.join(missing)} made") if made else outcome
+
+
+def execute(run: Run, jobs: int, keep: bool = True) -> Outcome:
+    """The notebook of a run, and its page if they are kept; or how it ended, and its last words."""
+    temporary = run.path.with_name(f".{run.path.name}.ipynb")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     template = str(ROOT / "notebooks" / "train.ipynb")
-    words = ["--no-progress-bar", template, str(executed)]
-    for name, value in config.changed().items():
+    words = ["--no-progress-bar", template, str(temporary)]
+    for name, value in run.config.changed().items():
         words += ["-y", yaml.safe_dump({name: value})]
     threads = str(max(1, torch.get_num_threads() // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    status, said = launch.module("papermill", words, environment)
-    if status or not run.finished:
-        executed.unlink(missing_ok=True)
-        lines = [line for line in said.splitlines() if line.strip()]
-        return Outcome("failed", lines[-1] if lines else f"exit status {status}")
-    if bulky:
-        from reproduce.runs.executed import strip_paths_and_times, to_html
+    try:
+        code, said = launch.module("papermill", words, environment)
+        if code or not run.finished:
+            lines = [line for line in said.splitlines() if line.strip()]
+            why = lines[-1] if lines else f"exit status {code}"
+            kind, _, sentence = why.partition(": ")
+            stopped = kind.endswith("Stopped")
+            return Outcome("stopped", sentence) if stopped else Outcome("failed", why)
+        if keep:
+            from reproduce.runs.executed import strip_paths_and_times, to_html
 
-        strip_paths_and_times(executed)
-        executed.replace(run.path / "train.ipynb")
-        to_html(run.path / "train.ipynb", run.path / "train.html", up=None)
-    else:
-        executed.unlink()
-        for file in BULKY:
-            (run.path / file).unlink(missing_ok=True)
-    return Outcome()
+            strip_paths_and_times(temporary)
+            settle(temporary, run.path / "train.ipynb")
+            to_html(run.path / "train.ipynb", run.path / "train.html", up=None)
+        return Outcome()
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import time
 import pytest
 from test_kill import TINY, left_behind
 
-from reproduce import Config
+from reproduce import Config, fit
 from reproduce.__main__ import main
 from reproduce.own_images import apply
 from reproduce.runs import stopping
@@ -51,6 +51,20 @@ def test_the_step_is_finished_and_the_same_command_goes_on(
     assert main(words(tmp_path)) == 0
     assert f"continued after {done} from checkpoint.pt" in capsys.readouterr().out
     assert left_behind(tmp_path) == left_behind(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_notebooks_kernel_finishes_the_step_too(tmp_path, number):
+    """No command of ours runs there, and by itself a kernel ends at SIGTERM."""
+    places = {"results_dir": str(tmp_path / "results"), "data_dir": str(tmp_path / "data")}
+    run, before = Run(Config.from_params({**TINY, **places})), signal.getsignal(number)
+    run.on_step = lambda done, total: done == 5 and os.kill(os.getpid(), number)
+    sentence = "^stopped after epoch 1 and 2 steps; the same command continues$"
+    with pytest.raises(stopping.Stopped, match=sentence):
+        list(fit(run.config, run))
+    assert signal.getsignal(number) == before
+    at = run.load_checkpoint()[0]["at"]
+    assert (at["epoch"], len(at["terms"])) == (1, 2)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

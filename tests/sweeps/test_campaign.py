@@ -301,7 +301,7 @@ def test_ten_minutes_rehearsed_and_a_block_that_is_cut_off(tmp_path, monkeypatch
         "n_heads": 2,
         "evaluate_every": 1,
     }
-    words = ["campaign", "ten"]
+    words = ["campaign", "ten", "--keep", "none"]
     for name, value in given.items():
         words += ["-p", name, str(value)]
     assert main([*words, "--jobs", "2"]) == 2

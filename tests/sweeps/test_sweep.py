@@ -6,16 +6,19 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from reproduce import Config, ConfigError
+from reproduce import Config, ConfigError, fit
 from reproduce.__main__ import given, main, parser
 from reproduce.files import ROOT
 from reproduce.report.results import load
-from reproduce.runs.directory import find
+from reproduce.runs import stopping
+from reproduce.runs.directory import Run, find
 from reproduce.sweeps import launch, sweep
 
 QUICK = ["-p", "epochs", "1", "-p", "width", "4", "-p", "n_heads", "2", "-p", "limit", "200"]
@@ -189,7 +192,7 @@ def begin_sweep(folder):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "reproduce", *words]
     parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    while not (found := [*folder.rglob("checkpoint.pt")]):
+    while not (found := [*folder.rglob("progress.json")]):
         assert parent.poll() is None, parent.stderr.read()
         time.sleep(0.1)
     return parent, int((found[0].parent / "lock").read_text().split()[1]), words
@@ -205,7 +208,9 @@ def ended(process: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end the children")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_runs_end_with_their_sweep_and_are_running_before(tmp_path, capsys, number):
+    """Killed, they end at once; asked to, they finish their step and keep a checkpoint."""
     parent, kernel, words = begin_sweep(tmp_path)
+    (partial,) = tmp_path.rglob("*.partial")
     try:
         assert main(words) == 0  # while the other one lasts
         said = capsys.readouterr()
@@ -218,10 +223,125 @@ def test_runs_end_with_their_sweep_and_are_running_before(tmp_path, capsys, numb
         while not ended(kernel) and time.monotonic() < end:
             time.sleep(0.1)
         assert ended(kernel)
+        assert (partial / "checkpoint.pt").exists() == (number == signal.SIGTERM)
+        if number == signal.SIGTERM:
+            *_, run, last = said.splitlines()
+            done = r"stopped: digits/crlc/\S+ at epoch \d+ of 3000( and \d+ steps)?"
+            assert re.fullmatch(done, run)
+            assert last == "stopped; the same command continues"
+            assert main([*words, "--status"]) == 0
+            assert run.split(" ", 2)[2] in capsys.readouterr().out
     finally:
         parent.kill()
         if not ended(kernel):
             os.kill(kernel, signal.SIGKILL)
+
+
+KERNEL = """
+import pathlib, signal, sys, time
+def stop(*_):
+    time.sleep(0.3)
+    pathlib.Path("kept").write_text("")
+    sys.exit()
+signal.signal(signal.SIGTERM, stop if sys.argv[1] == "keeps" else signal.SIG_IGN)
+pathlib.Path("trains").write_text("")
+time.sleep(60)
+"""
+PARENT = """
+import subprocess, sys, time
+if sys.argv[1] == "done":
+    sys.exit()
+if sys.argv[1] == "none":
+    open("trains", "w").close()
+    time.sleep(60)
+subprocess.run([sys.executable, "kernel.py", sys.argv[1]])
+"""
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    """Begin a stand-in for papermill with a kernel that keeps a checkpoint when asked to end, one
+    that never ends, or without any; return the thread that waits for it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kernel.py").write_text(KERNEL)
+    (tmp_path / "stand_in.py").write_text(PARENT)
+
+    def begin(kernel):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        waits = threading.Thread(target=launch.module, args=("stand_in", [kernel], environment))
+        launch._ending.clear()
+        waits.start()
+        while not (tmp_path / "trains").exists():
+            time.sleep(0.01)
+        return waits
+
+    return begin
+
+
+@pytest.mark.parametrize("kernel", ["keeps", "none"])
+def test_what_trains_is_waited_for_and_all_else_ends_at_once(begin, tmp_path, kernel):
+    waits, start = begin(kernel), time.monotonic()
+    (child,) = launch._children
+    for process in (child.pid, *launch.below(child.pid)):
+        os.kill(process, signal.SIGUSR2)  # a job's limit, which Slurm tells all its processes
+    launch.end()
+    waits.join(10)
+    assert not waits.is_alive() and time.monotonic() - start < 10
+    assert (tmp_path / "kept").exists() == (kernel == "keeps")
+
+
+def test_a_second_signal_waits_for_nothing(begin, monkeypatch):
+    waits = begin("never ends")
+    (child,) = launch._children
+    (kernel,) = launch.below(child.pid)
+    with stopping.signals(), pytest.raises(stopping.Stopped):
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        launch.end()
+    waits.join(10)
+    assert not waits.is_alive()
+    os.kill(kernel, signal.SIGKILL)
+
+
+def test_no_process_begins_once_the_sweep_ends(begin, tmp_path):
+    launch._ending.set()
+    code, _ = launch.module("stand_in", ["none"], {**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert code == -signal.SIGKILL and not (tmp_path / "trains").exists()
+
+
+# ---- what a finished run lacks
+
+
+def test_a_finished_run_gets_what_it_lacks_without_being_trained_anew(tmp_path, capsys):
+    settings, results = tmp_path / "s.yaml", tmp_path / "results"
+    settings.write_text(f"results_dir: {results}\ndata_dir: {tmp_path}\n")
+    words = ["sweep", str(settings), *QUICK, "--grid", "seed=0"]
+    config = Config.from_params(given(parser().parse_args(words)))
+    list(fit(config, Run(config)))
+    (run,) = find(results)
+    metrics, before = (run / "metrics.json").stat(), {**np.load(run / "embeddings.npz")}
+    (run / "embeddings.npz").unlink()
+    (run / "traces.npz").unlink()
+    assert main([*words, "--keep", "none"]) == 0
+    assert "1 skipped" in capsys.readouterr().out
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "1 completed" in said.out
+    assert "train.ipynb, train.html, embeddings.npz made" in said.err
+    again = {**np.load(run / "embeddings.npz")}
+    assert again.keys() == before.keys()
+    for name in before:
+        np.testing.assert_array_equal(again[name], before[name], name)
+    assert (run / "metrics.json").stat().st_mtime_ns == metrics.st_mtime_ns
+    text = (run / "train.ipynb").read_text()
+    assert "already finished; showing the stored run" in text
+    (run / "train.html").unlink()
+    assert main(words) == 0 and (run / "train.html").exists()
+    assert (run / "train.ipynb").read_text() == text
+    (run / "embeddings.npz").unlink()
+    (run / "model.pt").unlink()
+    assert main(words) == 0, "without weights there is no embedding, and nothing else is missing"
+    assert "1 skipped" in capsys.readouterr().out and not (run / "embeddings.npz").exists()
 
 
 # ---- jobs of a cluster: submitit's local executor makes them here
@@ -242,7 +362,7 @@ def test_no_run_is_started_that_would_end_too_late(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sweep.Run, "finished", property(lambda run: run.config.seed == 0))
     monkeypatch.setattr(sweep.content, "recognise", lambda run: None)
     configs = sweep.expand({"results_dir": str(tmp_path)}, {"seed": range(6)})
-    rows = sweep.sweep(configs, minutes=16)
+    rows = sweep.sweep(configs, keep="none", minutes=16)
     assert [row["status"] for row in rows] == [
         "skipped",
         "finished",
@@ -278,6 +398,35 @@ def test_jobs_that_return_raise_and_die(tmp_path, monkeypatch):
     assert re.search(
         "job [0-9]+ ended without a result, in state .*; its log: ", str(done[2])
     ) and str(tmp_path / "jobs") in str(done[2])
+
+
+def test_a_job_at_its_limit_keeps_a_checkpoint_and_goes_on_in_the_next_one(
+    begin, tmp_path, monkeypatch
+):
+    """submitit's own signal and queue; the stand-in's kernel trains in the first job alone."""
+    monkeypatch.setattr(launch, "CLUSTER", "local")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+
+    def work(folder):
+        before = (folder / "kept").exists()
+        code, _ = launch.module("stand_in", ["done" if before else "keeps"], {**os.environ})
+        return before, code
+
+    executor = launch.slurm_executor(tmp_path / "jobs", 1, {"timeout_min": 9})
+    job = executor.submit(launch.Job(work), tmp_path)
+    while not (tmp_path / "trains").exists():
+        assert not job.done(), job.stderr()
+        time.sleep(0.02)
+    (task,) = launch.below(job._process.pid)
+    os.kill(task, signal.SIGUSR2)
+    assert job.result() == (True, 0)
+    assert "Requeued job" in job.stdout()
+
+
+def test_a_job_without_a_limit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "CLUSTER", "local")
+    with pytest.raises(ConfigError, match="^slurm has no time limit: .* --slurm timeout_min=600; "):
+        launch.slurm_executor(tmp_path, 1, {"partition": "gpu"})
 
 
 def test_a_sweep_on_a_cluster_runs_papermill_in_each_job(tmp_path, monkeypatch, capsys):
@@ -331,8 +480,9 @@ def test_a_launcher_that_cannot_be_used(tmp_path, capsys, monkeypatch, words, se
 def test_what_a_job_asks_for_is_checked(tmp_path, monkeypatch, options, sentence):
     monkeypatch.setattr(launch, "CLUSTER", "local")
     with pytest.raises(ConfigError, match=sentence):
-        launch.slurm_executor(tmp_path, 1, options)
-    assert launch.slurm_executor(tmp_path, 3, {"partition": "gpu", "gpus_per_node": 1})
+        launch.slurm_executor(tmp_path, 1, {"timeout_min": 9, **options})
+    asked = {"partition": "gpu", "gpus_per_node": 1, "timeout_min": 9}
+    assert launch.slurm_executor(tmp_path, 3, asked)
 
 
 def test_without_submitit_one_sentence(tmp_path, monkeypatch):
