@@ -35,6 +35,7 @@ if READS_HEIC:
     FORMATS += ("HEIF",)
 SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
 AT_ONCE = 1 << 26  # pixels that all threads decode at a time, but for one larger image alone
+Image.core.set_block_size(64 << 20)  # bytes; blocks that large go back to the system when freed
 PAGES = os.sysconf("SC_PHYS_PAGES")  # of this machine's memory
 RUBBISH = (  # folders that systems make beside a user's, in small letters
     "__macosx",

@@ -73,6 +73,7 @@ def most_similar(
             if itself and -len(asked) < start - first < similarity.shape[1]:
                 similarity.diagonal(start - first).fill_(-torch.inf)
             cosine, near = similarity.topk(min(k, similarity.shape[1]), -1)
+            del similarity  # before the next block of it is made
             nearest.append((cosine, near + first))
             cosine, near = (torch.cat(both, -1) for both in zip(*nearest))
             cosine, best = cosine.topk(min(k, cosine.shape[1], len(bank) - itself), -1)
