@@ -23,7 +23,7 @@ report: setup  ## six runs on digits, every figure notebook, results/local/index
 	$(RUN) report --jobs $(JOBS)
 	@echo "open results/local/index.html in a browser; results/index.html has the committed study"
 
-pages: setup  ## the committed pages, figures and README's table made again from the runs in results/ (1 to 2 minutes)
+pages: setup  ## the committed pages and figures made again from the runs in results/ (1 to 2 minutes)
 	$(RUN) report --results-dir results --jobs $(JOBS)
 
 clusters: named setup  ## your own images: make clusters FOLDER=my_images K=8 trains, writes clusters.csv and a page to look at
