@@ -18,7 +18,7 @@ from reproduce.methods.every_run import FOLDERS
 from reproduce.processes import Lost
 from reproduce.runs import status as how_far
 from reproduce.runs import stopping
-from reproduce.runs.directory import Run, collapse_note
+from reproduce.runs.directory import Run, warning_note
 from reproduce.runs.yaml_files import read_settings
 from reproduce.settings import ConfigError, read_word, short_repr
 
@@ -177,8 +177,8 @@ def watched_fit(run: Run) -> None:
         pass
     for note in run.notes:
         print(note)
-    if first and (collapsed := collapse_note(run.json("metrics.json"))):
-        print(f"warning: {collapsed}")
+    if first and (warning := warning_note(run.json("metrics.json"))):
+        print(f"warning: {warning}")
 
 
 def print_rows(run: Run) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reproduce import metrics
 from reproduce.augment import Augment
-from reproduce.config import Config
+from reproduce.config import Config, readers
 from reproduce.data.sets import Images, evenly
 from reproduce.evaluation import monitors
 from reproduce.evaluation.extractor import Extractor, Outputs, outputs_of
@@ -170,6 +170,8 @@ class Evaluator:
         why = monitors.collapse_reason(look.collapse, self.n_clusters)
         found = {"scores": {}, "collapse": {**look.collapse, "collapsed": bool(why), "why": why}}
         found["monitors"] = look.monitors
+        if self.config.method in readers("lambda1") and (balance := self.balance(rules)):
+            found["balance"] = balance
         if heads is not None and len(self.sample) < len(self.images):
             found["aligned_by"] = len(self.sample)  # images
         by_head = [{} for _ in self.head_losses or ()]
@@ -185,6 +187,12 @@ class Evaluator:
         if self.head_losses is not None:
             found["heads"] = [{"loss": x, **s} for x, s in zip(self.head_losses, by_head)]
         return found
+
+    def balance(self, rules: list[Rule]) -> str:
+        """Why heads seem to have cut groups of unequal size into clusters of one, or ''."""
+        clusters = {rule.name: rule.clusters for rule in rules}
+        heads, kmeans = clusters["aligned_average"], clusters["kmeans_embedding"]
+        return monitors.balance_reason(heads, kmeans, self.n_clusters)
 
     def arrays(self, look: Look, clusters: dict[str, np.ndarray]) -> dict[str, dict]:
         """The arrays of embeddings.npz, apply.npz and, with heads, traces.npz; clusters: ``[N]`` by

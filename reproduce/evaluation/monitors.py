@@ -182,6 +182,29 @@ def collapse_monitor(embedding: Tensor, assignments: Tensor, n_clusters: int) ->
     }
 
 
+def evenness(clusters: np.ndarray, n_clusters: int) -> float:
+    """Entropy of the sizes of clusters, int ``[N]``, over log K: 1 where they are equal, 0 where
+    one holds all."""
+    sizes = torch.from_numpy(np.bincount(clusters, minlength=n_clusters)).double()
+    return float(torch.special.entr(sizes / sizes.sum()).sum() / math.log(n_clusters))
+
+
+def balance_reason(heads: np.ndarray, kmeans: np.ndarray, n_clusters: int) -> str:
+    """Why the heads' clusters seem to be of one size because the loss asks for it, in a sentence:
+    k-means on the features finds others, of unequal sizes. Empty where it does not. Both int
+    ``[N]``."""
+    agreement = pair_nmi(table(torch.from_numpy(heads), torch.from_numpy(kmeans), n_clusters))
+    equal, unequal = evenness(heads, n_clusters) > 0.95, evenness(kmeans, n_clusters) < 0.9
+    if not (equal and unequal and agreement < 0.7):
+        return ""
+    (few, many), (least, most) = (
+        (sizes.min(), sizes.max())
+        for sizes in (np.bincount(c, minlength=n_clusters) for c in (heads, kmeans))
+    )
+    found = f"k-means on the same features finds others, of {least:,} to {most:,}"
+    return f"the heads' clusters hold {few:,} to {many:,} images each, and {found}"
+
+
 def collapse_reason(monitor: dict[str, float], n_clusters: int) -> str:
     """Why ``collapse_monitor`` shows a collapsed run, in a sentence; empty if it does not."""
     if not monitor["embedding_std"] > 0.1:

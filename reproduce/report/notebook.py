@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from reproduce.config import Config
 from reproduce.report import names
-from reproduce.runs.directory import Run, collapse_note
+from reproduce.runs.directory import Run, warning_note
 from reproduce.runs.estimate import Estimate
 from reproduce.runs.provenance import provenance
 from reproduce.settings import Settings, setting
@@ -144,5 +144,5 @@ def print_summary(run: Run) -> Markdown | None:
     rate = f"{metrics['images_per_second']:.0f} images/s, {metrics['precision']}"
     print(f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {rate}")
     print(f"run directory: {run.path}")
-    sentence = collapse_note(metrics)
+    sentence = warning_note(metrics)
     return Markdown(f"**{sentence}**") if sentence else None

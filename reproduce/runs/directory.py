@@ -186,13 +186,17 @@ def find(results: str | Path | None = None) -> list[Path]:
     return [run for run in whole if "local" not in run.relative_to(root).parts]
 
 
-def collapse_note(metrics: dict) -> str:
-    """The sentence for everyone who sees a run that has collapsed; empty for the others."""
-    collapse = metrics.get("collapse", {})
-    if not collapse.get("collapsed"):
-        return ""
-    scores = "Its scores say nothing about the method at work."
-    return f"This run has collapsed: {collapse['why']}. {scores}"
+def warning_note(metrics: dict) -> str:
+    """The sentence for everyone who sees a run that has collapsed, or whose heads' clusters are of
+    one size where k-means finds others; empty for the others."""
+    collapse, balance = metrics.get("collapse", {}), metrics.get("balance", "")
+    if collapse.get("collapsed"):
+        scores = "Its scores say nothing about the method at work."
+        return f"This run has collapsed: {collapse['why']}. {scores}"
+    if balance:
+        asked = "The entropy in the loss asks for clusters of one size"
+        return f"Groups may differ in size: {balance}. {asked}; a lower lambda1 asks less of it."
+    return ""
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from PIL import Image
 
 from reproduce.files import ROOT, atomic, read_json
 from reproduce.runs import html
-from reproduce.runs.directory import collapse_note
+from reproduce.runs.directory import warning_note
 from reproduce.settings import ConfigError
 
 TEMPLATE = ROOT / "notebooks" / "template"
@@ -115,7 +115,7 @@ def to_html(
     body, contents = html.polish(body, page_path.parent, site.get("pages") or None, places or {})
     body = html.put_formulas(html.sanitise(body), formulas)
     metrics = executed.with_name("metrics.json")  # of the run that it is about
-    site["warning"] = collapse_note(read_json(metrics)) if metrics.exists() else ""
+    site["warning"] = warning_note(read_json(metrics)) if metrics.exists() else ""
     style = HtmlFormatter(style="friendly").get_style_defs(".highlight")
     content = {"body": body, "contents": contents, "head": head, "highlight": style}
     write(page_path, "page", title, **content, **site)

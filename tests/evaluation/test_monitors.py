@@ -12,6 +12,7 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 
 from reproduce import Config, fit, metrics
+from reproduce.__main__ import main
 from reproduce.augment import Augment
 from reproduce.data import packed
 from reproduce.data import sets as data
@@ -19,7 +20,7 @@ from reproduce.evaluation import monitors, probes
 from reproduce.evaluation.rules import Clusterings, Rule
 from reproduce.methods import METHODS
 from reproduce.networks import backbones
-from reproduce.runs.directory import Run
+from reproduce.runs.directory import Run, warning_note
 
 ALWAYS = ["rankme", "neighbour_agreement", "normalized_cut", "view_alignment", "uniformity"]
 TINY = dict(epochs=2, limit=150, batch_size=32, width=4, trace_images=5, evaluate_every=1)
@@ -387,6 +388,40 @@ def test_collapses_are_seen_from_embeddings_and_assignments():
         assert word in monitors.collapse_reason(
             monitors.collapse_monitor(embedding, assignments, 10), 10
         )
+
+
+def test_groups_of_unequal_size_cut_into_equal_clusters():
+    """The numbers of 170 and 17 images of two digits, with the entropy of the batch mean."""
+    group = np.arange(187) >= 170
+    half = np.arange(187) % 2  # which has nothing to do with the group
+    why = monitors.balance_reason(half, group.astype(int), 2)
+    assert why == (
+        "the heads' clusters hold 93 to 94 images each, and k-means on the same features finds "
+        "others, of 17 to 170"
+    )
+    assert "a lower lambda1 asks less" in warning_note({"balance": why})
+    ten = np.arange(500) % 10
+    for heads, kmeans, k in (
+        (group, group, 2),  # unequal, as k-means has them
+        (half, half, 2),  # equal, as k-means has them
+        (half, np.roll(half, 1) ^ (np.arange(187) < 90), 2),  # both equal, and nothing in common
+        (ten, np.where(ten < 3, 0, ten), 10),  # nearly the same
+    ):
+        assert monitors.balance_reason(heads.astype(int), kmeans.astype(int), k) == ""
+    assert monitors.evenness(half, 2) == pytest.approx(1, abs=1e-4)
+    assert monitors.evenness(group.astype(int), 2) == pytest.approx(0.4395, abs=1e-4)
+    assert monitors.evenness(np.zeros(9, int), 4) == 0
+
+
+@pytest.mark.parametrize("method", ["crlc", "simsiam"])
+def test_clusters_cut_in_half_are_said(method, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(monitors, "collapse_reason", lambda *_: "")  # after a single step
+    monkeypatch.setattr(monitors, "balance_reason", lambda *_: "cut in half")
+    words = {"epochs": 1, "limit": 32, "width": 4, "batch_size": 32, "method": method}
+    words |= {"data_dir": tmp_path, "results_dir": tmp_path / "runs"}
+    assert main(["train", *(w for k, v in words.items() for w in ("-p", k, str(v)))]) == 0
+    said = "warning: Groups may differ in size: cut in half." in capsys.readouterr().out
+    assert said == (method == "crlc")  # the other has no heads
 
 
 def test_two_clusters_of_unequal_size_are_no_collapse():
