@@ -41,10 +41,11 @@ def recognise(run: Run) -> None:
 
 
 def alike(run: Run):
-    """Finished runs with the same settings but for the folder: directory, SHA-256 of the images,
-    folder."""
+    """Finished runs with the same settings but for those that the images' SHA-256 speaks for, where
+    they lie and what is done with files that cannot be read: directory, SHA-256, folder."""
     names = {f.name: f.default for f in dataclasses.fields(Config) if f.metadata["identity"]}
-    own = {**run.config.identity(), "folder": ""}
+    by_content = {"folder": "", "bad_images": ""}
+    own = {**run.config.identity(), **by_content}
     for file in sorted(run.path.parent.glob("*/metrics.json")):
         path = file.parent
         try:
@@ -52,7 +53,7 @@ def alike(run: Run):
         except ConfigError:
             continue  # damaged; whoever reads that run says it
         theirs = {name: config.get(name, default) for name, default in names.items()}
-        if path.suffix != ".partial" and {**theirs, "folder": ""} == own:
+        if path.suffix != ".partial" and {**theirs, **by_content} == own:
             yield path, metrics.get("data", {}).get("sha256"), theirs["folder"]
 
 

@@ -89,6 +89,7 @@ def test_a_folder_that_was_moved_is_known_by_its_images(tmp_path, train, monkeyp
         new = {"folder": str(paint(tmp_path / "others", seed=2))} if name == "folder" else {name: 7}
         run = train(**{"folder": tmp_path / "elsewhere" / "photos", **new})
         assert run.path not in (first.path, seeds.path) and not run.notes
+    assert train(tmp_path / "elsewhere" / "photos", bad_images="skip").path == first.path
     rows = sweep.sweep([moved.config], keep="none")
     assert rows[0]["status"] == "skipped" and rows[0]["path"] == first.path
     # where the folder is gone, its images are still those of the file that was made of them
