@@ -190,12 +190,12 @@ def evenness(clusters: np.ndarray, n_clusters: int) -> float:
 
 
 def balance_reason(heads: np.ndarray, kmeans: np.ndarray, n_clusters: int) -> str:
-    """Why the heads' clusters seem to be of one size because the loss asks for it, in a sentence:
-    k-means on the features finds others, of unequal sizes. Empty where it does not. Both int
+    """Why the heads' clusters seem to be of like size because the loss asks for it, in a sentence:
+    k-means on the features finds others, of less equal sizes. Empty where it does not. Both int
     ``[N]``."""
     agreement = pair_nmi(table(torch.from_numpy(heads), torch.from_numpy(kmeans), n_clusters))
-    equal, unequal = evenness(heads, n_clusters) > 0.95, evenness(kmeans, n_clusters) < 0.9
-    if not (equal and unequal and agreement < 0.7):
+    even, less_even = evenness(heads, n_clusters), evenness(kmeans, n_clusters)
+    if not (even > 0.9 and less_even < even - 0.15 and agreement < 0.7):
         return ""
     (few, many), (least, most) = (
         (sizes.min(), sizes.max())
