@@ -409,6 +409,7 @@ def test_training_anew_keeps_the_names_that_a_user_gave(config, equal):
     """They fit the new clusters only if these are the same."""
     run, _ = train(config)
     (run.path / "names.yaml").write_text("0: zero\n")
+    (run.path / "clusters.json").write_text("{}")
     if not equal:
         metrics = {**run.json("metrics.json"), "weights_sha256": "another"}
         (run.path / "metrics.json").write_text(json.dumps(metrics))
@@ -416,6 +417,7 @@ def test_training_anew_keeps_the_names_that_a_user_gave(config, equal):
     name = "names.yaml" if equal else "names.before.yaml"
     assert [p.name for p in anew.path.glob("names*")] == [name]
     assert (anew.path / name).read_text() == "0: zero\n"
+    assert (anew.path / "clusters.json").read_text() == "{}", "it finds its clusters again"
 
 
 def test_a_run_that_another_process_has_finished_meanwhile_is_shown(config, monkeypatch):

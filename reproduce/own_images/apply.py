@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -25,11 +28,13 @@ from reproduce.data.sets import read_cached
 from reproduce.evaluation.extractor import outputs_of
 from reproduce.files import FORMULA, TEXT, atomic, in_table, is_packed, quoting
 from reproduce.methods.every_run import FOLDERS
+from reproduce.own_images import edits
+from reproduce.own_images.edits import Edits
 from reproduce.runs.trained import load_weights, new_method, wrong_run
-from reproduce.runs.yaml_files import read_settings
 from reproduce.settings import ConfigError
 
 NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {*FOLDERS}
+TEXTS = "file", "name", "path"  # columns of a user's words
 Batch = tuple[list[str], Tensor, dict[str, str]]  # files, their pixels, why others cannot be read
 
 
@@ -60,6 +65,7 @@ class Clusterer(nn.Module):
         for name, value in stored.items():
             self.register_buffer(name, value)
         self.eval().requires_grad_(False).to(device)
+        self.edits = edits.of_run(self.path, self.n_clusters)
         self.names = read_names(self.path, self.n_clusters)
 
     def outputs(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -97,14 +103,10 @@ def squared_distances(x: Tensor, centroids: Tensor) -> Tensor:
 
 
 def read_names(run: Path, n_clusters: int) -> dict[int, str]:
-    """The names that a user gave to clusters, ``3: cats``, in the run's ``names.yaml``."""
-    path = Path(run) / "names.yaml"
-    names = read_settings(path) if path.exists() else {}
-    for cluster, name in names.items():
-        if type(cluster) is not int or not 0 <= cluster < n_clusters or not isinstance(name, str):
-            wanted = f"lines like '3: cats' for clusters 0 to {n_clusters - 1}"
-            raise ConfigError(f"{str(path)!r} must have {wanted}, got {cluster!r}: {name!r}")
-    return names
+    """The names that a user gave to clusters of a run, by ``clusters.json`` or ``names.yaml``;
+    those that were merged have one."""
+    made = edits.of_run(run, n_clusters)
+    return {k: name for k in range(n_clusters) if (name := made.name(k))}
 
 
 def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
@@ -161,63 +163,99 @@ def checked_target(target: str) -> Path:
 
 
 def table_of(
-    clusterer: Clusterer, names: list[str], probabilities: Tensor, features: Tensor
+    clusterer: Clusterer,
+    names: list[str],
+    probabilities: Tensor,
+    features: Tensor,
+    made: Edits,
+    folder: str = "",
 ) -> pd.DataFrame:
-    """The rows of ``apply``'s table, from probabilities ``[N, K]`` and features ``[N, D]``."""
-    cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
-    rows = {"file": [in_table(name) for name in names], "cluster": cluster}
-    if clusterer.names:
-        given = {k: "'" * v.startswith(FORMULA) + v for k, v in clusterer.names.items()}
-        rows["name"] = [given.get(k, "") for k in cluster.tolist()]
-    rows |= {"probability": best[:, 0], "margin": best[:, 0] - best[:, 1]}
+    """The rows of ``apply``'s table, from probabilities ``[N, K]`` and features ``[N, D]``, with
+    what a person has changed. folder: of the files that are named."""
+    cluster = made.clusters(names, probabilities.argmax(-1).tolist())
+    probability, margin = made.sure(probabilities.numpy())
+    files, titles = [in_table(name) for name in names], [made.name(k) for k in cluster.tolist()]
+    # texts of any bytes, which pyarrow, where it is installed, would refuse
+    rows = {"file": pd.Series(files, dtype=object), "cluster": cluster}
+    rows["name"] = pd.Series(["'" * v.startswith(FORMULA) + v for v in titles], dtype=object)
+    rows |= {"probability": probability, "margin": margin}
     if not clusterer.heads:
         square = squared_distances(features, clusterer.centroids.cpu())
         rows["distance"] = square.sqrt().min(-1)[0].numpy()
+    if folder:
+        rows["path"] = pd.Series([os.path.join(folder, name) for name in names], dtype=object)
     return pd.DataFrame(rows)
 
 
 def apply(
-    run: str, source: str, out: str, embedding: str = "", size: int = 256, skip: bool = False
+    run: str,
+    source: str,
+    out: str,
+    embedding: str = "",
+    size: int = 256,
+    skip: bool = False,
+    probabilities: str = "",
+    own: bool = False,
 ) -> dict:
-    """Write ``out``, a row per image: file, cluster, its name if it has one, probability, margin to
-    the next cluster and, without clustering heads, distance from the centroid; and ``embedding``,
-    the features ``[N, D]`` float32 in the same order. Memory does not grow with the images.
+    """Write ``out``, a row per image: file, cluster, its name or '', probability, margin to the
+    next cluster, without clustering heads the distance from the centroid, and of files the path;
+    and in the same order ``embedding``, the features ``[N, D]``, and ``probabilities``,
+    ``[N, K]``, both float32. Memory does not grow with the images.
 
-    A file whose name begins like a formula of a spreadsheet stands there with ``./`` before it,
-    such a name of a cluster with an apostrophe.
+    Clusters are those that a person has made of the run's; single images are moved in the folder of
+    the run alone, or where they are its ``own``. Probability and margin are of the
+    cluster where the run put an image, also if a person has put it elsewhere. A file whose name
+    begins like a formula of a spreadsheet stands there with ``./`` before it, such a name of a
+    cluster with an apostrophe.
 
     Returns {"images", "skipped", "sizes", "notes"}. Where images cannot be read and ``skip`` is
     False: a ConfigError that counts them all, and nothing is written.
     """
     clusterer = Clusterer(run, "cuda" if torch.cuda.is_available() else "cpu")
-    targets = [checked_target(target) for target in (out, embedding) if target]
-    bad, sizes = {}, np.zeros(clusterer.n_clusters, int)
+    arrays = [target for target in (embedding, probabilities) if target]
+    targets = [checked_target(target) for target in (out, *arrays)]
+    folder, made = folder_of(source), clusterer.edits
+    if not own and folder != folder_of(edits.home(clusterer.path)):  # others by the same names
+        made = replace(made, moved={}, notes=())
+    bad, sizes = {}, Counter()
     with contextlib.ExitStack() as files:
         temporary = [files.enter_context(atomic(target)) for target in targets]
         try:
             table = files.enter_context(open(temporary[0], "w", newline="", **TEXT))
-            raw = files.enter_context(open(temporary[1], "wb")) if embedding else None
+            raw = [files.enter_context(open(path, "wb")) for path in temporary[1:]]
         except OSError as error:
             raise ConfigError(f"output: {out!r} cannot be written: {error.strerror}") from None
         for names, images, reasons in batches(source, clusterer, size):
             bad |= reasons
             if not names or (bad and not skip):
                 continue
-            probabilities, features = clusterer.predict(images)
-            rows = table_of(clusterer, names, probabilities, features)
-            how = dict(index=False, float_format="%.4f", lineterminator="\n")
-            how["quoting"] = quoting([*rows["file"], *rows.get("name", [])])
-            rows.to_csv(table, header=not sizes.any(), **how)
-            if embedding:
-                if not sizes.any():
-                    write_header(raw, "<f4", 0, features.shape[1])
-                raw.write(features.contiguous().numpy().tobytes())
-            sizes += np.bincount(rows["cluster"], minlength=len(sizes))
-        if bad and (not skip or not sizes.any()):
+            p, features = clusterer.predict(images)
+            rows = table_of(clusterer, names, p, features, made, folder)
+            write_rows(rows, table, header=not sizes)
+            kept = [values for values, to in ((features, embedding), (p, probabilities)) if to]
+            for file, values in zip(raw, kept):
+                if not sizes:
+                    write_header(file, "<f4", 0, values.shape[1])
+                file.write(values.contiguous().numpy().tobytes())
+            sizes.update(rows["cluster"].tolist())
+        if bad and (not skip or not sizes):
             raise unreadable(Path(source), bad, "" if skip else " (--skip leaves them out)")
-        if embedding:
-            write_header(raw, "<f4", int(sizes.sum()), features.shape[1])
-    path = Path(os.path.expanduser(source))
-    notes = left_out(path, list(bad)) if path.is_dir() and not is_packed(path) else []
-    found = {"images": int(sizes.sum()), "skipped": list(bad), "sizes": sizes.tolist()}
+        for file, values in zip(raw, kept):
+            write_header(file, "<f4", sizes.total(), values.shape[1])
+    notes = [*made.notes, *(left_out(Path(folder), list(bad)) if folder else [])]
+    by_cluster = [sizes[k] for k in range(max(clusterer.n_clusters, max(sizes) + 1))]
+    found = {"images": sizes.total(), "skipped": list(bad), "sizes": by_cluster}
     return {**found, "notes": notes}
+
+
+def folder_of(source: str) -> str:
+    """The whole path of a folder of image files; '' of everything else that holds images."""
+    path = os.path.realpath(os.path.expanduser(source))
+    return path if source and os.path.isdir(path) and not is_packed(Path(path)) else ""
+
+
+def write_rows(rows: pd.DataFrame, file: IO[str], header: bool) -> None:
+    """Rows of a table as CSV, whatever characters names hold."""
+    texts = [text for name in TEXTS if name in rows for text in rows[name]]
+    how = {"index": False, "float_format": "%.4f", "lineterminator": "\n"}
+    rows.to_csv(file, header=header, quoting=quoting(texts), **how)

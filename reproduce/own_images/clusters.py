@@ -26,6 +26,7 @@ from reproduce.data.sets import evenly
 from reproduce.evaluation import probes
 from reproduce.files import ROOT, printable, read_json
 from reproduce.kmeans import KMeans
+from reproduce.own_images import tables
 from reproduce.own_images.apply import Clusterer
 from reproduce.report import plots
 from reproduce.runs.trained import newest_run
@@ -278,8 +279,12 @@ def show(ax, pixels: np.ndarray, **where) -> None:
 
 
 def umap_of(found: Look, at_most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates ``[P, 2]`` of at most so many images, and their positions ``[P]``."""
+    """Coordinates ``[P, 2]`` of at most so many images, and their positions ``[P]``: those in
+    clusters.csv, where it has all of them."""
     drawn = evenly(len(found.table), at_most).numpy()
+    known = tables.places(found.path, found.table["file"].iloc[drawn].tolist())
+    if known is not None:
+        return known, drawn
     x = found.features[drawn].numpy()
     if len(x) < 5:  # too few for neighbours
         return np.pad(x, ((0, 0), (0, 2)))[:, :2], drawn

@@ -141,6 +141,8 @@ class Run(Place):
             same = before == metrics.get("weights_sha256")
             name = "names.yaml" if same else "names.before.yaml"
             shutil.copy(self.path / "names.yaml", self.partial / name)
+        if (self.path / "clusters.json").exists():  # which finds its clusters again
+            shutil.copy(self.path / "clusters.json", self.partial / "clusters.json")
         if self.path.exists():
             self.path.replace(old)
         settle(self.partial, self.path)

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.data.sets import load, moments
 from reproduce.metrics import head_order
-from reproduce.own_images.apply import Clusterer, apply, batches
+from reproduce.own_images.apply import Clusterer, apply, batches, read_names
 from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError
 from reproduce.train import fit
@@ -93,13 +94,14 @@ def test_the_training_folder_gets_the_clusters_of_the_run(made, method, tmp_path
         stored = np.load(runs[method] / "embeddings.npz")["embedding"]
         np.testing.assert_allclose(embedding, stored, atol=2e-2, rtol=2e-2)
     one, all_ = (
-        [[float(r[c]) for c in list(r)[1:]] for r in rows(tmp_path / f"{size}.csv")]
+        [[float(r[c]) for c in list(r)[3:-1]] for r in rows(tmp_path / f"{size}.csv")]
         for size in (1, 256)
     )
     np.testing.assert_allclose(one, all_, atol=2e-3)  # a processor's last digits
     for row in rows(tmp_path / "5.csv"):
         assert 0 <= float(row["margin"]) <= float(row["probability"]) <= 1
         assert ("distance" in row) == (not method.startswith("crlc"))
+        assert row["path"] == os.path.join(folder.resolve(), row["file"]) and row["name"] == ""
 
 
 def test_new_16_bit_images_are_read_as_the_runs_own_were(tmp_path):
@@ -177,6 +179,32 @@ def test_names_stand_in_the_table(made, tmp_path):
         names.unlink()
 
 
+def test_what_a_person_has_changed_stands_in_the_table(made, tmp_path):
+    """Merged clusters are one, also for new images; images are moved in their own folder alone."""
+    base, folder, runs = made
+    run, own = runs["crlc"], rows(runs["crlc"] / "assignments.csv")
+    apply(str(run), str(folder), str(tmp_path / "p.csv"), probabilities=str(tmp_path / "p.npy"))
+    p, was = np.load(tmp_path / "p.npy"), [int(row["aligned_average"]) for row in own]
+    assert (p.argmax(-1) == was).all()
+    merged = {str(k): 0 for k in range(1, 4)}
+    changed = {"format": 1, "names": {"0": "all", "4": "=one"}, "merged": merged}
+    changed["moved"] = {own[3]["file"]: 4, "gone.png": 4}
+    (run / "clusters.json").write_text(json.dumps(changed))
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    try:
+        found = apply(str(run), str(folder), str(tmp_path / "o.csv"))
+        other = apply(str(run), str(copied), str(tmp_path / "n.csv"))
+        assert read_names(run, 4) == dict.fromkeys(range(4), "all")
+    finally:
+        (run / "clusters.json").unlink()
+    table = rows(tmp_path / "o.csv")
+    assert [int(row["cluster"]) for row in table] == [4 * (i == 3) for i in range(len(own))]
+    assert {row["name"] for row in table} == {"all", "'=one"}
+    assert {float(row["probability"]) for row in table} == {1.0}
+    assert found["notes"] == ["clusters.json: 1 of the images that it moves are gone: 'gone.png'"]
+    assert {row["cluster"] for row in rows(tmp_path / "n.csv")} == {"0"} and not other["notes"]
+
+
 def test_images_that_cannot_be_read(made, tmp_path, capsys):
     base, folder, runs = made
     new = tmp_path / "new"
@@ -192,7 +220,7 @@ def test_images_that_cannot_be_read(made, tmp_path, capsys):
     assert not list(tmp_path.glob("*.csv")) and not list(tmp_path.glob(".*"))
     assert main(words + ["--skip"]) == 0
     assert [r["file"] for r in rows(tmp_path / "o.csv")] == ["05.png"]
-    assert "13 files cannot be read: '00.png'" in capsys.readouterr().out
+    assert "13 files that cannot be read: '00.png'" in capsys.readouterr().out
 
 
 def test_names_of_any_bytes(made, tmp_path):
