@@ -221,7 +221,7 @@ def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Con
         needs = f"needs {size / 1e9:,.0f} GB in memory, which has {memory / 1e9:,.0f}"
         raise wrong(folder, f"{needs}: python -m reproduce pack keeps it on disk")
     pixels = np.empty((len(paths), 3, config.side, config.side), np.uint8)
-    reasons = read_all(pixels, paths, levels := grey.range_of(paths, names))
+    reasons = read_all(pixels, paths, levels := grey.range_of(paths, names, room))
     good = np.array([not reason for reason in reasons])
     bad = {name: reason for name, reason in zip(names, reasons) if reason}
     refuse_bad(folder, names, [*zip(labels, split)], bad, config.bad_images, "-p bad_images skip")

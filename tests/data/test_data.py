@@ -641,12 +641,12 @@ def test_threads_decode_no_more_pixels_at_a_time_than_there_is_room_for(home, mo
         Image.new("RGB", (side, side), (i, 0, 0)).save(home / "images" / f"{i:02}.png")
     now, seen, plain = [], [], folder_module.plain
 
-    def watched(image):
+    def watched(image, levels):
         now.append(image.width * image.height)
         seen.append((len(now), sum(now)))
         time.sleep(0.01)
         now.remove(image.width * image.height)
-        return plain(image)
+        return plain(image, levels)
 
     monkeypatch.setattr(folder_module, "plain", watched)
     monkeypatch.setattr(folder_module, "room", folder_module.Room(2000))
