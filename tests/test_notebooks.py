@@ -1,5 +1,6 @@
 """The notebooks are the product: they are executed, and they are kept clean."""
 
+import ast
 import json
 import re
 import shutil
@@ -472,3 +473,18 @@ def test_a_folder_without_labels_has_clusters_and_no_scores(tmp_path, on_disk):
     assert '"scores": {}' in (run / "metrics.json").read_text()
     assert "acc" not in (run / "history.csv").read_text().splitlines()[0]
     assert len((run / "assignments.csv").read_text().splitlines()) == 41
+
+
+def captions(source):
+    """What a cell gives ``plots.save`` as the caption, as it stands in the code."""
+    calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
+    saves = [n for n in calls if ast.unparse(n.func) == "plots.save"]
+    return [ast.unparse(save.args[2]) for save in saves]
+
+
+@pytest.mark.parametrize("path", pages.notebooks(), ids=lambda p: p.stem)
+def test_each_figure_that_is_kept_has_a_caption_that_ends_as_a_sentence(path):
+    for cell in code_cells(path):
+        for name in captions(cell.source):
+            (given,) = re.findall(rf"^ *{name} = (\(.*?\)|f?\".*?\")$", cell.source, re.S | re.M)
+            assert name == "caption" and re.search(r"[.}]\"\)?$", given), cell.source

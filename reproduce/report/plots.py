@@ -1,4 +1,5 @@
-"""What a notebook cannot draw in a dozen lines of seaborn; the other figures are in its cells."""
+"""One look for all figures: colours, fonts, and how a figure is kept and shown. Figures that take
+more than a dozen lines are in figures.py, the others in the cells of the notebooks."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,11 +20,11 @@ from scipy import stats
 
 from reproduce.files import ROOT, atomic
 from reproduce.metrics import matching
-from reproduce.report.statistics import points
 
 COLORS = sns.color_palette("colorblind")
 ENTROPY = {"batch": COLORS[0], "sample": COLORS[1]}  # a palette for seaborn's hue
 ENTROPY_LABELS = {"batch": "of the batch mean (authors)", "sample": "of each sample (CENG501)"}
+WHOSE = {"batch": "batch mean", "sample": "each sample"}
 INLINE = "module://matplotlib_inline.backend_inline"  # what a kernel sets where nothing is set
 FONTS = (  # for names in scripts that the first font lacks, where they are installed
     "Noto Sans CJK SC",
@@ -91,15 +91,17 @@ def folder(results_dir: str | Path = "") -> Path:
     return path
 
 
-def save(figure, name: str, alt: str, results_dir: str | Path = "") -> None:
-    """Write figures/<name>.png and show that file, with ``alt`` for those who cannot see it."""
-    from IPython.display import Image, display
+def save(figure, name: str, caption: str, results_dir: str | Path = "") -> None:
+    """Write figures/<name>.png and show that file with its caption: the finding, in a sentence. The
+    caption is also its text for those who cannot see it."""
+    from IPython.display import Image, Markdown, display
 
     path = folder(results_dir) / f"{name}.png"
     figure.savefig(path, metadata={"Software": None})  # its bytes depend on the figure alone
     width = round(figure.get_figwidth() * 80)
     plt.close(figure)
-    display(Image(filename=path, width=width, alt=alt))
+    display(Image(filename=path, width=width, alt=caption))
+    display(Markdown(f"*{caption}*"))
 
 
 def interval(values) -> tuple[float, float]:
@@ -109,82 +111,6 @@ def interval(values) -> tuple[float, float]:
         return (np.nan, np.nan)
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return values.mean() - half, values.mean() + half
-
-
-def waterfall(steps: Mapping[str, pd.DataFrame], gains: pd.DataFrame, score: str, ax) -> None:
-    """From the first setting to the last, one bar per step from the mean before it to its own mean.
-
-    steps: ``results.variants`` of a path. gains: ``results.compare_each`` of each step and the one
-    before it; a bar is filled where its interval excludes 0. One dot per seed, a dotted line for
-    k-means on pixels.
-    """
-    beside = {"textcoords": "offset points", "va": "center", "size": "small"}
-    white = {"facecolor": "white", "edgecolor": "none", "pad": 2}  # over the dotted line
-    means = [100 * part[score].mean() for part in steps.values()]
-    top = max(100 * part[score].max() for part in steps.values())
-    for y, (name, part) in enumerate(steps.items()):
-        before = means[y - 1] if y else 0.0
-        color = COLORS[7] if not y else COLORS[0] if means[y] >= before else COLORS[1]
-        clear = y == 0 or gains.loc[name, "low"] > 0 or gains.loc[name, "high"] < 0
-        look = (
-            {"color": color, "alpha": 0.85} if clear else {"facecolor": "none", "edgecolor": color}
-        )
-        ax.barh(y, means[y] - before, left=before, height=0.6, **look)
-        ax.plot(100 * part[score], [y] * len(part), "o", color="black", ms=3)
-        text = points(gains.loc[name]) if y else f"{means[0]:.1f} %"
-        right = max(100 * part[score].max(), before)
-        ax.annotate(text, (right, y), (8, 0), bbox=white, **beside)
-    floor = 100 * next(iter(steps.values()))["kmeans_pixels_acc"].mean()
-    ax.axvline(floor, color="0.35", linestyle=":", linewidth=1.4)
-    ax.annotate("k-means on pixels", (floor, -0.55), ha="center", va="bottom", size="small")
-    names = list(steps)
-    ax.set_yticks(range(len(names)), [names[0], *(f"+ {name}" for name in names[1:])])
-    ax.set(ylim=(len(names) - 0.5, -0.9), xlim=(0, 1.35 * top), xlabel="ACC, %")
-    ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= 100])
-    ax.grid(axis="y", visible=False)
-
-
-def lambda1_story(grid: pd.DataFrame, published: pd.DataFrame, score: str, axes) -> None:
-    """Accuracy against the weight of the entropy: the published figures, then ours per data set.
-
-    grid: ``results.grid``; published: results/published.csv; axes: one more than data sets.
-    """
-    weights = ["0", "0.1", "0.3", "1", "2"]
-    cifar = published[published["dataset"] == "CIFAR-10"].dropna(subset=["acc"])
-    course = cifar[cifar["method"] == "CRLC, course reproduction"]
-    course = course.assign(at=course["setting"].str.removeprefix("lambda1 = ").map(weights.index))
-    paper = cifar.loc[cifar["method"] == "CRLC", "acc"].iloc[0]
-    axes[0].plot(course["at"], course["acc"], "s-", color=ENTROPY["sample"])
-    axes[0].plot(weights.index("2"), paper, "o", color=ENTROPY["batch"], ms=9)
-    for x, y, side in [
-        *zip(course["at"], course["acc"], [8] * 3),
-        (weights.index("2"), paper, -16),
-    ]:
-        axes[0].annotate(f"{y:.1f}", (x, y), (0, side), textcoords="offset points", ha="center")
-    axes[0].annotate("CENG501", (0.75, 58), color=ENTROPY["sample"], ha="left")
-    axes[0].annotate("paper, best head by label", (4.15, 84), color=ENTROPY["batch"], ha="right")
-    axes[0].set_title("published, CIFAR-10")
-    for ax, (data, part) in zip(axes[1:], grid.groupby("data", sort=False)):
-        part = part[part["lambda1"].isin([float(weight) for weight in weights])]
-        part = part.assign(at=part["lambda1"].map("{:g}".format).map(weights.index))
-        part = part.assign(acc=100 * part[score])
-        common = dict(data=part, x="at", y="acc", hue="entropy", palette=ENTROPY, ax=ax)
-        sns.lineplot(**common, style="entropy", markers=["o", "s"], dashes=False, errorbar=interval)
-        sns.scatterplot(**common, s=14, alpha=0.5, legend=False)
-        floor = 100 * part["kmeans_pixels_acc"].mean()
-        ax.axhline(floor, color="0.35", linestyle=":", linewidth=1.2)
-        ax.annotate(
-            "k-means on pixels", (0, floor), (0, 4), textcoords="offset points", size="small"
-        )
-        handles, names = ax.get_legend_handles_labels()
-        ax.get_legend().remove()
-        seeds = part.groupby(["lambda1", "entropy"]).size().agg(["min", "max"]).unique()
-        ax.set_title(f"ours, {data} (n = {' to '.join(map(str, seeds))})")
-    names = [ENTROPY_LABELS[name] for name in names]
-    axes[-1].legend(handles, names, loc="lower left", title="entropy")
-    for ax in axes:
-        ax.set(xlabel="λ1, weight of the entropy", ylabel="ACC, %", ylim=(0, 103))
-        ax.set_xticks(range(len(weights)), weights)
 
 
 def cluster_mass(mass: pd.DataFrame, ax) -> None:

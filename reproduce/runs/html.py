@@ -112,6 +112,7 @@ def polish(
         if " " not in alt or alt.startswith("No description"):  # a file's name, or nbconvert's
             heading = picture.find_previous(["h1", "h2", "h3"])
             picture["alt"] = f"Figure: {heading.text.rstrip('¶')}" if heading else "Figure"
+        _caption(picture, soup)
     for link in soup("a", href=re.compile(r"^\w+\.ipynb(#|$)")):  # from notebook to notebook
         link["href"] = link["href"].replace(".ipynb", ".html", 1)
         if pages is not None and link["href"].partition(".")[0] not in pages:
@@ -124,6 +125,18 @@ def polish(
     for anchor in soup(class_="anchor-link"):
         anchor.decompose()
     return str(soup), [(h.name, h.get("id"), h.text) for h in soup(["h2", "h3"])]
+
+
+def _caption(picture: Tag, soup: BeautifulSoup) -> None:
+    """What ``plots.save`` shows below a picture, a paragraph in italics, as its caption."""
+    area = picture.find_parent(class_="output_area")
+    below = area and area.find_next_sibling(class_="output_area")
+    told = below and below.select_one(".output_markdown > p:only-child > em:only-child")
+    if told and told.parent.text.strip() == told.text.strip():
+        figure = area.wrap(soup.new_tag("figure"))
+        told.name = "figcaption"
+        figure.append(told.extract())
+        below.decompose()
 
 
 def _table(table: Tag, soup: BeautifulSoup) -> None:

@@ -58,3 +58,16 @@ def test_a_formula_is_mathml_and_everything_else_in_dollars_is_not():
     hostile = []
     text = html.take_formulas("$\\text{<img src=x onerror=alert(1)>}$", hostile)
     assert not BeautifulSoup(html.put_formulas(text, hostile), "html.parser")("img")
+
+
+def test_a_picture_and_what_is_said_below_it_are_a_figure():
+    picture = (
+        '<div class="output_area"><div class="output_png">'
+        '<img src="data:image/png;," alt="It rises."></div></div>'
+    )
+    said = '<div class="output_area"><div class="output_markdown"><p>{}</p></div></div>'
+    with_caption = polished(f"<div>{picture}{said.format('<em>It rises by 3 %.</em>')}</div>")
+    assert with_caption.figure.img["alt"] == "It rises."
+    assert with_caption.figcaption.text == "It rises by 3 %." and not with_caption("p")
+    without = polished(f"<div>{picture}{said.format('<em>It</em> rises.')}</div>")
+    assert not without("figure") and without.p.text == "It rises."
