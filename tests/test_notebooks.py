@@ -1,6 +1,8 @@
 """The notebooks are the product: they are executed, and they are kept clean."""
 
 import ast
+import base64
+import io
 import json
 import re
 import shutil
@@ -24,6 +26,7 @@ from reproduce.methods import METHODS
 from reproduce.methods.every_run import FOLDERS
 from reproduce.report import claims, pages, parameters, plots, results
 from reproduce.runs.directory import Run, find
+from reproduce.runs.executed import PHOTOGRAPH
 from reproduce.runs.yaml_files import read_settings
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -488,3 +491,16 @@ def test_each_figure_that_is_kept_has_a_caption_that_ends_as_a_sentence(path):
         for name in captions(cell.source):
             (given,) = re.findall(rf"^ *{name} = (\(.*?\)|f?\".*?\")$", cell.source, re.S | re.M)
             assert name == "caption" and re.search(r"[.}]\"\)?$", given), cell.source
+
+
+def test_no_committed_run_of_a_data_set_of_photographs_shows_them():
+    """Pages of a machine's own runs may; a picture with so many colours is no drawing."""
+    for path in (ROOT / "results").rglob("train.ipynb"):
+        where = path.relative_to(ROOT / "results").parts
+        if where[0] in ("local", "digits"):
+            continue
+        for cell in code_cells(path):
+            for png in (o.get("data", {}).get("image/png") for o in cell.outputs):
+                if png:
+                    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+                    assert picture.getcolors(PHOTOGRAPH), (path, cell.id)
