@@ -173,6 +173,12 @@ def test_readme_names_every_file_and_folder_of_the_package():
     assert named == files | folders | {"reproduce/"}
 
 
+def prose(markdown: str) -> str:
+    """A page's words: without code, tables, pictures and addresses."""
+    text = re.sub(r"^```.*?^```|^\|.*?$|!\[[^\]]*\]\([^)]*\)", "", markdown, flags=re.S | re.M)
+    return re.sub(r"\]\([^)]*\)", "", text)
+
+
 def test_readme_is_read_in_a_minute():
     """Its first screen says what is not reproduced; the rest is linked, and fits a page's width."""
     lines = README.splitlines()
@@ -180,6 +186,7 @@ def test_readme_is_read_in_a_minute():
     assert "**Not reproduced:**" in "\n".join(lines[:24])
     code = [line for block in README.split("```")[1::2] for line in block.splitlines()]
     assert max(map(len, code)) <= 90
+    assert len(prose(README).split()) <= 700
     links = re.findall(r"\]\(([^)#]+)", README)
     assert len(links) >= 12
     for link in links:
