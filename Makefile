@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m reproduce
-JOBS ?= 2
+JOBS ?= $(shell nproc)
 # one word for the shell, whatever is in it
 FOLDER_AS_IS = '$(subst ','\'',$(value FOLDER))'
 

@@ -64,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
 
 def training_commands(command, names, preset) -> None:
     many = argparse.ArgumentParser(add_help=False)
-    many.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
+    at_a_time = "runs at a time, sharing the cores; 0: one on each core"
+    many.add_argument("--jobs", type=int, default=0, help=at_a_time)
     late = "start no run that would end later"
     many.add_argument("--minutes", type=float, default=math.inf, help=late)
     part = "of the runs: 2/5 for the second of five parts, for as many machines"
@@ -218,9 +219,11 @@ def campaign(args) -> int:
     configs = block(args.block, given(args))
     if not args.status:
         check(args.block, configs)
-    if args.jobs > 1 and chained(configs):
-        one = f"runs of block {args.block} start from one another: it must be 1"
-        raise ConfigError(f"jobs is {args.jobs}, but {one}")
+    if chained(configs):
+        if args.jobs > 1:
+            one = f"runs of block {args.block} start from one another: it must be 1"
+            raise ConfigError(f"jobs is {args.jobs}, but {one}")
+        args.jobs = 1
     return run_all(configs, args)
 
 
@@ -233,7 +236,8 @@ def run_all(configs: list[Config], args, launcher: str = "local", options: dict 
         raise ConfigError(f"shard {args.shard} has no run: there are fewer runs than parts")
     if args.status:
         return print(how_far.table(map(Run, configs)))
-    rows = driver.sweep(configs, args.jobs, args.keep, launcher, options, args.minutes)
+    jobs = args.jobs or (driver.jobs_at_a_time(configs) if launcher == "local" else 1)
+    rows = driver.sweep(configs, jobs, args.keep, launcher, options, args.minutes)
     print(driver.summary(rows).to_string(index=False, float_format="{:.1f}".format, na_rep="–"))
     for end in driver.ENDS:
         n = sum(row["status"] == end for row in rows)

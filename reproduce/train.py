@@ -13,6 +13,7 @@ from reproduce import data, processes
 from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.evaluation import Evaluator
+from reproduce.loop import threads
 from reproduce.loop.devices import find_device, uses_bfloat16
 from reproduce.loop.drawing import Draws
 from reproduce.loop.keeping import Keeper
@@ -85,7 +86,8 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
                 shutil.rmtree(run.partial)  # which the lock has made again
             yield from run.history()
             return
-        with stopping.waiting(processes.world() == 1):  # several would wait for each other
+        alone = processes.world() == 1  # several would wait for each other
+        with threads.as_before(), stopping.waiting(alone):
             yield from train(config, run, images, n_clusters, device)
 
 

@@ -771,7 +771,7 @@ def test_the_hash_changes_with_what_a_run_computes(name):
     f = FIELDS[name]
     changed = dataclasses.replace(Config(), **{name: another(f)})
     where = {"device", "resume", "tensorboard", "wandb", "results_dir", "data_dir"}
-    where |= {"workers", "processes", "checkpoint_minutes"}
+    where |= {"workers", "processes", "threads", "checkpoint_minutes"}
     assert (changed.hash() != Config().hash()) == (name not in where) == f.metadata["identity"]
     assert (name in changed.identity()) == (name not in where)
 

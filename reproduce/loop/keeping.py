@@ -12,6 +12,7 @@ from torch import Tensor
 from reproduce import processes
 from reproduce.config import Config
 from reproduce.evaluation import Evaluator
+from reproduce.loop import threads
 from reproduce.loop.devices import peak_memory, uses_bfloat16
 from reproduce.loop.state import Position, Randomness
 from reproduce.methods import Method
@@ -67,13 +68,16 @@ class Keeper:
         return f"epoch {self.at.epoch}{steps}"
 
     def restore(self) -> bool:
-        """Go on from the newest checkpoint; False where there is none."""
+        """Go on from the newest checkpoint, with as many threads; False where there is none."""
         self.saved = time.perf_counter()
         alone = self.run.load_checkpoint() if processes.rank() == 0 else (None, "")
         state, file = processes.broadcast(alone)
         if state is not None:
             self.load(state)
             self.run.notes.append(f"continued after {self.done} from {file}")
+        before = state["parts"][-1].get("threads") if state else None
+        augment, sizes = self.evaluator.augment, self.sizes[:2]
+        torch.set_num_threads(threads.choose(self.config, self.method, augment, sizes, before))
         done = {"epochs": self.at.epoch, "steps": len(self.at.terms)}
         self.run.begin_part(self.precision, state, **done)
         if processes.rank() == 0:

@@ -400,6 +400,11 @@ class EveryRun(Evaluation):
     )
     compile: bool = setting(False, "compile the network with torch.compile")
     device: str = machine("auto", "where to compute; auto: on CUDA if it is there", "auto cpu cuda")
+    threads: int = machine(
+        0,
+        "threads on a processor; 0: one for a small run, for others what steps at its start say",
+        (0, 1024),
+    )
     workers: int = machine(0, "processes that read packed images ahead; 0: none", (0, 256))
     processes: int = machine(
         1, "processes of this machine that share each batch; torchrun starts them", (1, 1024)

@@ -67,7 +67,7 @@ def print_provenance(config: Config) -> Run:
     state = {None: "", False: "", True: " with uncommitted changes"}[git["dirty"]]
     source = f"source {origin['source'][:12]}, commit {(git['commit'] or 'none')[:12]}{state}"
     print(f"{source}, settings {config.hash()}")
-    device = f"{origin['device']}, {origin['threads']} threads"
+    device = f"{origin['device']}, {origin['cpus']} processors"
     print(f"Python {origin['python']}, torch {packages['torch']}, {device}")
     if config.weights:
         print(f"starts from {config.weights}; labels: {origin['labels']}")

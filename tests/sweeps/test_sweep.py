@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from reproduce import Config, ConfigError, fit
 from reproduce.__main__ import given, main, parser
@@ -60,7 +61,18 @@ def test_the_parts_of_a_sweep_are_all_of_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sweep, "run_notebook", run_notebook)
     (tmp_path / "s.yaml").write_text(f"results_dir: {tmp_path / 'r'}\n")
-    main(["sweep", str(tmp_path / "s.yaml"), "--grid", "seed=0,1,2,3,4", "--shard", "2/2"])
+    main(
+        [
+            "sweep",
+            str(tmp_path / "s.yaml"),
+            "--grid",
+            "seed=0,1,2,3,4",
+            "--shard",
+            "2/2",
+            "--jobs",
+            "1",
+        ]
+    )
     assert ran == [1, 3]
     assert main(["sweep", str(tmp_path / "s.yaml"), "--shard", "2/2"]) == 2, "one run, two parts"
 
@@ -164,6 +176,30 @@ def test_the_summary_joins_seeds_and_names_what_varies(tmp_path):
         ' "aligned_average": {"acc": 0.7}}}'
     )
     assert sweep.summary(rows[1:2])["ACC"].tolist() == pytest.approx([70])
+
+
+@pytest.mark.parametrize(
+    "jobs, threads", [([], "1"), (["--jobs", "2"], "3"), (["--jobs", "1"], None)]
+)
+def test_one_run_on_each_core_with_one_thread(tmp_path, monkeypatch, jobs, threads):
+    """Six cores; a run that has them all decides for itself."""
+    seen = []
+
+    def module(name, words, environment):
+        seen.append(environment.get("OMP_NUM_THREADS"))
+        return 1, "not run"
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(launch, "module", module)
+    monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda _: range(6))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    (tmp_path / "s.yaml").write_text(f"results_dir: {tmp_path}\n")
+    assert main(["sweep", str(tmp_path / "s.yaml"), "--grid", "seed=0,1,2", *jobs]) == 1
+    assert seen == [threads] * 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    configs = sweep.expand({}, {"seed": [0, 1]})
+    assert sweep.jobs_at_a_time(configs) == 1
+    assert sweep.jobs_at_a_time([config.replace(device="cpu") for config in configs]) == 6
 
 
 def test_one_failure_stops_no_other(tmp_path, monkeypatch, capsys):
