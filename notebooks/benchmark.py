@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -125,6 +127,39 @@ def step(config: Config, seconds: float = 2.0) -> dict:
             | {"share_of_product": flops / took["step"] / peak}
         )
     return {"rows": rows, "compile": config.compile, "image": [config.side, config.view_side]}
+
+
+# ---- beside busy processes
+
+
+def threads(config: Config, seconds: float = 2.0, busy: tuple[int, ...] = (0, 1, 2, 4)) -> dict:
+    """{"rows": the time of a step with one thread and with all, beside so many processes that
+    compute without end}, as a ratio to that of one thread on the machine as it is."""
+    device = torch.device("cpu")
+    precision = "bfloat16" if uses_bfloat16(config, device) else "float32"
+    step, rows, most = loop(config, precision, device)[0]["step"], [], torch.get_num_threads()
+
+    def with_threads(n: int) -> Callable[[], None]:
+        def do() -> None:
+            torch.set_num_threads(n)
+            step()
+
+        return do
+
+    work = {f"{n}": with_threads(n) for n in sorted({1, most})}
+    for count in busy:
+        command = [sys.executable, "-c", "while True: pass"]
+        others = [subprocess.Popen(command) for _ in range(count)]
+        try:
+            took = time_interleaved(work, device, seconds)
+        finally:
+            torch.set_num_threads(most)
+            for other in others:
+                other.kill()
+                other.wait()
+        rows += [{"busy": count, "threads": int(n), "seconds": s} for n, s in took.items()]
+    alone = rows[0]["seconds"]
+    return {"rows": [{**row, "times_one_thread": row["seconds"] / alone} for row in rows]}
 
 
 # ---- beside lightly's SimCLR
@@ -265,8 +300,8 @@ def fit_large(name: str, n: int, k: int, iterations: int) -> dict:
 def run(
     config: Config, what: str = "step", seconds: float = 2.0, out: str = "", samples: int = 0
 ) -> dict:
-    """The benchmark ``what`` (step, peer, kmeans; with ``samples``, k-means on so many), written as
-    JSON to ``out`` or to results/local/benchmark-<what>.json."""
+    """The benchmark ``what`` (step, threads, peer, kmeans; with ``samples``, k-means on so many),
+    written as JSON to ``out`` or to results/local/benchmark-<what>.json."""
     if not 0 < seconds <= 600:
         raise ConfigError(f"seconds must be a number above 0 and at most 600, got {seconds}")
     if samples and (what != "kmeans" or samples < 1000):
@@ -274,7 +309,7 @@ def run(
     if what == "kmeans":
         found = kmeans_large(samples) if samples else kmeans()
     else:
-        found = {"step": step, "peer": peer}[what](config, seconds)
+        found = {"step": step, "peer": peer, "threads": threads}[what](config, seconds)
     config = found.pop("config", config)  # of what was measured
     origin = provenance(config)
     kept = "method backbone stem width view_size n_views batch_size n_heads augmentation".split()

@@ -113,9 +113,9 @@ def report_commands(command, names, preset) -> None:
     add("--results-dir", default=ROOT / "results" / "local", help=where)
     add("--jobs", type=int, default=2, help="notebooks at a time")
 
-    what = "images/s of the loop; peer: beside lightly; kmeans: beside sklearn"
+    what = "images/s of the loop; threads: beside busy processes; peer: lightly; kmeans: sklearn"
     add = command(benchmark, what, preset, names)
-    add("what", nargs="?", choices=("step", "peer", "kmeans"), default="step")
+    add("what", nargs="?", choices=("step", "threads", "peer", "kmeans"), default="step")
     add("--seconds", type=float, default=2.0, help="for each thing that is timed")
     add("--samples", type=int, default=0, help="kmeans: on so many, beside MiniBatchKMeans, faiss")
     add("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")

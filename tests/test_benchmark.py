@@ -33,6 +33,25 @@ def small_product(monkeypatch):
     monkeypatch.setitem(benchmark.SIDE, "cpu", 64)
 
 
+def test_a_step_beside_busy_processes(monkeypatch):
+    """They compute while a step is timed and end with it, and the threads are as before."""
+    others, popen = [], benchmark.subprocess.Popen
+    monkeypatch.setattr(
+        benchmark.subprocess, "Popen", lambda *given: others.append(popen(*given)) or others[-1]
+    )
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    found = benchmark.threads(Config.from_params(TINY), 0.03, busy=(0, 1))
+    torch.set_num_threads(before)
+    rows = found["rows"]
+    assert [(r["busy"], r["threads"]) for r in rows] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert rows[0]["times_one_thread"] == 1
+    for row in rows:
+        ratio = row["seconds"] / rows[0]["seconds"]
+        assert 0 < row["times_one_thread"] == pytest.approx(ratio)
+    assert len(others) == 1 and others[0].poll() is not None
+
+
 def test_in_turns_gives_the_time_of_each():
     took = benchmark.time_interleaved(
         {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)},
