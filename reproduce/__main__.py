@@ -133,6 +133,9 @@ def image_commands(command, names) -> None:
     add = command(clusters, "one's own images: train, apply, a page to look at", names)
     add("folder", help="of images; without labels, or in class folders")
     add("n_clusters", type=int, metavar="K", help="how many clusters")
+    add("-o", "--out", default="", help="folder for table and page (default: the run directory)")
+    saved = "clusters.json that the page saved: names, moved images; it is kept in the run"
+    add("--edits", default="", help=saved)
 
     add = command(pack, "a data set beyond memory: train -p dataset folder -p folder PACKED")
     add("source", help="a folder of images, as for training, or of tar files (webdataset's layout)")
@@ -281,8 +284,11 @@ def verify(args) -> None:
 
 
 def report(args) -> None:
+    from reproduce.own_images import tables
     from reproduce.report.pages import build
 
+    for run in tables.follow(Path(os.path.expanduser(args.results_dir))):
+        print(f"clusters.csv of {run} has what was changed by hand")
     print(build(args.results_dir, args.jobs))
 
 
@@ -310,25 +316,41 @@ def apply(args) -> None:
 
 
 def clusters(args) -> None:
-    from reproduce.own_images.apply import apply as new
+    from reproduce.own_images import edits, page, tables
     from reproduce.own_images.clusters import choose
     from reproduce.report import pages
 
     asked = {"n_clusters": args.n_clusters, "bad_images": "skip", **given(args)}
     settings, why = choose(args.folder, asked)
     run = Run(Config.from_params(settings))
+    out = page.place(args.out, run.config.folder)
+    if args.edits:
+        edits.read(Path(os.path.expanduser(args.edits)))
     print(why, flush=True)
     watched_fit(run)
-    skip = run.config.bad_images == "skip"
-    new(str(run.path), run.config.folder, str(run.path / "clusters.csv"), skip=skip)
+    if args.edits:
+        edits.take(run.path, args.edits)
+    found = tables.write(run.path, run.config.folder, run.config.bad_images == "skip")
     notebook = run.path / "clusters.ipynb"
     where = {"run_dir": str(run.path), "data_dir": run.config.data_dir}
     pages.execute(ROOT / "notebooks" / "clusters.ipynb", notebook, **where)
     pages.to_html(notebook, run.path / "clusters.html", up=None)
-    print(f"run:    {run.path}")
-    print(f"table:  {run.path / 'clusters.csv'}")
-    print(f"look:   {run.path / 'clusters.html'}")
-    print(f"names:  write lines like '3: cats' into {run.path / 'names.yaml'} and run this again")
+    tell_of(found, out)
+
+
+def tell_of(found, out: Path | None) -> None:
+    """Write the page of one's own images, and say where everything is and how to go on."""
+    from reproduce.own_images import page, tables
+
+    index = page.write(found, out and out / "page")
+    if out:
+        tables.write_table(out, found.table)
+    for note in found.edits.notes:
+        print(f"note:   {note}")
+    print(f"run:    {found.run}")
+    print(f"table:  {(out or found.run) / 'clusters.csv'}")
+    print(f"look:   {found.run / 'clusters.html'}")
+    print(f"work:   open {index} to name clusters, move and merge, and save clusters.json")
 
 
 def pack(args) -> None:

@@ -307,10 +307,13 @@ class Room:
 room = Room(AT_ONCE)
 
 
-def read_image(file: Path, side: int, levels: tuple[int, ...] = ()) -> np.ndarray:
+def read_image(
+    file: Path, side: int, levels: tuple[int, ...] = (), letterbox: bool = False
+) -> np.ndarray:
     """uint8 ``[3, side, side]``: the first frame, upright by its EXIF, RGB, on white where it is
     transparent; the shorter side resized to ``side``, the centre cut out. levels: the first and the
-    last of 16-bit grey images, in which they become 0 and 255; (): all."""
+    last of 16-bit grey images, in which they become 0 and 255; (): all. letterbox: the longer side
+    is resized instead, between white bars, so that nothing is cut off."""
     # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one
     # to be turned
     with file.open("rb") as stream, opened(stream, 2 * side) as image:
@@ -318,10 +321,13 @@ def read_image(file: Path, side: int, levels: tuple[int, ...] = ()) -> np.ndarra
             image = plain(image, levels)
             if image.mode == "RGBA" and image.size != (side, side):
                 image = image.convert("RGBa")  # as Pillow does itself, and keeps what it was
-            image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+            way = ImageOps.contain if letterbox else ImageOps.fit
+            image = way(image, (side, side), Image.Resampling.BILINEAR)
         if image.mode in ("RGBa", "RGBA"):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if letterbox:
+            image = ImageOps.pad(image.convert("RGB"), (side, side), color="white")
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 

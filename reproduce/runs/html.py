@@ -47,16 +47,16 @@ def _cleaner() -> bleach.Cleaner:
     return bleach.Cleaner(tags=TAGS, attributes=allowed, protocols=known, strip=True)
 
 
-def content_policy(style: str, script: str) -> str:
+def content_policy(style: str, script: str, images: str = "data:") -> str:
     """What a browser is to let a page do: look like ``style``, run ``script``, show pictures that
-    lie in it, and ask no network for anything."""
+    lie in it, or where ``images`` says, and ask no network for anything."""
 
     def alone(text: str) -> str:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         return f"'sha256-{digest}'" if text else "'none'"
 
     own = f"style-src {alone(style)}; script-src {alone(script)}"
-    return f"default-src 'none'; img-src data:; {own}; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; img-src {images}; {own}; base-uri 'none'; form-action 'none'"
 
 
 # ---- formulas

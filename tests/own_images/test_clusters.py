@@ -1,6 +1,7 @@
 """One's own images, from a folder to a page."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from test_apply import METHODS, paint
 from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.data import sets as data
-from reproduce.own_images import clusters
+from reproduce.own_images import clusters, tables
 from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError
 from reproduce.train import fit
@@ -155,6 +156,7 @@ def test_a_hundred_thousand_images_get_few_epochs(tmp_path, monkeypatch):
 
 
 def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "map_of", lambda x, near, cosine: x[:, :2])  # UMAP takes seconds
     folder = paint(tmp_path / "images")
     words = ["clusters", str(folder), "2"]
     for name, value in (("results_dir", "runs"), ("data_dir", "data")):
@@ -170,15 +172,34 @@ def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
     (run / "names.yaml").write_text("0: bright\n1: dark\n")
     assert main(words) == 0
     assert "already finished" in capsys.readouterr().out
+    assert "page/index.html" in said and "reproduce sort" in said
+    assert list((run / "page" / "thumbs").glob("*.jpg")) and (run / "page/index.html").exists()
     page = (run / "clusters.html").read_text(encoding="utf-8")
     assert 'aria-label="Pages"' not in page and "index.html" not in page, "there is none yet"
     assert page.count("<img") >= 5 and "bright" in page and "TqdmWarning" not in page
     with open(run / "clusters.csv", newline="") as file:
         assert {row["name"] for row in csv.DictReader(file)} <= {"bright", "dark"}
+    changed = {"format": 1, "names": {"0": "all"}, "merged": {"1": 0}, "moved": {"no.png": 0}}
+    (tmp_path / "saved.json").write_text(json.dumps(changed))
+    more = ["-o", str(tmp_path / "out"), "--edits", str(tmp_path / "saved.json")]
+    with monkeypatch.context() as without:
+        without.setattr("reproduce.report.pages.execute", lambda *words, **named: None)
+        without.setattr("reproduce.report.pages.to_html", lambda *words, **named: None)
+        assert main([*words, *more]) == 0
+    assert "'no.png'" in capsys.readouterr().out, "it is gone"
+    for table in (tmp_path / "out" / "clusters.csv", run / "clusters.csv"):
+        with open(table, newline="") as file:
+            assert {row["name"] for row in csv.DictReader(file)} == {"all"}
+    page = (tmp_path / "out" / "page" / "index.html").read_text(encoding="utf-8")
+    assert '"base":"../../images/"' in page and '"names":{"0":"all"}' in page
+    for out, said in ((folder / "out", "lies in the folder"), (tmp_path / "saved.json", "is a")):
+        assert main([*words, "-o", str(out)]) == 2
+        assert said in capsys.readouterr().err and not (folder / "out").exists()
 
 
 def test_a_folder_as_people_have_it(tmp_path, capsys, monkeypatch):
     """Nested, with files that cannot be read, a video and what a system left."""
+    monkeypatch.setattr(tables, "map_of", lambda x, near, cosine: x[:, :2])
     folder = tmp_path / "photos"
     paint(folder / "2023" / "01")
     for i in range(12, 24):

@@ -25,19 +25,6 @@ from reproduce.config import Config
 from reproduce.files import ROOT, printable
 from reproduce.report import pages, run_pages
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 RUNS = [
     "digits/crlc/lambda1-0.1_*_seed-[012]_*",
     "digits/crlc/lambda1-1_entropy-*_seed-[012]_*",
@@ -76,42 +63,6 @@ The sections that claims on these runs lead to.
 ## Heads and their loss
 """,
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens an address at a width; nothing may fail on the console or ask a network."""
-    context, wrong = browser.new_context(), []
-    context.set_default_timeout(20_000)
-
-    def only_here(route):
-        where = urlparse(route.request.url)
-        if where.scheme in ("file", "data", "blob") or where.hostname == "127.0.0.1":
-            return route.continue_()
-        wrong.append(f"asked {route.request.url}")
-        route.abort()
-
-    context.route("**/*", only_here)
-    context.on("console", lambda m: m.type == "error" and wrong.append(f"console: {m.text}"))
-    context.on("weberror", lambda e: wrong.append(f"error: {e.error}"))
-
-    def visit(address, width=1280):
-        page = context.new_page()
-        page.set_viewport_size({"width": width, "height": 900})
-        page.goto(address.as_uri() if isinstance(address, Path) else address)
-        return page
-
-    yield visit
-    context.close()
-    assert not wrong
 
 
 def notebook(text, path):
@@ -448,8 +399,8 @@ def named(tmp_path_factory):
     for name, value in (("results_dir", "runs"), ("data_dir", "data")):
         words += ["-p", name, str(base / value)]
     with pytest.MonkeyPatch.context() as without:
-        without.setattr("reproduce.runs.executed.execute", lambda *words, **named: None)
-        without.setattr("reproduce.runs.executed.to_html", lambda *words, **named: None)
+        without.setattr("reproduce.report.pages.execute", lambda *words, **named: None)
+        without.setattr("reproduce.report.pages.to_html", lambda *words, **named: None)
         assert main(words) == 0
     (run,) = (base / "runs" / "folder" / "crlc").iterdir()
     (run / "names.yaml").write_text(yaml.safe_dump(CLUSTERS, allow_unicode=True), encoding="utf-8")
