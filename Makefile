@@ -26,7 +26,7 @@ report: setup  ## six runs on digits, every figure notebook, results/local/index
 pages: setup  ## the committed pages and figures made again from the runs in results/ (1 to 2 minutes)
 	$(RUN) report --results-dir results --jobs $(JOBS)
 
-clusters: named setup  ## your own images: make clusters FOLDER=my_images K=8 trains, writes clusters.csv and a page to look at
+clusters: named setup  ## your own images: make clusters FOLDER=my_images K=8 trains, writes clusters.csv and a page to work in
 	$(RUN) clusters $(FOLDER_AS_IS) $(K) $(ARGS)
 
 named:

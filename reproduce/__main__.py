@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from reproduce import Diverged, fit
 from reproduce.config import Config
-from reproduce.files import ROOT, is_packed
+from reproduce.files import ROOT, is_packed, printable
 from reproduce.methods.every_run import FOLDERS
 from reproduce.processes import Lost
 from reproduce.runs import status as how_far
@@ -135,6 +136,16 @@ def image_commands(command, names) -> None:
     add("n_clusters", type=int, metavar="K", help="how many clusters")
     add("-o", "--out", default="", help="folder for table and page (default: the run directory)")
     saved = "clusters.json that the page saved: names, moved images; it is kept in the run"
+    add("--edits", default="", help=saved)
+
+    add = command(sort, "one's own images into a folder for each cluster")
+    add("run", help="its directory")
+    add("out", help="folder for the folders; nothing in it is overwritten")
+    how = "copy, symbolic link, or move, which needs --yes"
+    add("--how", choices=("copy", "link", "move"), default="copy", help=how)
+    add("--threshold", type=float, default=0.0, help="leave out images of lower probability")
+    add("--yes", action="store_true", help="move: do it, and not only say what would be done")
+    add("--undo", action="store_true", help="take back what sorted.csv in OUT says")
     add("--edits", default="", help=saved)
 
     add = command(pack, "a data set beyond memory: train -p dataset folder -p folder PACKED")
@@ -351,6 +362,34 @@ def tell_of(found, out: Path | None) -> None:
     print(f"table:  {(out or found.run) / 'clusters.csv'}")
     print(f"look:   {found.run / 'clusters.html'}")
     print(f"work:   open {index} to name clusters, move and merge, and save clusters.json")
+    run = shlex.quote(str(found.run))
+    print(f"sort:   python -m reproduce sort {run} OUT --edits clusters.json")
+
+
+def sort(args) -> None:
+    from reproduce.own_images import sort as sorting
+
+    if args.undo:
+        found = sorting.undo(args.out)
+        print(f"{found.folders.total():,} images taken back")
+        for name in found.gone[:10]:
+            print(f"note: {name!r} is another file now, or its place is taken: it stays")
+        return
+    dry = args.how == "move" and not args.yes
+    found = sorting.sort(args.run, args.out, args.how, args.threshold, dry, args.edits)
+    for note in found.notes:
+        print(f"note: {note}")
+    for name, n in sorted(found.folders.items()):
+        print(f"{n:7,}  {printable(name)}")
+    if found.unsure:
+        print(f"{found.unsure:7,}  are less sure than {args.threshold:g} and stay where they are")
+    if found.gone:
+        named = ", ".join(repr(printable(name)) for name in found.gone[:5])
+        print(f"note: {len(found.gone)} images are gone from the folder: {named}")
+    if dry:
+        print("nothing was moved yet: --yes moves them, and --undo brings them back")
+    else:
+        print(Path(os.path.expanduser(args.out)) / sorting.LOG)
 
 
 def pack(args) -> None:
