@@ -28,12 +28,16 @@ FILES = [
 HOSTILE = f"{RAN} $50_$100 </script> 猫 & <b>"
 
 
-def written(run, **more):
+def written_own(run):
     clusters = tables.probabilities(run).shape[1]
     folder = json.loads((run / "config.json").read_text())["folder"]
     made = edits.of_run(run, clusters)
     tables.write_table(run, tables.edited(run, made).drop(columns=["typicality", "x", "y"]))
-    return page.write(tables.finish(run, folder, made), **more)
+    return tables.finish(run, folder, made)
+
+
+def written(run, **more):
+    return page.write(written_own(run), **more)
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +235,17 @@ def test_each_image_is_shown_large_with_those_like_it(made, opened):
     assert [label.rpartition(", ")[0] for label in labels] == [printable(FILES[i]) for i in near]
     opened.locator("#alike button").first.click()
     assert opened.locator("#file").inner_text() == printable(FILES[near[0]])
+
+
+def test_an_image_without_features_has_none_like_it_and_no_place(made, visit, tmp_path):
+    run = shutil.copytree(made, tmp_path / "run")
+    own = written_own(run)
+    own.table.loc[4, ["typicality", "x", "y"]] = np.nan
+    shown = visit(page.write(own))
+    i = shown.evaluate("file => numberOf.get(file)", FILES[4])
+    assert shown.evaluate("i => onMap.includes(i)", i) is False
+    shown.evaluate("i => enlarge(i)", i)
+    assert shown.locator("#alike button").count() == 0
 
 
 def test_the_order_is_by_certainty_or_by_typicality(made, opened):

@@ -91,7 +91,7 @@ def page_order(own: Own) -> np.ndarray:
 
 def content(own: Own, order: np.ndarray, folder: Path) -> dict:
     """What the page's script reads. Images have the numbers of ``order``, shares are in
-    thousandths, places on the map in 0..1000, or -1."""
+    thousandths, places on the map in 0..10,000, or -1."""
     table, n, k = own.table.iloc[order], len(order), own.probabilities.shape[1]
     number, files = np.empty(n, int), [own.files[i] for i in order]
     number[order] = np.arange(n)
@@ -101,6 +101,7 @@ def content(own: Own, order: np.ndarray, folder: Path) -> dict:
     top = np.zeros((n, 3, 2), int)
     top[:, : best.shape[1]] = np.stack([best, thousandths(np.take_along_axis(p, best, 1))], -1)
     near = number[own.near[order, :ALIKE]]
+    near[np.isnan(table["typicality"].to_numpy())] = -1  # without features none is alike
     x, y = on_map(table[["x", "y"]].to_numpy())
     numbered = {file: i for i, file in enumerate(files)}
     known_by = edits.known_by(files, found, k)
@@ -129,14 +130,14 @@ def thousandths(values: np.ndarray) -> np.ndarray:
 
 
 def on_map(xy: np.ndarray) -> np.ndarray:
-    """int ``[2, N]`` in 0..1000, both axes in one scale; -1 for nan."""
+    """int ``[2, N]`` in 0..10,000, both axes in one scale; -1 for nan."""
     there = ~np.isnan(xy).any(1)
     placed = np.full(xy.shape, -1)
     if there.any():
         known = xy[there]
         low, high = known.min(0), known.max(0)
         middle, size = (low + high) / 2, max(float((high - low).max()), 1e-9)
-        placed[there] = np.round(1000 * ((known - middle) / size + 0.5)).clip(0, 1000)
+        placed[there] = np.round(10_000 * ((known - middle) / size + 0.5)).clip(0, 10_000)
     return placed.T
 
 

@@ -128,7 +128,7 @@ function enlarge(i) {
     bar.append(fillOf);
     return el("li", "", {}, el("span", "title", {}, titleOf(cluster)), bar, el("span", "count", {}, percent(p)));
   }));
-  const near = run.near.slice(i * run.n_near, (i + 1) * run.n_near);
+  const near = run.near.slice(i * run.n_near, (i + 1) * run.n_near).filter(j => j >= 0);
   byId("alike").replaceChildren(...near.map(j => {
     const label = `${printable(run.files[j])}, ${titleOf(clusterOf(j))}`;
     return el("li", "", {}, el("button", "", { type: "button", title: label, "aria-label": label, onclick: () => enlarge(j) }, picture(j), swatch(clusterOf(j))));

@@ -5,7 +5,7 @@ const onMap = [...Array(N).keys()].filter(i => run.x[i] >= 0);
 
 function place(i) {
   const { width, height } = view, side = Math.min(width, height) * 0.9 * view.zoom;
-  return [width / 2 + (run.x[i] / 1000 - view.x) * side, height / 2 - (run.y[i] / 1000 - view.y) * side];
+  return [width / 2 + (run.x[i] / 10_000 - view.x) * side, height / 2 - (run.y[i] / 10_000 - view.y) * side];
 }
 
 /** The map; anew: all of it, and not only what is under the pointer. */
