@@ -105,7 +105,7 @@ def module(name: str, words: list[str], environment: dict[str, str]) -> tuple[in
     Linux): its status, and what it says on stderr. A kernel below it looks for its own parent. A
     terminal's signals do not reach it: they are for this process, which then calls ``end``."""
     command = [sys.executable, "-c", WITH_PARENT, str(os.getpid()), name, *words]
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
         streams = dict(stdout=subprocess.DEVNULL, stderr=errors)
         child = subprocess.Popen(command, **streams, env=environment, start_new_session=True)
         _children.add(child)

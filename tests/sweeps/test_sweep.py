@@ -285,6 +285,9 @@ time.sleep(60)
 """
 PARENT = """
 import subprocess, sys, time
+if sys.argv[1] == "says":
+    sys.stderr.buffer.write(b"it broke: \\xff\\n")
+    sys.exit(3)
 if sys.argv[1] == "done":
     sys.exit()
 if sys.argv[1] == "none":
@@ -343,6 +346,12 @@ def test_no_process_begins_once_the_sweep_ends(begin, tmp_path):
     launch._ending.set()
     code, _ = launch.module("stand_in", ["none"], {**os.environ, "PYTHONPATH": str(tmp_path)})
     assert code == -signal.SIGKILL and not (tmp_path / "trains").exists()
+
+
+def test_what_a_process_says_may_be_any_bytes(begin, tmp_path):
+    launch._ending.clear()
+    found = launch.module("stand_in", ["says"], {**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert found == (3, "it broke: \ufffd\n")
 
 
 # ---- what a finished run lacks
