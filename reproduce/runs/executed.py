@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+import nbconvert
 import nbformat
 import papermill  # here, not in threads: two that import it at once may fail
 from IPython.lib import lexers  # noqa: F401  the same
@@ -94,10 +96,16 @@ def to_html(
 
     mathematics: between dollars, in notebooks that hold no names of a user's. places: the page to
     which a link to a folder leads. head: what stands above the page of a run, in place of the
-    notebook's own title (``run_pages.head_of_run``). ``site`` is for ``write``.
+    notebook's own title (``run_pages.head_of_run``). ``site`` is for ``write``. A page that was
+    made of the same is left as it is.
     """
     from pygments.formatters import HtmlFormatter
 
+    metrics = executed.with_name("metrics.json")  # of the run that it is about
+    site["warning"] = warning_note(read_json(metrics)) if metrics.exists() else ""
+    made_of = _digest(executed, [mathematics, places, head, site])
+    if page_path.exists() and made_of in page_path.read_text(encoding="utf-8")[:400]:
+        return
     notebook = nbformat.read(executed, as_version=4)
     title, _, rest = notebook.cells[0].source.partition("\n")
     title = title.lstrip("# ")
@@ -114,11 +122,24 @@ def to_html(
     body = re.sub(r'<span class="(?:n|p|w)">([^<]*)</span>', r"\1", body)  # these have no colour
     body, contents = html.polish(body, page_path.parent, site.get("pages") or None, places or {})
     body = html.put_formulas(html.sanitise(body), formulas)
-    metrics = executed.with_name("metrics.json")  # of the run that it is about
-    site["warning"] = warning_note(read_json(metrics)) if metrics.exists() else ""
     style = HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    content = {"body": body, "contents": contents, "head": head, "highlight": style}
+    content = {
+        "body": body,
+        "contents": contents,
+        "head": head,
+        "highlight": style,
+        "made_of": made_of,
+    }
     write(page_path, "page", title, **content, **site)
+
+
+def _digest(executed: Path, content: list) -> str:
+    """A hash of what a page is made of: notebook, template, the code here, what is handed in."""
+    files = [executed, *sorted(TEMPLATE.iterdir()), Path(__file__), Path(html.__file__)]
+    digest = hashlib.sha256(json.dumps([content, nbconvert.__version__], default=str).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _code_span(line: str) -> str:

@@ -233,3 +233,24 @@ def test_a_page_that_too_few_runs_cannot_fill_says_what_it_needs(tmp_path, monke
     for name, needs in pages.OWN.items():
         assert f"page left out: {name}.html needs {needs} ({name}.ipynb: KeyError" in said
         assert f"There is no page {name} yet: it needs {needs}." in index
+
+
+def test_a_page_is_made_again_when_what_it_is_made_of_has_changed(tmp_path):
+    executed_copy, page = tmp_path / "a.ipynb", tmp_path / "a.html"
+    content = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title")])
+    nbformat.write(content, executed_copy)
+
+    def made_again(**site):
+        page.write_text(page.read_text() + "<!-- kept -->")
+        pages.to_html(executed_copy, page, **site)
+        return "<!-- kept -->" not in page.read_text()
+
+    pages.to_html(executed_copy, page)
+    assert not made_again()
+    assert made_again(pages={"b": "B"}) and not made_again(pages={"b": "B"})
+    assert made_again(mathematics=True) and made_again()
+    content.cells[0].source = "# Another"
+    nbformat.write(content, executed_copy)
+    assert made_again() and "<h1" in page.read_text() and "Another" in page.read_text()
+    (tmp_path / "metrics.json").write_text('{"collapse": {"collapsed": true, "why": "x"}}')
+    assert made_again() and "has collapsed" in page.read_text()
