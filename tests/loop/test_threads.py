@@ -76,7 +76,7 @@ def test_a_continued_run_keeps_its_own_and_the_caller_its(tmp_path, monkeypatch)
     small = threads.SMALL
     monkeypatch.setattr(threads, "SMALL", 0)
     monkeypatch.setattr(threads, "measured", lambda step, most: most)
-    config = config_of(tmp_path)
+    config = config_of(tmp_path, checkpoint_minutes=0)
     rows = fit(config, Run(config))
     next(rows)
     rows.close()
