@@ -310,6 +310,12 @@ def test_pictures_are_loaded_as_they_come_into_sight(made, visit):
     shown.wait_for_timeout(300)
     sheets = {url for url in asked if "/thumbs/" in url}
     assert len(sheets) == 1 and len([*(made / "page" / "thumbs").glob("*.jpg")]) == 2
+    go(shown, "search/trip")
+    shown.wait_for_timeout(200)
+    assert shown.locator(".tile").count() == 120 < 142
+    shown.mouse.move(600, 500)
+    shown.mouse.wheel(0, 9000)
+    shown.wait_for_function("document.querySelectorAll('.tile').length === 142")
 
 
 def test_nothing_runs_that_a_name_says(made, browser):

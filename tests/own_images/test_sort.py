@@ -101,6 +101,8 @@ def test_nothing_is_overwritten(run, tmp_path, capsys, how):
     before = contents(tmp_path / "images")
     assert main(["sort", str(run), str(out), "--how", how, "--yes"]) == 0
     assert (out / "cats" / "1.PNG").read_bytes() == b"mine"
+    names = [path.name.lower() for path in (out / "cats").iterdir()]
+    assert len({*names}) == len(names), "also on a disk where capitals do not count"
     other = out / "cluster 2" / "1.png"
     if how == "copy":
         other.write_bytes(b"changed since")
