@@ -152,7 +152,7 @@ def _table(table: Tag, soup: BeautifulSoup) -> None:
     labels = _labels(table)
     body = [row(["td", "th"], recursive=False) for part in table("tbody") for row in part("tr")]
     width = max((sum(len(c.text.strip()) + 2 for c in row) for row in body), default=0)
-    heads = sum(map(len, labels))
+    heads = sum(len(label) + 2 for label in labels)
     box = soup.new_tag("div", attrs={"class": "wide"})
     if max(width, heads) > NARROW and labels:
         table["class"] = [*table.get("class", []), "stack"]
