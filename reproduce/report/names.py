@@ -52,6 +52,7 @@ PAGES = {  # in the order in which they are read
     "longer": "Longer training",
     "embeddings": "Clusters",
     "methods": "Nine methods",
+    "pflop": "Accuracy for arithmetic",
     "report": "Claims and limits",
     "scale": "Scale",
     "benchmark": "Speed",
