@@ -15,7 +15,7 @@ from reproduce.report import claims, names, pages
 PAGES = [path.stem for path in pages.notebooks()]
 STUDY = [stem for stem in PAGES if stem not in ("scale", "benchmark")]  # of runs
 MOST_WORDS = 250
-NUMBER = re.compile(r"(?<![\w.,])[−-]?(\d+\.\d+)(?![\w.])")
+NUMBER = re.compile(r"(?<![\w.,])[−-]?(\d+\.\d+)(?!\w|\.\d)")
 ROW = re.compile(r"(\d+(?:, \d+)*) +(−?\d+\.\d) +(−?\d+\.\d) +[+−](\d+\.\d) \[(\S+), (\S+)\]")
 
 
