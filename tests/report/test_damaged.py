@@ -8,7 +8,7 @@ import pytest
 from fake_runs import write_run
 
 from reproduce.own_images.apply import Clusterer
-from reproduce.report import pages, results
+from reproduce.report import results, run_pages
 from reproduce.runs import directory, flops
 from reproduce.settings import ConfigError
 from reproduce.sweeps import sweep
@@ -32,7 +32,7 @@ def runs(tmp_path, capsys):
 def read_all(folder) -> list:
     """What every reader of many runs makes of a folder; all must come to an end."""
     table = results.load(folder)
-    pages.settings_rows(table, folder)
+    run_pages.settings_rows(table, folder)
     flops.write(folder)
     (folder / "pflop.csv").unlink()
     return [table, *(read(table, "data") for read in TABLES)]
