@@ -35,6 +35,15 @@ def test_ceng501s_settings_are_those_of_the_campaign():
     assert (preset, given) == (star["settings"], star["with"])
 
 
+def test_a_group_that_names_a_side_has_its_settings():
+    sides = {"the authors'": "cifar10-paper", "CENG501's": "cifar10-course"}
+    for name, group in names.GROUPS.items():
+        for side, preset in sides.items():
+            if name.startswith(side):
+                known = results.presets()[preset]
+                assert group == {key: known[key] for key in group}, name
+
+
 @pytest.mark.parametrize(
     "changed, words",
     [
