@@ -67,7 +67,8 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
         chosen = [path for path in notebooks() if committed or path.stem in OWN]
         done = pool.map(run, sorted(chosen, key=lambda path: path.stem not in SLOWEST))
         rows = run_pages.settings_rows(runs, folder)  # meanwhile
-        each_run(rows, folder)
+        whole = {path.stem: _label(path.stem) for path in chosen} if committed else {}
+        each_run(rows, folder, whole)
         measured = claims.measure(runs)
         stems = {stem for stem in done if stem}
     made = {path.stem: _label(path.stem) for path in notebooks() if path.stem in stems}
@@ -102,8 +103,9 @@ def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -
     return folder / "index.html"
 
 
-def each_run(rows: list[dict], folder: Path) -> None:
-    """The pages of the runs that have an executed notebook, each with its setting above it."""
+def each_run(rows: list[dict], folder: Path, pages: dict[str, str]) -> None:
+    """The pages of the runs that have an executed notebook, each with its setting above it.
+    pages: those that will surely be made, each with its name."""
     heads = {
         run["path"]: functools.partial(run_pages.head_of_run, row, run, folder)
         for row in rows
@@ -116,7 +118,7 @@ def each_run(rows: list[dict], folder: Path) -> None:
                 if executed.exists():
                     head = heads[path]() if stem == "train" and path in heads else None
                     page = executed.with_suffix(".html")
-                    to_html(executed, page, up="../../../", head=head)
+                    to_html(executed, page, up="../../../", head=head, pages=pages)
 
 
 def _label(stem: str) -> str:

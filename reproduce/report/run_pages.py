@@ -76,7 +76,7 @@ def write_settings(rows: list[dict], stated: list[dict], folder: Path, **site) -
         shared |= {"rules": [results.RULES[rule] for rule in rules]}
         shared |= {"seeds": _seeds(row["runs"], rules, page.parent)}
         shared |= {"head": headline(row), "stated": [*resting.get(row["href"], {}).values()]}
-        shared["code"] = code_links(row["runs"].iloc[0], page.parent)
+        shared["code"] = code_links(row["runs"].iloc[0], shared["command"], page.parent)
         write(page, "setting", f"{row['setting']}: {row['data']}, {row['method']}", **shared)
     known = {folder / row["href"] for row in rows}
     for page in (folder / "settings").glob("*.html"):
@@ -125,11 +125,12 @@ def command(path: Path) -> str:
         return ""
 
 
-def code_links(run: pd.Series, here: Path) -> list[tuple[str, str]]:
-    """The files that compute a run: its method, the losses, the loop."""
-    files = [f"methods/{run['method']}.py", "losses.py", "train.py"]
-    there = [ROOT / "reproduce" / file for file in files]
-    return [(file.name, relative(file, here)) for file in there if file.exists()]
+def code_links(run: pd.Series, command: str, here: Path) -> list[tuple[str, str]]:
+    """The files that a run is made by: its preset, its method, the losses, the loop."""
+    files = [ROOT / word for word in command.split() if word.endswith(".yaml")]
+    files += [ROOT / "reproduce" / "methods" / f"{run['method']}.py"]
+    files += [ROOT / "reproduce" / name for name in ("losses.py", "train.py")]
+    return [(file.name, relative(file, here)) for file in files if file.exists()]
 
 
 def head_of_run(row: dict, run: dict[str, Any], folder: Path) -> dict:
