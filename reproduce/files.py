@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,9 @@ from reproduce.settings import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
+NOTEBOOKS = ROOT / "notebooks"  # with presets and the pages' templates; of a wheel, in share
+if not (NOTEBOOKS / "settings").is_dir():
+    NOTEBOOKS = Path(sys.prefix) / "share" / "reproduce" / "notebooks"
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be any bytes
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # with which a spreadsheet begins a formula
 NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP

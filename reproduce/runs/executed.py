@@ -20,12 +20,12 @@ from IPython.lib import lexers  # noqa: F401  the same
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from reproduce.files import ROOT, atomic, read_json
+from reproduce.files import NOTEBOOKS, ROOT, atomic, read_json
 from reproduce.runs import html
 from reproduce.runs.directory import warning_note
 from reproduce.settings import ConfigError
 
-TEMPLATE = ROOT / "notebooks" / "template"
+TEMPLATE = NOTEBOOKS / "template"
 PLACES = ("data_dir = ", "results_dir = ")
 PHOTOGRAPH = 1 << 14  # colours that no drawing has
 
