@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
+from reproduce import data
 from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.files import ROOT, atomic
@@ -29,7 +32,10 @@ from reproduce.kmeans import KMeans
 from reproduce.loop.devices import find_device, uses_bfloat16
 from reproduce.loop.optimizers import build_optimizer
 from reproduce.methods import METHODS
+from reproduce.metrics import accuracy
 from reproduce.networks import backbones
+from reproduce.own_images import features, grouping
+from reproduce.own_images.grouping import Grouping
 from reproduce.runs.provenance import provenance
 from reproduce.settings import ConfigError
 
@@ -297,10 +303,43 @@ def fit_large(name: str, n: int, k: int, iterations: int) -> dict:
     return {"k-means": name, **sizes, **row, "inertia": float(inertia)}
 
 
+OWN = {  # folders of CIFAR-10's photographs, 1,000 of each class
+    "three": ("airplane", "frog", "truck"),
+    "five": ("airplane", "frog", "truck", "horse", "ship"),
+}
+
+
+def own(config: Config, seconds: float = 2.0) -> dict:
+    """Folders of photographs by `python -m reproduce clusters` with its defaults: ACC by labels
+    that it does not see, processor seconds of the features and of the clusters after them."""
+    images, rows = data.load(Config(dataset="cifar10", data_dir=config.data_dir)), []
+    for name, classes in OWN.items():
+        wanted = [images.classes.index(c) for c in classes]
+        with tempfile.TemporaryDirectory() as place:
+            folder, labels = Path(place) / "images", []
+            folder.mkdir()
+            for label in wanted:
+                for i in (images.labels == label).nonzero()[:1000, 0].tolist():
+                    pixels = images.pixels[i].permute(1, 2, 0).numpy()
+                    Image.fromarray(pixels).save(folder / f"{len(labels):05d}.png")
+                    labels.append(label)
+            began, k = time.process_time(), len(wanted)
+            taken = features.take(folder, data_dir=place)
+            after = time.process_time()
+            for how in ("heads", "kmeans", "spherical"):
+                start = time.process_time()
+                found = grouping.group(taken.values, Grouping(n_clusters=k, grouping=how))
+                row = {"folder": name, "images": len(labels), "K": k, "grouping": how}
+                row |= {"ACC": accuracy(labels, found.clusters), "features_s": after - began}
+                rows.append(row | {"clusters_s": time.process_time() - start})
+    note = f"{taken.about['network']} at {taken.about['side']} pixels: {taken.about['labels']}"
+    return {"rows": rows, "note": note}
+
+
 def run(
     config: Config, what: str = "step", seconds: float = 2.0, out: str = "", samples: int = 0
 ) -> dict:
-    """The benchmark ``what`` (step, threads, peer, kmeans; with ``samples``, k-means on so many),
+    """The benchmark ``what`` (one of the command's; with ``samples``, k-means on so many),
     written as JSON to ``out`` or to results/local/benchmark-<what>.json."""
     if not 0 < seconds <= 600:
         raise ConfigError(f"seconds must be a number above 0 and at most 600, got {seconds}")
@@ -309,7 +348,7 @@ def run(
     if what == "kmeans":
         found = kmeans_large(samples) if samples else kmeans()
     else:
-        found = {"step": step, "peer": peer, "threads": threads}[what](config, seconds)
+        found = {"step": step, "peer": peer, "threads": threads, "own": own}[what](config, seconds)
     config = found.pop("config", config)  # of what was measured
     origin = provenance(config)
     kept = "method backbone stem width view_size n_views batch_size n_heads augmentation".split()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from reproduce import Diverged, fit
 from reproduce.config import Config
-from reproduce.files import ROOT, is_packed, printable
+from reproduce.files import NOTEBOOKS, ROOT, is_packed, printable, read_json
 from reproduce.methods.every_run import FOLDERS
 from reproduce.processes import Lost
 from reproduce.runs import status as how_far
@@ -114,9 +114,9 @@ def report_commands(command, names, preset) -> None:
     add("--results-dir", default=ROOT / "results" / "local", help=where)
     add("--jobs", type=int, default=2, help="notebooks at a time")
 
-    what = "images/s of the loop; threads: beside busy processes; peer: lightly; kmeans: sklearn"
+    what = "images/s of the loop; threads, peer, kmeans: beside others; own: folders of images"
     add = command(benchmark, what, preset, names)
-    add("what", nargs="?", choices=("step", "threads", "peer", "kmeans"), default="step")
+    add("what", nargs="?", choices=("step", "threads", "peer", "kmeans", "own"), default="step")
     add("--seconds", type=float, default=2.0, help="for each thing that is timed")
     add("--samples", type=int, default=0, help="kmeans: on so many, beside MiniBatchKMeans, faiss")
     add("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
@@ -133,7 +133,7 @@ def image_commands(command, names) -> None:
 
     add = command(clusters, "one's own images: train, apply, a page to look at", names)
     add("folder", help="of images; without labels, or in class folders")
-    add("n_clusters", type=int, metavar="K", help="how many clusters")
+    add("n_clusters", type=how_many, metavar="K", help="how many clusters, or auto")
     add("-o", "--out", default="", help="folder for table and page (default: the run directory)")
     saved = "clusters.json that the page saved: names, moved images; it is kept in the run"
     add("--edits", default="", help=saved)
@@ -327,26 +327,51 @@ def apply(args) -> None:
 
 
 def clusters(args) -> None:
-    from reproduce.own_images import edits, page, tables
-    from reproduce.own_images.clusters import choose
-    from reproduce.report import pages
+    from reproduce.own_images import choose, edits, page, tables
 
-    asked = {"n_clusters": args.n_clusters, "bad_images": "skip", **given(args)}
-    settings, why = choose(args.folder, asked)
-    run = Run(Config.from_params(settings))
-    out = page.place(args.out, run.config.folder)
+    given_here = {"n_clusters": args.n_clusters, "bad_images": "skip", **given(args)}
+    plan = choose.plan(args.folder, given_here)
+    out = page.place(args.out, plan.folder)
     if args.edits:
         edits.read(Path(os.path.expanduser(args.edits)))
-    print(why, flush=True)
-    watched_fit(run)
+    print(plan.why, flush=True)
+    path, data_dir = clustered(plan)
     if args.edits:
-        edits.take(run.path, args.edits)
-    found = tables.write(run.path, run.config.folder, run.config.bad_images == "skip")
-    notebook = run.path / "clusters.ipynb"
-    where = {"run_dir": str(run.path), "data_dir": run.config.data_dir}
-    pages.execute(ROOT / "notebooks" / "clusters.ipynb", notebook, **where)
-    pages.to_html(notebook, run.path / "clusters.html", up=None)
+        edits.take(path, args.edits)
+    found = tables.write(path, plan.folder, given_here["bad_images"] == "skip")
+    from reproduce.report import pages
+
+    notebook = path / "clusters.ipynb"
+    where = {"run_dir": str(path), "data_dir": data_dir}
+    pages.execute(NOTEBOOKS / "clusters.ipynb", notebook, **where)
+    pages.to_html(notebook, path / "clusters.html", up=None)
     tell_of(found, out)
+
+
+def clustered(plan) -> tuple[Path, str]:
+    """Do what was planned with a folder; the run directory, and where data are kept."""
+    import pandas as pd
+
+    from reproduce.own_images import clusters as clusters_of_run
+    from reproduce.own_images import featured, stability
+    from reproduce.report.notebook import counted
+
+    if plan.settings is not None:
+        run = Run(Config.from_params(plan.settings))
+        watched_fit(run)
+        print(clusters_of_run.complete(str(run.path), run.config.data_dir).sentence)
+        return run.path, run.config.data_dir
+    with counted("images") as seen, counted("values of K") as tried:
+        path = featured.make(plan.grouping, seen, tried)
+    if (path / "stability.csv").exists():
+        print(stability.choose_k(pd.read_csv(path / "stability.csv"))[1])
+    print(read_json(path / "verdict.json")["sentence"])
+    return path, plan.grouping.data_dir
+
+
+def how_many(word: str) -> int:
+    """K as it is named on the command line; 0 for "auto"."""
+    return 0 if word == "auto" else int(word)
 
 
 def tell_of(found, out: Path | None) -> None:
@@ -419,7 +444,10 @@ def export(args) -> None:
     said = write(args.run, args.out)
     shape = ", ".join(map(str, said["image"]))
     does = f"uint8 [N, {shape}] -> probabilities, features"
-    print(f"{said['method']}, {'backbone' if args.out.endswith('.pt') else does}")
+    backbone = args.out.endswith(".pt")
+    print(f"{said['method']}, {'backbone' if backbone else does}")
+    if not backbone:
+        print(f"from an image file, path, to images:\n\n{said['prepare']}\n")
     print(args.out)
 
 

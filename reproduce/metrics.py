@@ -51,12 +51,8 @@ def clustering_scores(labels, assignments) -> dict[str, float]:
     """{"acc", "nmi", "ari"}: accuracy under the best one-to-one matching, normalised mutual
     information (arithmetic mean), both in 0..1, and adjusted Rand index, at most 1 and about 0 by
     chance. Arguments and errors as in ``contingency``."""
-    from sklearn.metrics import adjusted_rand_score
-
     acc = accuracy(labels, assignments)
-    labels, assignments = np.asarray(labels).ravel(), np.asarray(assignments).ravel()
-    ari = float(adjusted_rand_score(labels, assignments))
-    return {"acc": acc, "nmi": nmi(labels, assignments), "ari": ari}
+    return {"acc": acc, "nmi": nmi(labels, assignments), "ari": ari(labels, assignments)}
 
 
 def nmi(a, b) -> float:
@@ -65,6 +61,14 @@ def nmi(a, b) -> float:
     from sklearn.metrics import normalized_mutual_info_score
 
     return float(normalized_mutual_info_score(np.asarray(a).ravel(), np.asarray(b).ravel()))
+
+
+def ari(a, b) -> float:
+    """Adjusted Rand index, at most 1 and about 0 by chance, of two clusterings, or of a clustering
+    and labels. Both int ``[N]``."""
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(np.asarray(a).ravel(), np.asarray(b).ravel()))
 
 
 def many_to_one_accuracy(labels, assignments) -> float:

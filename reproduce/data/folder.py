@@ -204,6 +204,8 @@ def fingerprint(folder: Path, found: ImageFiles, config: Config) -> str:
     way = {"reader": 2, "side": config.side, "bad_images": config.bad_images}
     if READS_HEIC and any(file.suffix.lower() in HEIC for file, _, _ in found):
         way["heic"] = True
+    if config.letterbox:
+        way["letterbox"] = True
     return hashlib.sha256(json.dumps([way, stamps]).encode()).hexdigest()[:12]
 
 
@@ -221,7 +223,8 @@ def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Con
         needs = f"needs {size / 1e9:,.0f} GB in memory, which has {memory / 1e9:,.0f}"
         raise wrong(folder, f"{needs}: python -m reproduce pack keeps it on disk")
     pixels = np.empty((len(paths), 3, config.side, config.side), np.uint8)
-    reasons = read_all(pixels, paths, levels := grey.range_of(paths, names, room))
+    levels = grey.range_of(paths, names, room)
+    reasons = read_all(pixels, paths, levels, config.letterbox)
     good = np.array([not reason for reason in reasons])
     bad = {name: reason for name, reason in zip(names, reasons) if reason}
     refuse_bad(folder, names, [*zip(labels, split)], bad, config.bad_images, "-p bad_images skip")
@@ -236,12 +239,14 @@ def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Con
     }
 
 
-def read_all(pixels: np.ndarray, files, levels: tuple[int, ...] = ()) -> list[str]:
+def read_all(
+    pixels: np.ndarray, files, levels: tuple[int, ...] = (), letterbox: bool = False
+) -> list[str]:
     """Read each file into its place, ``[N, 3, side, side]``; returns the reasons, '' if read.
-    levels: as of ``read_image``."""
+    levels, letterbox: as of ``read_image``."""
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # here: threads would overwrite each other's filters
-        return list(pool.map(fill, pixels, files, repeat(levels)))
+        return list(pool.map(fill, pixels, files, repeat(levels), repeat(letterbox)))
 
 
 def refuse_bad(
@@ -265,14 +270,16 @@ def unreadable(folder: Path, bad: dict[str, str], then: str, total: int = 0) -> 
     return wrong(folder, f"has {len(bad)}{of} images that cannot be read{then}:{''.join(lines)}")
 
 
-def fill(place: np.ndarray, file: Path, levels: tuple[int, ...] = ()) -> str:
+def fill(
+    place: np.ndarray, file: Path, levels: tuple[int, ...] = (), letterbox: bool = False
+) -> str:
     """Read an image into its place, ``[3, side, side]``; returns why it cannot be read, or ''."""
     try:
         if not file.is_file():
             return "not a file" if file.exists() else "a link to nothing"
         if not file.stat().st_size:
             return "empty"
-        place[:] = read_image(file, place.shape[-1], levels)
+        place[:] = read_image(file, place.shape[-1], levels, letterbox)
         return ""
     except UnidentifiedImageError:
         if getattr(file, "suffix", "").lower() in HEIC and not READS_HEIC:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reproduce.files import is_packed, read_index
+from reproduce.files import is_packed, read_index, read_json
 from reproduce.settings import Settings, machine, setting
 
 LEAST_SIDE: dict[Any, int] = {  # pixels that a backbone needs, by its name and by (name, stem)
@@ -55,6 +55,9 @@ class Data(Settings):
         "what to do with unreadable images of a folder: name them and stop, or skip them",
         "stop skip",
     )
+    letterbox: bool = setting(
+        False, "a folder's images whole, between white bars, not their centre squares"
+    )
     split: str = setting(
         "all", "test: train on the training part, score on the test part; all: on both", "test all"
     )
@@ -80,6 +83,8 @@ class Data(Settings):
         data = f"but dataset is {self.dataset!r}"
         if self.n_clusters == 1:
             yield "n_clusters is 1: it must be at least 2, or 0 for the number of classes"
+        if self.letterbox and (self.dataset not in FOLDERS or is_packed(Path(self.folder))):
+            yield f"letterbox is True, {data}: it is for a folder of image files, not packed"
         if self.dataset in FOLDERS:
             if not self.folder:
                 yield f"folder is empty, {data}: name the images, as in -p folder my_images"
@@ -129,6 +134,19 @@ class Network(Data):
     batchnorm_split: int = setting(
         1, "equal parts of a batch, each with its own batch norm, as on as many devices", (1, 64)
     )
+
+    @classmethod
+    def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A run that the backbone starts from says which it is, and how its images were read."""
+        values = super().completed(values)
+        path = Path(os.path.expanduser(values.get("weights") or ""))
+        if not values.get("weights") or not (path / "config.json").exists():
+            return values
+        before = read_json(path / "config.json", "weights")
+        names = ["backbone", "width", "stem", "sobel", "normalize"]
+        if values.get("dataset") == before.get("dataset") == "folder":
+            names += ["image_size", "letterbox"]
+        return {name: before[name] for name in names if name in before} | values
 
     @property
     def least_side(self) -> int:

@@ -6,113 +6,40 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from reproduce import data, metrics
-from reproduce.augment import Augment
+from reproduce import data
 from reproduce.config import Config
 from reproduce.data.about import left_out
-from reproduce.data.folder import fill, list_images, relative, unreadable
+from reproduce.data.folder import list_images, unreadable
 from reproduce.data.packed import write_header
 from reproduce.data.sets import read_cached
-from reproduce.evaluation.extractor import outputs_of
 from reproduce.files import FORMULA, TEXT, atomic, in_table, is_packed, quoting
 from reproduce.methods.every_run import FOLDERS
-from reproduce.own_images import edits
+from reproduce.own_images import edits, familiar
+from reproduce.own_images.clusterer import Batch, Clusterer, squared_distances
 from reproduce.own_images.edits import Edits
-from reproduce.runs.trained import load_weights, new_method, wrong_run
+from reproduce.own_images.featured import open_run
+from reproduce.own_images.features import read
 from reproduce.settings import ConfigError
 
 NAMED = set(Config.__dataclass_fields__["dataset"].metadata["choices"]) - {*FOLDERS}
 TEXTS = "file", "name", "path"  # columns of a user's words
-Batch = tuple[list[str], Tensor, dict[str, str]]  # files, their pixels, why others cannot be read
-
-
-class Clusterer(nn.Module):
-    """uint8 images ``[N, C, S, S]`` -> probabilities ``[N, K]`` and features ``[N, D]``, float32.
-
-    With clustering heads: the average over the heads after aligning their clusters. Without: the
-    membership of fuzzy c-means (Bezdek, 1981, m = 2) with the run's k-means centroids, which is in
-    proportion to 1 / squared distance. The largest is the cluster in the run's assignments.csv.
-    """
-
-    def __init__(self, run: str | Path, device: str = "cpu"):
-        super().__init__()
-        self.path = Path(os.path.expanduser(run))
-        self.config, self.metrics, weights = load_weights(self.path)
-        if not (self.path / "apply.npz").exists():
-            how = "has no apply.npz, which says how its clusters are found in new images"
-            raise wrong_run(run, f"{how}: train it again (-p resume False)")
-        try:
-            with np.load(self.path / "apply.npz") as file:
-                stored = {name: torch.from_numpy(file[name]) for name in file.files}
-            self.shape = len(stored["mean"]), self.config.side, self.config.side
-        except Exception as error:  # zipfile and numpy raise many kinds
-            raise wrong_run(run, f"has a damaged apply.npz: {type(error).__name__}") from None
-        self.n_clusters = self.metrics["data"]["n_clusters"]
-        self.heads, self.spherical = "order" in stored, "cosine" in stored
-        self.method = new_method(self.config, self.metrics, weights, self.shape[0])
-        for name, value in stored.items():
-            self.register_buffer(name, value)
-        self.eval().requires_grad_(False).to(device)
-        self.edits = edits.of_run(self.path, self.n_clusters)
-        self.names = read_names(self.path, self.n_clusters)
-
-    def outputs(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Probabilities by head, aligned ``[H, N, K]``, or None; features ``[N, D]``."""
-        out = outputs_of(self.method, Augment(self.config, self.mean, self.std).clean(images))
-        features = self.method.prepare(out[self.method.space])
-        if self.spherical:
-            features = F.normalize(features, dim=-1)
-        if not self.heads:
-            return None, features
-        return metrics.take_order(out["probabilities"][self.rank], self.order), features
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        by_head, features = self.outputs(images)
-        if self.heads:
-            return by_head.mean(0), features
-        return self.memberships(features), features
-
-    def memberships(self, features: Tensor) -> Tensor:
-        closeness = 1 / squared_distances(features, self.centroids)
-        return closeness / closeness.sum(-1, keepdim=True)
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """``forward`` on the clusterer's device, back on the CPU."""
-        return tuple(t.cpu() for t in self(images.to(self.mean.device)))
-
-
-def squared_distances(x: Tensor, centroids: Tensor) -> Tensor:
-    """``[N, D]`` and ``[K, D]`` -> ``[N, K]``, above 0; centred, to keep float32's digits."""
-    origin = centroids.mean(0)
-    x, c = x - origin, centroids - origin
-    square = x.square().sum(-1, keepdim=True) + c.square().sum(-1)
-    return (square - 2 * x @ c.T).clamp_min(1e-12)
-
-
-def read_names(run: Path, n_clusters: int) -> dict[int, str]:
-    """The names that a user gave to clusters of a run, by ``clusters.json`` or ``names.yaml``;
-    those that were merged have one."""
-    made = edits.of_run(run, n_clusters)
-    return {k: name for k in range(n_clusters) if (name := made.name(k))}
 
 
 def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
     """Batches of images in the order of their files: of a folder, flat or nested, of a data file
     (``.npz``, as it lies in data_dir), of a packed data set, or of one with a name."""
     path = Path(os.path.expanduser(source))
+    if known := clusterer.kept(source, size):
+        yield from known
+        return
     if path.suffix == ".npz":
         images = read_cached(path.stem, path)
     elif is_packed(path):
@@ -132,24 +59,11 @@ def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
 
 
 def folder_batches(folder: Path, clusterer: Clusterer, size: int) -> Iterator[Batch]:
-    files, side = list_images(folder), clusterer.config.side
-    levels = tuple(clusterer.metrics["data"].get("levels", ()))  # those of the run's own images
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-
-        def begin(part: list[Path]):
-            pixels = np.empty((len(part), 3, side, side), np.uint8)
-            return part, pixels, pool.map(fill, pixels, part, repeat(levels))
-
-        ahead = begin(files[:size])
-        for i in range(size, len(files) + size, size):
-            part, pixels, reasons = ahead
-            ahead = begin(files[i : i + size])  # decoded while the network sees the part before
-            found = {relative(file, folder): reason for file, reason in zip(part, reasons)}
-            images = torch.from_numpy(pixels[[not reason for reason in found.values()]])
-            if clusterer.shape[0] == 1:
-                images = images.float().mean(1, keepdim=True).round().byte()
-            bad = {name: reason for name, reason in found.items() if reason}
-            yield [name for name in found if name not in bad], images, bad
+    side, levels, letterbox = clusterer.shape[-1], clusterer.levels, clusterer.config.letterbox
+    for names, images, bad in read(folder, list_images(folder), side, levels, letterbox, size):
+        if clusterer.shape[0] == 1:
+            images = images.float().mean(1, keepdim=True).round().byte()
+        yield names, images, bad
 
 
 def checked_target(target: str) -> Path:
@@ -206,17 +120,19 @@ def apply(
     the run alone, or where they are its ``own``. Probability and margin are of the
     cluster where the run put an image, also if a person has put it elsewhere. A file whose name
     begins like a formula of a spreadsheet stands there with ``./`` before it, such a name of a
-    cluster with an apostrophe.
+    cluster with an apostrophe. Of images that are not the run's own there are also similarity, the
+    cosine with the nearest of the run's, and unlike: 1 where that is too low (``Familiar``).
 
     Returns {"images", "skipped", "sizes", "notes"}. Where images cannot be read and ``skip`` is
     False: a ConfigError that counts them all, and nothing is written.
     """
-    clusterer = Clusterer(run, "cuda" if torch.cuda.is_available() else "cpu")
+    clusterer = open_run(run, "cuda" if torch.cuda.is_available() else "cpu")
     arrays = [target for target in (embedding, probabilities) if target]
     targets = [checked_target(target) for target in (out, *arrays)]
     folder, made = folder_of(source), clusterer.edits
+    known, unlike = None, 0
     if not own and folder != folder_of(edits.home(clusterer.path)):  # others by the same names
-        made = replace(made, moved={}, notes=())
+        made, known = replace(made, moved={}, notes=()), familiar.of_run(clusterer.path)
     bad, sizes = {}, Counter()
     with contextlib.ExitStack() as files:
         temporary = [files.enter_context(atomic(target)) for target in targets]
@@ -231,6 +147,10 @@ def apply(
                 continue
             p, features = clusterer.predict(images)
             rows = table_of(clusterer, names, p, features, made, folder)
+            if known:
+                rows["similarity"] = known.similarity(features)
+                rows["unlike"] = (rows["similarity"] < known.least).astype(int)
+                unlike += int(rows["unlike"].sum())
             write_rows(rows, table, header=not sizes)
             kept = [values for values, to in ((features, embedding), (p, probabilities)) if to]
             for file, values in zip(raw, kept):
@@ -243,6 +163,7 @@ def apply(
         for file, values in zip(raw, kept):
             write_header(file, "<f4", sizes.total(), values.shape[1])
     notes = [*made.notes, *(left_out(Path(folder), list(bad)) if folder else [])]
+    notes += familiar.warning(unlike, sizes.total())
     by_cluster = [sizes[k] for k in range(max(clusterer.n_clusters, max(sizes) + 1))]
     found = {"images": sizes.total(), "skipped": list(bad), "sizes": by_cluster}
     return {**found, "notes": notes}

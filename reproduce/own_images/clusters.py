@@ -1,9 +1,8 @@
-"""One's own images: settings that suit them, and what a person looks at afterwards."""
+"""A finished run on one's own images, looked at."""
 
 from __future__ import annotations
 
-import itertools
-import os
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,82 +15,25 @@ import seaborn
 import torch
 from matplotlib.patches import Rectangle
 from pandas.io.formats.style import Styler
-from PIL import Image
 from torch import Tensor
 
-from reproduce import data, metrics
-from reproduce.config import readers
-from reproduce.data.folder import FORMATS, fill, list_folder
+from reproduce import data
+from reproduce.data.folder import read_all
 from reproduce.data.sets import evenly
 from reproduce.evaluation import probes
-from reproduce.files import ROOT, printable, read_json
-from reproduce.kmeans import KMeans
-from reproduce.own_images import tables
-from reproduce.own_images.apply import Clusterer
+from reproduce.files import atomic, printable, read_json
+from reproduce.own_images import duplicates, tables
+from reproduce.own_images.clusterer import Clusterer
+from reproduce.own_images.edits import clusters_of
+from reproduce.own_images.featured import FeatureClusterer, is_featured, open_run
+from reproduce.own_images.grouping import restarts
+from reproduce.own_images.stability import agreement
+from reproduce.own_images.verdict import Verdict, judge
 from reproduce.report import plots
 from reproduce.runs.trained import newest_run
-from reproduce.runs.yaml_files import read_settings
 from reproduce.settings import ConfigError, Settings, setting
 
-SEEN = {"folder": 100_000, "folder-gpu": 3_000_000}  # images that all epochs show, by preset
-EPOCHS = {"folder": (5, 200), "folder-gpu": (20, 500)}  # fewest and most
-
-
-def choose(folder: str, given: dict, gpu: bool | None = None) -> tuple[dict, str]:
-    """Settings for the images of a folder on this machine, but for those that are given, and a
-    sentence that says them; no label is used.
-
-    The preset is that of the device. Small grey images (drawings, digits, scans), where a crop, a
-    flip or a colour means nothing, get small changes of shape and contrast; all others get crops,
-    flips and colours. Epochs are as many as show about the same number of images in all.
-    """
-    path = Path(os.path.expanduser(folder)).resolve()
-    files = [file for file, _, _ in list_folder(path)[0]]
-    looked = [found for i in evenly(len(files), 60) if (found := glance(files[i]))]
-    if not looked:
-        n, why = min(60, len(files)), fill(np.empty((3, 8, 8), np.uint8), files[0])
-        none = f"folder {str(path)!r}: none of {n} files can be read as an image"
-        raise ConfigError(f"{none} ({files[0].name!r}: {why})")
-    side = int(np.median([side for side, _ in looked]))
-    grey = np.mean([grey for _, grey in looked]) > 0.9
-    preset = "folder-gpu" if (torch.cuda.is_available() if gpu is None else gpu) else "folder"
-    (few, many), n = EPOCHS[preset], len(files)
-    settings = read_settings(ROOT / "notebooks" / "settings" / f"{preset}.yaml")
-    settings |= {"folder": str(path), "epochs": int(np.clip(round(SEEN[preset] / n), few, many))}
-    # a power of two, which divides the queue of MoCo and PCL
-    settings["batch_size"] = 1 << max(2, min(settings["batch_size"], n // 4)).bit_length() - 1
-    if grey and side <= 64:
-        settings |= {"augmentation": "digits", "view_size": 0, "image_size": max(16, min(side, 32))}
-    else:
-        settings["image_size"] = min(settings["image_size"], max(32, side))
-    if given.get("weights") == "imagenet":  # photographs; the heads alone need few epochs
-        settings |= {"backbone": "resnet18", "stem": "imagenet", "augmentation": "images"}
-        settings |= {"image_size": 96, "view_size": 64}
-        if given.get("method", "crlc") in readers("freeze"):
-            settings |= {"freeze": True, "epochs": int(np.clip(round(20_000 / n), few, many))}
-    settings |= given
-    if "warmup_epochs" not in given and isinstance(settings["epochs"], int):
-        settings["warmup_epochs"] = min(settings.get("warmup_epochs", 0), settings["epochs"])
-    return settings, (
-        f"{n:,} {'grey' if grey else 'colour'} images of about {side} pixels: "
-        f"{settings['augmentation']!r} augmentation, {settings['image_size']} pixels, backbone "
-        f"{settings['backbone']!r}, {settings['epochs']} epochs ({preset}.yaml; -p changes any)"
-    )
-
-
-def glance(file: Path) -> tuple[int, bool] | None:
-    """The shorter side of an image and whether it is grey; None if it cannot be read."""
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            side = min(image.size)
-            image.draft("RGB", (64, 64))  # decodes a large JPEG small, and makes its size that
-            pixels = np.asarray(image.convert("RGB").resize((16, 16)), int)
-            return side, bool(np.ptp(pixels, axis=-1).max() <= 8)
-    except Exception:  # it is named later, with the others that cannot be read
-        return None
-
-
-# ---- a finished run, looked at
+SHOWN = 64  # side in pixels of images that no training read
 
 
 @dataclass
@@ -156,7 +98,9 @@ def from_notebook(namespace: Mapping[str, Any]) -> Look:
 @torch.no_grad()
 def look(run_dir: str, at_most: int = 4000, data_dir: str = "", batch: int = 256) -> Look:
     """Load a finished run and its images; ConfigError if they are not there or are others now."""
-    clusterer = Clusterer(run_dir)
+    clusterer = open_run(run_dir)
+    if isinstance(clusterer, FeatureClusterer):
+        return look_at_features(clusterer, at_most)
     config = clusterer.config.replace(data_dir=data_dir)
     images = data.load(config, clusterer.metrics["data"]["sha256"])
     if images.sha256 != clusterer.metrics["data"]["sha256"]:
@@ -173,10 +117,7 @@ def look(run_dir: str, at_most: int = 4000, data_dir: str = "", batch: int = 256
     else:
         probabilities = clusterer.memberships(features)
         votes = restarts(features, probabilities.argmax(-1), clusterer.n_clusters)
-    cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
-    table = pd.DataFrame({"file": files or [f"image {i}" for i in drawn.tolist()]})
-    table["cluster"], table["probability"] = cluster, best[:, 0]
-    table["margin"], table["agree"] = best[:, 0] - best[:, 1], (votes == cluster).mean(0)
+    table = rows_of(files or [f"image {i}" for i in drawn.tolist()], probabilities, votes)
     with np.load(clusterer.path / "embeddings.npz") as stored:
         rule = "aligned_average" if clusterer.heads else "kmeans_embedding"
         assignments = stored[rule].astype(int)
@@ -184,15 +125,47 @@ def look(run_dir: str, at_most: int = 4000, data_dir: str = "", batch: int = 256
     return Look(clusterer, sizes, assignments, pixels.numpy(), table, features, votes, data_dir)
 
 
-def restarts(features: Tensor, cluster: Tensor, k: int, n: int = 5) -> np.ndarray:
-    """``[n, M]``: k-means from n other single starts, numbered to agree with ``cluster``."""
-    votes = []
-    for start in range(n):
-        kmeans = KMeans(min(k, len(features)), n_init=1, random_state=1000 + start)
-        other = kmeans.fit_predict(features)
-        both = torch.nn.functional.one_hot(torch.stack([cluster, other]), k).float()
-        votes.append(metrics.align_heads(both)[1].argmax(-1).numpy())
-    return np.stack(votes)
+@torch.no_grad()
+def look_at_features(clusterer: FeatureClusterer, at_most: int) -> Look:
+    """Load a run on features; images that are gone since are white."""
+    found, folder = clusters_of(clusterer.path), Path(clusterer.config.folder)
+    files, assignments = [*found], np.fromiter(found.values(), int)
+    drawn = evenly(len(files), at_most)
+    shown = [files[i] for i in drawn]
+    features = torch.from_numpy(np.load(clusterer.path / "features.npy")[drawn])
+    votes = np.load(clusterer.path / "votes.npy")[:, drawn]
+    pixels = np.full((len(shown), 3, SHOWN, SHOWN), 255, np.uint8)
+    read_all(pixels, [folder / file for file in shown], clusterer.config.letterbox)
+    probabilities, _ = clusterer.predict(features)
+    table = rows_of(shown, probabilities, votes)
+    sizes = np.bincount(assignments, minlength=clusterer.n_clusters)
+    data_dir = clusterer.config.data_dir
+    return Look(clusterer, sizes, assignments, pixels, table, features, votes, data_dir)
+
+
+def complete(run_dir: str, data_dir: str = "") -> Verdict:
+    """Write into a trained run's directory what one on features has: features.npy, verdict.json,
+    duplicates.csv and outliers.csv, over all images of its folder."""
+    found = look(run_dir, data_dir=data_dir)
+    files = [*clusters_of(found.path)]
+    with np.load(found.path / "embeddings.npz") as stored:
+        features = stored["embedding"].astype(np.float32)
+    with atomic(found.path / "features.npy") as place, open(place, "wb") as file:
+        np.save(file, features)
+    duplicates.write(found.path, Path(found.config.folder), files, features)
+    voters = "heads" if found.clusterer.heads else "clusterings"
+    said = judge(found.sizes, found.votes, voters)
+    with atomic(found.path / "verdict.json") as place:
+        place.write_text(json.dumps(said.json(), indent=1) + "\n", encoding="utf-8")
+    return said
+
+
+def rows_of(files: list[str], probabilities: Tensor, votes: np.ndarray) -> pd.DataFrame:
+    """``Look.table``, from probabilities ``[M, K]`` and votes ``[V, M]``."""
+    cluster, best = probabilities.argmax(-1).numpy(), probabilities.topk(2)[0].numpy()
+    table = pd.DataFrame({"file": files, "cluster": cluster, "probability": best[:, 0]})
+    table["margin"], table["agree"] = best[:, 0] - best[:, 1], (votes == cluster).mean(0)
+    return table
 
 
 def near_duplicates(found: Look, n: int = 8) -> pd.DataFrame:
@@ -223,27 +196,23 @@ def related(found: Look) -> pd.DataFrame:
     def rest(config: dict) -> dict:
         return {k: v for k, v in config.items() if k not in ("seed", "n_clusters", "folder")}
 
-    rows, own = [], rest(read_json(found.path / "config.json"))
-    sha256 = found.clusterer.metrics["data"]["sha256"]
+    def images(path: Path) -> dict:
+        if is_featured(path):
+            return read_json(path / "provenance.json")["features"]
+        return read_json(path / "metrics.json")["data"]["sha256"]
+
+    rows, own, seen = [], rest(read_json(found.path / "config.json")), images(found.path)
     for file in sorted(found.path.resolve().parent.glob("*/apply.npz")):
         path = file.parent
-        if path.name.endswith(".partial") or not (path / "model.pt").exists():
+        if ".partial" in path.name or not (is_featured(path) or (path / "model.pt").exists()):
             continue
-        config, about = (read_json(path / f"{name}.json") for name in ("config", "metrics"))
-        if rest(config) == own and about["data"]["sha256"] == sha256:
+        config = read_json(path / "config.json")
+        if rest(config) == own and images(path) == seen:
             other = found if path.samefile(found.path) else look(str(path), 1000, found.data_dir)
-            heads = mean_agreement(other.votes)
+            heads = agreement(other.votes)
             rows.append((len(other.sizes), config["seed"], other.assignments, heads))
     runs = pd.DataFrame(rows, columns=["K", "seed", "assignments", "between_heads"])
     return runs.sort_values(["K", "seed"], ignore_index=True)
-
-
-def mean_agreement(clusterings) -> float:
-    """Mean adjusted Rand index of all pairs of clusterings ``[V, M]``; nan of fewer than two."""
-    from sklearn.metrics import adjusted_rand_score
-
-    pairs = itertools.combinations(list(clusterings), 2)
-    return float(np.mean([adjusted_rand_score(a, b) for a, b in pairs] or [np.nan]))
 
 
 # ---- pictures

@@ -15,8 +15,31 @@ from pathlib import Path
 import torch
 
 from reproduce.files import atomic
-from reproduce.own_images.apply import Clusterer
+from reproduce.own_images.featured import open_run
 from reproduce.settings import ConfigError
+
+PREPARE = """
+import numpy, torch
+from PIL import Image, ImageOps
+image = Image.open(path)
+image.draft(None, (2 * {side}, 2 * {side}))
+image = ImageOps.exif_transpose(image).convert("RGBA").convert("RGBa")
+image = ImageOps.{fit}(image, ({side}, {side}), Image.Resampling.BILINEAR).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+images = torch.from_numpy(numpy.asarray({image}).transpose(2, 0, 1)[None].copy())
+"""
+
+
+def prepare(shape: tuple[int, int, int], letterbox: bool) -> str:
+    """Lines of Python that make of the image file ``path`` what an exported program takes, uint8
+    ``[1, C, S, S]``: upright, on white where it is transparent, the shorter side resized to S, the
+    centre cut out; or with letterbox the longer side, between white bars."""
+    channels, side, _ = shape
+    padded = f'ImageOps.pad(image, ({side}, {side}), color="white")'
+    words = {"side": side, "fit": "contain" if letterbox else "fit"}
+    lines = PREPARE.format(**words, image=padded if letterbox else "image").strip()
+    grey = "\nimages = images.float().mean(1, keepdim=True).round().byte()"
+    return lines + grey * (channels == 1)
 
 
 def export(run: str, out: str) -> dict:
@@ -35,13 +58,18 @@ def export(run: str, out: str) -> dict:
     if path.suffix == ".onnx" and missing:
         how = "pip install -e '.[onnx]', or name a .pt2"
         raise ConfigError(f"model file {out!r} needs the package {missing[0]}: {how}")
-    clusterer = Clusterer(run)
+    clusterer = open_run(run)
+    if path.suffix == ".pt" and not hasattr(clusterer, "method"):
+        others = "has another's network, which has a name (weights in config.json)"
+        raise ConfigError(f"model file {out!r}: the run {others}: name a .pt2 or an .onnx")
+    clusterer.made_ready()
     said = {
         "run": clusterer.path.resolve().name,
         "method": clusterer.config.method,
         "image": list(clusterer.shape),
         "n_clusters": clusterer.n_clusters,
         "names": {str(k): name for k, name in clusterer.names.items()},
+        "prepare": prepare(clusterer.shape, clusterer.config.letterbox),
     }
     if path.suffix == ".pt":
         state = {f"backbone.{k}": v for k, v in clusterer.method.backbone.state_dict().items()}

@@ -17,8 +17,9 @@ import torch
 from reproduce.evaluation import probes
 from reproduce.files import FORMULA, TEXT, atomic
 from reproduce.own_images import edits
-from reproduce.own_images.apply import TEXTS, Clusterer, apply, write_rows
+from reproduce.own_images.apply import TEXTS, apply, write_rows
 from reproduce.own_images.edits import Edits, plain
+from reproduce.own_images.featured import open_run
 from reproduce.runs.directory import whole_or_left_out
 from reproduce.runs.trained import wrong_run
 
@@ -51,7 +52,7 @@ def write(run: str | Path, folder: str = "", skip: bool = False) -> Own:
     x, y: on a map of all images, by UMAP.
 
     All three are of the features in embeddings.npz; empty where the run has none of an image."""
-    clusterer = Clusterer(run)
+    clusterer = open_run(run)
     run, folder = clusterer.path, folder or clusterer.config.folder
     out, kept = str(run / "clusters.csv"), str(run / "probabilities.npy")
     apply(str(run), folder, out, skip=skip, probabilities=kept, own=True)

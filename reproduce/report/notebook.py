@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pandas as pd
 from IPython import get_ipython
@@ -87,6 +88,18 @@ def watched() -> bool:
     if kernel is None:
         return sys.stdout.isatty()
     return bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
+
+
+@contextlib.contextmanager
+def counted(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A function for how many are done, and of how many, which a bar shows who looks on."""
+    with tqdm(unit=f" {unit}", file=sys.stdout, disable=not watched(), leave=False) as shown:
+
+        def show(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield show
 
 
 def bar(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator[dict]:

@@ -166,7 +166,7 @@ def test_images_are_normalised_as_those_of_the_start_were(place):
     with pytest.raises(
         ConfigError, match="normalize is True, but .* had False: add -p normalize False"
     ):
-        trained(place, method="cc", weights=str(first))
+        trained(place, method="cc", weights=str(first), normalize=True)
 
 
 def test_a_directory_with_a_backbone_alone(place, first, tmp_path):
@@ -297,3 +297,14 @@ def test_imagenet(place, tmp_path, monkeypatch):
     assert origin["labels"].startswith("ImageNet's 1,000 classes")
     again = Config.from_params({**TINY, **place, **settings, "weights": str(path)})
     assert provenance(again)["labels"].startswith("ImageNet's 1,000 classes")
+
+
+def test_a_run_says_which_backbone_it_has(place):
+    first = trained(place, method="simclr", normalize=False)
+    path = trained({**place, "width": 32}, method="crlc", weights=str(first), freeze=True, width=4)
+    given = {k: v for k, v in {**TINY, **place}.items() if k != "width"}
+    config = Config.from_params({**given, "weights": str(first), "freeze": True})
+    assert (config.width, config.normalize) == (4, False)
+    assert Run(config).path == path, "as when all of it is given"
+    with pytest.raises(ConfigError, match="do not fit backbone 'small'"):
+        list(fit(config.replace(width=8), None))

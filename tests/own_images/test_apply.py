@@ -17,9 +17,12 @@ from PIL import Image
 
 from reproduce.__main__ import main
 from reproduce.config import Config
+from reproduce.data.folder import read_image
 from reproduce.data.sets import load, moments
 from reproduce.metrics import head_order
-from reproduce.own_images.apply import Clusterer, apply, batches, read_names
+from reproduce.own_images.apply import apply, batches
+from reproduce.own_images.clusterer import Clusterer, read_names
+from reproduce.own_images.export import prepare
 from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError
 from reproduce.train import fit
@@ -392,3 +395,25 @@ def test_no_name_is_a_formula_and_each_opens_its_file(made, tmp_path):
     assert table["file"].tolist() == [row["file"] for row in found]
     assert not any(row["file"][0] in "=+-@\t\r\n" for row in found)
     assert {row["name"] for row in found} == {"'=A"} and len(found) == len(names)
+
+
+@pytest.mark.parametrize("letterbox", [False, True])
+def test_the_export_says_how_an_image_is_prepared(tmp_path, letterbox):
+    """Its lines give what a run reads: turned by EXIF, transparent, large, grey."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (90, 60, 4), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(pixels[..., :3]).resize((300, 200)).save(tmp_path / "large.jpg")
+    for file in tmp_path.iterdir():
+        for channels in (3, 1):
+            found = {"path": file}
+            exec(prepare((channels, 16, 16), letterbox), found)
+            expected = read_image(file, 16, letterbox=letterbox)[None]
+            if channels == 1:
+                expected = expected.mean(1, keepdims=True).round()
+            assert found["images"].dtype == torch.uint8
+            np.testing.assert_array_equal(found["images"].numpy(), expected)

@@ -13,7 +13,8 @@ from test_apply import METHODS, paint
 from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.data import sets as data
-from reproduce.own_images import clusters, tables
+from reproduce.own_images import choose, clusters, tables
+from reproduce.own_images.featured import is_featured
 from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError
 from reproduce.train import fit
@@ -70,6 +71,17 @@ def test_every_method_can_be_looked_at(place, method):
     assert few.sizes.sum() == 25
 
 
+def test_a_trained_run_has_what_one_on_features_has(place):
+    path = trained(place, "crlc")
+    said = clusters.complete(str(path), str(place[0] / "data"))
+    features = np.load(path / "features.npy")
+    assert features.shape[0] == 25 and features.dtype == np.float32 and not is_featured(path)
+    assert json.loads((path / "verdict.json").read_text())["sentence"] == said.sentence
+    with open(path / "duplicates.csv", newline="") as file:
+        same = [row["file"] for row in csv.DictReader(file) if row["kind"] == "the same file"]
+    assert {*same} == {"train/side0/00.png", "train/side0/90.png"}
+
+
 def test_other_images_than_it_was_trained_on(place, tmp_path):
     """A folder that has changed since says what to do about it, unless its images are still in the
     file that was made of them."""
@@ -107,8 +119,8 @@ def test_runs_of_other_seeds_and_other_k_are_found(place):
     runs = clusters.related(found)
     assert runs[["K", "seed"]].values.tolist() == [[2, 0], [2, 1], [3, 0]]
     assert runs["between_heads"].between(-1, 1).all()
-    assert clusters.mean_agreement([[0, 0, 1, 1], [1, 1, 0, 0]]) == 1
-    assert np.isnan(clusters.mean_agreement([[0, 1]]))
+    assert clusters.agreement([[0, 0, 1, 1], [1, 1, 0, 0]]) == 1
+    assert np.isnan(clusters.agreement([[0, 1]]))
 
 
 @pytest.mark.parametrize(
@@ -125,34 +137,34 @@ def test_settings_go_by_images_and_device(tmp_path, n, size, mode, gpu, expected
     for i in range(n):
         shape = (size[1], size[0]) + ((3,) if mode == "RGB" else ())
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(tmp_path / f"{i:03d}.png")
-    settings, said = clusters.choose(str(tmp_path), {"n_clusters": 3, "seed": 4}, gpu)
+    settings, said = choose.choose(str(tmp_path), {"n_clusters": 3, "seed": 4}, gpu)
     config = Config.from_params(settings)
     wanted = ("augmentation", "image_size", "view_size", "backbone", "epochs", "batch_size")
     assert tuple(settings.get(name) for name in wanted) == expected
     assert config.seed == 4 and f"{n} {'grey' if mode == 'L' else 'colour'} images" in said
-    start = clusters.choose(str(tmp_path), {"n_clusters": 3, "weights": "imagenet"}, gpu)[0]
+    start = choose.choose(str(tmp_path), {"n_clusters": 3, "weights": "imagenet"}, gpu)[0]
     assert Config.from_params(start).freeze
     assert start["epochs"] == {(300, False): 67, (300, True): 67, (40, False): 200}[n, gpu]
-    free = clusters.choose(str(tmp_path), {"weights": "imagenet", "method": "byol"}, gpu)[0]
+    free = choose.choose(str(tmp_path), {"weights": "imagenet", "method": "byol"}, gpu)[0]
     assert not Config.from_params({**free, "n_clusters": 3}).freeze
-    assert "7 epochs" in clusters.choose(str(tmp_path), {"epochs": 7}, gpu)[1]
-    Config.from_params(clusters.choose(str(tmp_path), {"n_clusters": 3, "epochs": 2}, gpu)[0])
+    assert "7 epochs" in choose.choose(str(tmp_path), {"epochs": 7}, gpu)[1]
+    Config.from_params(choose.choose(str(tmp_path), {"n_clusters": 3, "epochs": 2}, gpu)[0])
 
 
 def test_a_large_grey_photograph_is_not_taken_for_a_drawing(tmp_path):
     """A JPEG is decoded at a smaller size, which is not its own."""
     pixels = np.random.default_rng(0).integers(0, 256, (512, 640), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.jpg")
-    settings, said = clusters.choose(str(tmp_path), {}, False)
+    settings, said = choose.choose(str(tmp_path), {}, False)
     assert settings["augmentation"] == "images" and "of about 512 pixels" in said
 
 
 def test_a_hundred_thousand_images_get_few_epochs(tmp_path, monkeypatch):
     Image.new("RGB", (80, 80), "red").save(tmp_path / "a.png")
     listed = [(tmp_path / "a.png", -1, 0)] * 100_000
-    monkeypatch.setattr(clusters, "list_folder", lambda folder: (listed, []))
-    assert clusters.choose(str(tmp_path), {}, False)[0]["epochs"] == 5
-    assert clusters.choose(str(tmp_path), {}, True)[0]["epochs"] == 30
+    monkeypatch.setattr(choose, "list_folder", lambda folder: (listed, []))
+    assert choose.choose(str(tmp_path), {}, False)[0]["epochs"] == 5
+    assert choose.choose(str(tmp_path), {}, True)[0]["epochs"] == 30
 
 
 def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):

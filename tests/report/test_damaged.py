@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_runs import write_run
 
-from reproduce.own_images.apply import Clusterer
+from reproduce.own_images.clusterer import Clusterer
 from reproduce.report import results, run_pages
 from reproduce.runs import directory, flops
 from reproduce.settings import ConfigError
