@@ -26,7 +26,8 @@ OWN = {  # pages whose text also fits the runs of one machine, and which runs ea
     "embeddings": "runs of seed 0 on all images, with labels, that keep an embedding",
 }
 SLOWEST = "embeddings", "entropy"  # start first, so that no processor waits for them at the end
-ONE_RUN = "train", "linear_evaluation", "features", "clusters"  # about one run: without a page
+# about one run: without a page
+ONE_RUN = "train", "linear_evaluation", "features", "clusters", "own_images"
 
 
 def notebooks() -> list[Path]:

@@ -1,0 +1,114 @@
+"""One's own images from Python."""
+
+import json
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+from folders import blobs
+from test_features import Colours, colours, paint  # noqa: F401  a fixture
+
+import reproduce
+from reproduce import ConfigError, metrics
+from reproduce.files import ROOT
+from reproduce.own_images import api, edits
+
+
+@pytest.fixture
+def made(tmp_path, colours):  # noqa: F811
+    folder = paint(tmp_path / "images")
+    places = {"results_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data")}
+    return folder, reproduce.cluster(folder, 2, weights="photos", steps=60, **places)
+
+
+def test_a_folder(made, tmp_path):
+    folder, found = made
+    colour = [int(file[-6:-4]) % 2 for file in found.files]
+    assert metrics.accuracy(colour, found.table["cluster"].to_numpy()) == 1 and len(found) == 24
+    assert list(found.table)[:5] == ["file", "cluster", "name", "probability", "margin"]
+    assert "2 clusters" in repr(found) and "heads that were made apart" in found.verdict
+    again = reproduce.Clusters.load(found.run)
+    assert again.table.equals(found.table) and again.files == found.files
+    new = found.predict(folder)
+    assert new["cluster"].tolist() == found.table["cluster"].tolist()
+    new = found.predict(found.features[:3])
+    assert new["cluster"].tolist() == found.table["cluster"][:3].tolist()
+    unit = found.features / np.linalg.norm(found.features, axis=1, keepdims=True)
+    cosine = unit @ unit[4]
+    cosine[4] = -2
+    near = found.similar(found.files[4], 5)
+    assert near["file"].tolist() == [found.files[i] for i in np.argsort(-cosine)[:5]]
+    np.testing.assert_allclose(near["cosine"], np.sort(cosine)[::-1][:5], atol=1e-5)
+    assert found.similar(4, 5).equals(near)
+
+
+def test_what_is_renamed_and_merged_is_kept(made):
+    folder, found = made
+    found.rename(0, "red").rename(1, "blue")
+    assert set(reproduce.Clusters.load(found.run).table["name"]) == {"red", "blue"}
+    found.merge(0, 1)
+    again = reproduce.Clusters.load(found.run)
+    assert set(again.table["name"]) == {"red"} and again.sizes == {0: 24} == found.sizes
+    assert json.loads((found.run / edits.FILE).read_text())["merged"] == {"1": 0}
+
+
+def test_images_are_sorted_into_folders(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("reproduce.own_images.tables.map_of", lambda x, *rest: x[:, :2])
+    folder, found = made
+    found.rename(0, "red").rename(1, "blue")
+    done = found.sort_into(tmp_path / "sorted")
+    assert {*done.folders} == {"red", "blue"}
+    assert len([*(tmp_path / "sorted" / "red").iterdir()]) == 12
+    assert {"typicality", "x", "y"} <= {*found.table}
+
+
+@pytest.mark.parametrize("how", ["heads", "kmeans"])
+def test_features_alone(how):
+    x, group = blobs(3), np.arange(120) // 40
+    found = reproduce.cluster(x, 3, grouping=how, steps=100)
+    assert metrics.accuracy(group, found.table["cluster"].to_numpy()) > 0.98 and found.run is None
+    assert found.predict(x)["cluster"].tolist() == found.table["cluster"].tolist()
+    assert found.merge(0, 1).merge(0, 2).sizes == {0: 120}
+    assert found.table["probability"].between(0.999, 1.001).all()
+
+
+def test_the_notebook_shows_a_folder(made, tmp_path):
+    folder, found = made
+    places = {"results_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data")}
+    shown, cells = [], nbformat.read(ROOT / "notebooks" / "own_images.ipynb", as_version=4).cells
+    assert len(cells) == 10
+    namespace = {"display": shown.append}
+    for i, cell in enumerate(c for c in cells if c.cell_type == "code"):
+        exec(compile(cell.source, cell.id, "exec"), namespace)
+        if i == 0:
+            namespace |= {"images": str(folder), "k": 2, "per_row": 3, **places}
+    plt.close("all")
+    assert namespace["found"].run.parent == found.run.parent and len(shown) == 2
+    with pytest.raises(ConfigError, match="images is empty: name a folder"):
+        api.from_notebook({"images": ""})
+
+
+def test_wrong_calls_end_in_a_sentence(made, tmp_path):
+    folder, found = made
+    alone = reproduce.cluster(blobs(2), 2, grouping="kmeans")
+    for call, said in (
+        (lambda: reproduce.cluster(np.zeros((5, 2)), 2), "the same features for every image"),
+        (lambda: reproduce.cluster(np.zeros(5), 2), "must be an array"),
+        (lambda: reproduce.cluster(blobs(2), 200), "n_clusters is 200, more than the 80 images"),
+        (lambda: reproduce.cluster(blobs(2), 2, files=["a"]), "80 rows, but files has 1 names"),
+        (lambda: reproduce.cluster(blobs(2), 2, lamda1=2), "did you mean 'lambda1'"),
+        (lambda: reproduce.cluster(tmp_path / "gone", 2), "does not exist"),
+        (lambda: reproduce.Clusters.load(tmp_path), "not the directory of a finished run"),
+        (lambda: found.predict(np.ones((2, 3))), "features must be an array .N, 8."),
+        (lambda: found.similar("gone.png"), "'gone.png' is not among the 24 images"),
+        (lambda: found.similar(24), "a number below 24"),
+        (lambda: found.merge(0, 7), "cluster must be one of .0, 1., got 7"),
+        (lambda: alone.sort_into(tmp_path / "s"), "there are no files"),
+        (lambda: alone.predict(folder), "there is no network"),
+    ):
+        with pytest.raises(ConfigError, match=said) as error:
+            call()
+        assert "\n" not in str(error.value)
+    with pytest.raises(AttributeError, match="clusterer"):
+        _ = reproduce.clusterer
