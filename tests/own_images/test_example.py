@@ -4,7 +4,7 @@ from reproduce import data
 from reproduce.config import Config
 from reproduce.files import ROOT
 
-EXAMPLE = ROOT / "examples" / "photographs"
+EXAMPLE = ROOT / "notebooks" / "photographs"
 
 
 def test_the_example_is_small_loads_and_says_whose_it_is(tmp_path):
