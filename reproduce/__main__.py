@@ -291,6 +291,8 @@ def verify(args) -> None:
     print(shown.replace("-0.00", " 0.00"))
     seen = table.dropna()
     largest = seen["difference"].abs().max()
+    if len(seen) < len(table):
+        print("–: of another epoch than the last, or of heads and projector without model.pt")
     print(f"{len(seen)} of {len(table)} scores made again; largest difference {largest:.2f} points")
 
 

@@ -37,8 +37,6 @@ def verify(run: str | Path, data_dir: str = "") -> list[Check]:
         alone += ["kmeans_embedding"] * (method.space == "backbone")
         alone += ["knn_acc"] * (config.knn_space == "backbone")
         again = {name: value for name, value in again.items() if name.startswith((*alone,))}
-    # picked by label among the heads of all epochs, of which the last one's are there
-    again = {k: v for k, v in again.items() if not k.startswith("best_epoch")}
     return [Check(name, value, again.get(name)) for name, value in scores_of(metrics)]
 
 
