@@ -24,6 +24,7 @@ from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.files import ROOT, printable
 from reproduce.report import pages, run_pages
+from reproduce.runs import html
 
 RUNS = [
     "digits/crlc/lambda1-0.1_*_seed-[012]_*",
@@ -288,13 +289,14 @@ def test_nothing_is_wider_than_a_telephone(visit, name):
     assert not beyond
 
 
-def test_a_table_that_goes_on_shows_it(visit):
+def test_a_table_that_goes_on_shows_it(visit, tmp_path):
     """A shadow at the right, which goes where the table ends."""
-    page = visit(ROOT / "results" / "methods.html", width=390)
-    boxes = page.locator(".wide").all()
-    wider = [b for b in boxes if b.evaluate("b => b.scrollWidth > b.clientWidth + 20")]
-    assert wider
-    box = wider[0]
+    row = "".join(f"<td>column {i}</td>" for i in range(30))
+    body, _ = html.polish(f"<table><tbody><tr>{row}</tr></tbody></table>", tmp_path)
+    pages.write(tmp_path / "page.html", "page", "Title", body=body, contents=[])
+    page = visit(tmp_path / "page.html", width=800)
+    box = page.locator(".wide")
+    assert box.evaluate("b => b.scrollWidth > b.clientWidth + 20")
 
     def darkest():
         image = Image.open(io.BytesIO(box.screenshot())).convert("L")
