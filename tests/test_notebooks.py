@@ -487,10 +487,16 @@ def captions(source):
 
 @pytest.mark.parametrize("path", pages.notebooks(), ids=lambda p: p.stem)
 def test_each_figure_that_is_kept_has_a_caption_that_ends_as_a_sentence(path):
+    """And is drawn and kept in one cell: what is open at the end of a cell is shown once more."""
+    said = ""
     for cell in code_cells(path):
-        for name in captions(cell.source):
-            (given,) = re.findall(rf"^ *{name} = (\(.*?\)|f?\".*?\")$", cell.source, re.S | re.M)
+        said += f"{cell.source}\n"
+        names = captions(cell.source)
+        for name in names:
+            given = re.findall(rf"^ *{name} = (\(.*?\)|f?\".*?\")$", said, re.S | re.M)[-1]
             assert name == "caption" and re.search(r"[.}]\"\)?$", given), cell.source
+        draws = r"plt\.subplots\(|sns\.(relplot|displot)\(|figures\.single_images\("
+        assert bool(names) == bool(re.search(draws, cell.source)), cell.source
 
 
 def test_no_committed_run_of_a_data_set_of_photographs_shows_them():

@@ -23,6 +23,7 @@ AUTHORS, CENG501, PIXELS = plots.ENTROPY["batch"], plots.ENTROPY["sample"], "0.3
 LATER = "the authors', then larger views"
 SETTINGS = {"the authors'": AUTHORS, "CENG501's": CENG501, LATER: plots.COLORS[2]}
 ERROR = plots.COLORS[3]
+RIGHT_OR_NOT = {"in the cluster of its class": "0.6", "in another cluster": ERROR}
 PRESETS = {"cpu": "preset of four epochs", "cpu-hour": "preset for an hour"}
 PARTS = {
     "views alone": plots.COLORS[2],
