@@ -135,18 +135,22 @@ def _picture(committed: bool) -> str:
 
 
 def card(executed: Path) -> dict:
-    """What the overview shows of an executed notebook: its title, first sentence, first picture."""
+    """What the overview shows of an executed notebook: its title, first sentence, first picture
+    with the text for those who do not see it."""
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
     title, _, text = "".join(cells[0]["source"]).lstrip("# ").partition("\n")
     first = text.strip().split("\n\n")[0].replace("\n", " ")
     sentence = re.match(r"(.{40,}?[.?!](?= [A-Z])|.*)", re.sub(r"[*`]", "", first))[0]
-    data = [o.get("data", {}) for cell in cells for o in cell.get("outputs", [])]
-    pngs = [d["image/png"] for d in data if "image/png" in d]
-    small = quantize_png(base64.b64decode(pngs[0]), 32, width=440) if pngs else b""
+    outputs = [o for cell in cells for o in cell.get("outputs", [])]
+    shown = next((o for o in outputs if "image/png" in o.get("data", {})), None)
+    png = base64.b64decode("".join(shown["data"]["image/png"])) if shown else b""
+    small = quantize_png(png, 32, width=440) if png else b""
+    about = shown["metadata"].get("image/png", {}) if shown else {}
     picture = base64.b64encode(small).decode()
     return {
         "href": quote(f"{executed.stem}.html"),
         "title": title,
         "text": sentence,
         "png": picture,
+        "alt": about.get("alt", "A figure of this page"),
     }

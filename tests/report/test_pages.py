@@ -254,3 +254,13 @@ def test_a_page_is_made_again_when_what_it_is_made_of_has_changed(tmp_path):
     assert made_again() and "<h1" in page.read_text() and "Another" in page.read_text()
     (tmp_path / "metrics.json").write_text('{"collapse": {"collapsed": true, "why": "x"}}')
     assert made_again() and "has collapsed" in page.read_text()
+
+
+def test_a_card_has_the_first_picture_with_its_text():
+    found = pages.card(ROOT / "results" / "details.ipynb")
+    cells = json.loads((ROOT / "results" / "details.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    said = [output["metadata"]["image/png"]["alt"] for output in shown]
+    assert found["alt"] == said[0] and found["png"] and found["href"] == "details.html"
+    without = pages.card(ROOT / "results" / "report.ipynb")
+    assert without["png"] == "" and without["title"]
