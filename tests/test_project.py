@@ -113,7 +113,7 @@ def test_no_file_names_a_machine_or_a_registry():
         *ROOT.glob("notebooks/**/*.*"),
         ROOT / "Makefile",
     ]:
-        if path.is_file() and path.name != ".git" and path.suffix not in (".png", ".pyc"):
+        if path.is_file() and path.name != ".git" and path.suffix not in (".png", ".jpg", ".pyc"):
             assert not re.search(
                 ABSOLUTE + r"|index-url|pypi\.org/simple", path.read_text(encoding="utf-8"), re.M
             ), path
