@@ -54,6 +54,10 @@ class Look:
         self.names = self.clusterer.names
         self.labels = read_json(self.path / "provenance.json")["labels"]  # behind the features
 
+    @property
+    def verdict(self) -> Verdict:
+        return judge(self.sizes, self.votes, "heads" if self.clusterer.heads else "clusterings")
+
     def title(self, cluster: int) -> str:
         return printable(self.names.get(cluster, f"cluster {cluster}"))
 
@@ -153,8 +157,7 @@ def complete(run_dir: str, data_dir: str = "") -> Verdict:
     with atomic(found.path / "features.npy") as place, open(place, "wb") as file:
         np.save(file, features)
     duplicates.write(found.path, Path(found.config.folder), files, features)
-    voters = "heads" if found.clusterer.heads else "clusterings"
-    said = judge(found.sizes, found.votes, voters)
+    said = found.verdict
     with atomic(found.path / "verdict.json") as place:
         place.write_text(json.dumps(said.json(), indent=1) + "\n", encoding="utf-8")
     return said
