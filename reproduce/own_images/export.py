@@ -23,8 +23,8 @@ import numpy, torch
 from PIL import Image, ImageOps
 image = Image.open(path)
 image.draft(None, (2 * {side}, 2 * {side}))
-image = ImageOps.exif_transpose(image).convert("RGBA").convert("RGBa")
-image = ImageOps.{fit}(image, ({side}, {side}), Image.Resampling.BILINEAR).convert("RGBA")
+image = ImageOps.exif_transpose(image).convert("RGBA")
+image = ImageOps.{fit}(image, ({side}, {side}), Image.Resampling.BILINEAR)
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 images = torch.from_numpy(numpy.asarray({image}).transpose(2, 0, 1)[None].copy())
 """
