@@ -155,14 +155,15 @@ def torchrun(config: Config, run: Run) -> Iterator[dict]:
     """Train one run in ``config.processes`` processes of this machine; yield its rows. Raises what
     the first process that failed said."""
     command = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
-    command += ["--module", "reproduce", "train", "--rows"]
-    for name, value in config.changed().items():
-        if name not in ("processes", "tensorboard", "wandb"):  # this process does these
-            command += ["-p", name, yaml.safe_dump(value)]
+    here = "processes", "tensorboard", "wandb"  # what this process does itself
+    settings = {name: value for name, value in config.changed().items() if name not in here}
     threads = str(max(1, torch.get_num_threads() // config.processes))
     path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as errors, tempfile.NamedTemporaryFile("w+") as file:
+        yaml.safe_dump(settings, file)  # a word of a command line would lose a text's type
+        file.flush()
+        command += ["--module", "reproduce", "train", "-f", file.name, "--rows"]
         streams = dict(stdout=subprocess.PIPE, stderr=errors, text=True)
         torchrun = subprocess.Popen([sys.executable, "-m", *command], **streams, env=environment)
         try:

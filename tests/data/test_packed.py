@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -479,8 +480,10 @@ def test_new_images_may_be_packed(place):
     for source in ("images", "packed"):
         apply.apply(str(run.path), str(place / source), str(place / f"{source}.csv"), size=7)
     # images are listed nested, a data set's training part first: the same files, in some order
-    tables = [sorted((place / f"{s}.csv").read_text().splitlines()) for s in ("images", "packed")]
-    assert tables[0] == tables[1] and len(tables[0]) == 61
+    tables = [pd.read_csv(place / f"{s}.csv").set_index("file") for s in ("images", "packed")]
+    unpacked, named = tables[0].drop(columns="path"), tables[0]["path"]
+    pd.testing.assert_frame_equal(unpacked.sort_index(), tables[1].sort_index(), check_exact=True)
+    assert len(unpacked) == 60 and all(Path(path).is_file() for path in named)
     packed.pack(place / "images", place / "other", 9)
     call = lambda: apply.apply(str(run.path), str(place / "other"), str(place / "x.csv"))  # noqa: E731
     refused(call, "(3, 9, 9)", "(3, 8, 8)")

@@ -211,6 +211,7 @@ def test_by_keyboard_alone(opened):
     assert not opened.locator("#viewer").is_visible()
     opened.keyboard.press("/")
     opened.keyboard.type("TRIP 014")
+    opened.wait_for_function("document.querySelectorAll('.tile .open').length == 1")
     labels = opened.locator(".tile .open").evaluate_all("all => all.map(e => e.ariaLabel)")
     assert len(labels) == 1 and labels[0].startswith("2023/trip/014.png")
 
