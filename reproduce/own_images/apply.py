@@ -131,8 +131,9 @@ def apply(
     targets = [checked_target(target) for target in (out, *arrays)]
     folder, made = folder_of(source), clusterer.edits
     known, unlike = None, 0
-    if not own and folder != folder_of(edits.home(clusterer.path)):  # others by the same names
-        made, known = replace(made, moved={}, notes=()), familiar.of_run(clusterer.path)
+    others = not own and folder != folder_of(edits.home(clusterer.path))
+    if others:  # by the same names
+        made = replace(made, moved={}, notes=())
     bad, sizes = {}, Counter()
     with contextlib.ExitStack() as files:
         temporary = [files.enter_context(atomic(target)) for target in targets]
@@ -147,6 +148,8 @@ def apply(
                 continue
             p, features = clusterer.predict(images)
             rows = table_of(clusterer, names, p, features, made, folder)
+            if others and not sizes:
+                known = familiar.of_run(clusterer.path, features.shape[1])
             if known:
                 rows["similarity"] = known.similarity(features)
                 rows["unlike"] = (rows["similarity"] < known.least).astype(int)

@@ -36,12 +36,14 @@ class Familiar:
         return torch.cat([part[1] for part in parts])[:, 0].numpy()
 
 
-def of_run(run: Path) -> Familiar | None:
+def of_run(run: Path, width: int) -> Familiar | None:
+    """Of a run whose features are so wide; None where it has kept none, or some axes of them."""
     if (run / "features.npy").exists():
         return Familiar(np.load(run / "features.npy"))
     if (run / "embeddings.npz").exists():
         with np.load(run / "embeddings.npz") as stored:
-            return Familiar(stored["embedding"])
+            if stored["embedding"].shape[1] == width:
+                return Familiar(stored["embedding"])
     return None
 
 
