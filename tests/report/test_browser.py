@@ -1,6 +1,7 @@
 """The pages and the notebook as a reader meets them: in Chromium, without any network."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -235,7 +236,8 @@ def every_page(folder):
     return found + sorted(folder.glob("*/*/*/train.html"))
 
 
-def ids(path):
+@functools.cache
+def ids(path, changed):
     return {*re.findall(r'id="([^"]+)"', path.read_text(encoding="utf-8"))}
 
 
@@ -243,19 +245,20 @@ def check(path, visit):
     """No sideways scroll on a telephone, a text for every picture, links to what exists, print."""
     page = visit(path, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
-    for picture in page.locator("img").all():
-        alt = picture.get_attribute("alt")
+    seen = "[...document.images].map(i => [i.getAttribute('alt'), i.naturalWidth])"
+    for alt, width in page.evaluate(seen):
         assert " " in alt and "No description" not in alt, path
-        assert picture.evaluate("i => i.naturalWidth > 0"), path
-    for link in page.locator("a").all():
-        target = urlparse(link.evaluate("a => a.href"))
+        assert width > 0, path
+    for href in page.evaluate("[...document.querySelectorAll('a')].map(a => a.href)"):
+        target = urlparse(href)
         assert target.scheme in ("file", "https"), path
         if target.scheme == "file":
             there = Path(unquote(target.path))
             assert there.exists(), (path, there)
             names = {target.fragment, unquote(target.fragment)}
             filters = there.name == "runs.html" and "=" in target.fragment
-            assert names == {""} or filters or names & ids(there), (path, target.fragment)
+            named = names == {""} or filters or names & ids(there, there.stat().st_mtime_ns)
+            assert named, (path, target.fragment)
     page.emulate_media(media="print")
     assert page.locator("nav:visible").count() == 0 and page.locator("h1").is_visible(), path
 
