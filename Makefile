@@ -18,7 +18,7 @@ setup: .venv/ready  ## the environment alone, in .venv, from pinned versions (ab
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-report: setup  ## six runs on digits, every figure notebook, results/local/index.html (5 to 13 minutes, 1 the second time)
+report: setup  ## six runs on digits, every figure notebook, results/local/index.html (4 to 13 minutes, 1 the second time)
 	$(RUN) sweep notebooks/settings/digits-quick.yaml --grid lambda1=0.1,0.3,1 --grid entropy=batch,sample --jobs $(JOBS)
 	$(RUN) report --jobs $(JOBS)
 	@echo "open results/local/index.html in a browser; results/index.html has the committed study"
