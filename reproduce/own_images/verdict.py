@@ -37,13 +37,15 @@ def judge(sizes: np.ndarray, votes: np.ndarray, voters: str = "heads") -> Verdic
     found, n = agreement(votes), max(1, int(sizes.sum()))
     largest, empty = float(sizes.max() / n), int((sizes == 0).sum())
     small = int(((sizes > 0) & (sizes < SMALL * n / len(sizes))).sum())
-    said = f"{len(votes)} {voters} that were made apart agree by {found:.2f} (1: the same)"
+    who = f"{len(votes)} {voters} from random starts of their own"
+    said = f"{who} agree by {found:.2f} (1: the same)"
     if largest > COLLAPSED and len(sizes) > 1:
         level, words = "collapsed", f"{largest:.0%} of the images are in one cluster: do not use it"
     elif np.isnan(found) or len(votes) < 2:
         level, words = "mixed", "nothing says how sure it is: there is one vote"
     elif found >= SOUND:
-        level, words = "sound", f"The clusters are well founded: {said}"
+        hint = "the pictures say whether you want them"
+        level, words = "sound", f"The clusters are stable: {said}; {hint}"
     elif found >= FAIR:
         level, words = "mixed", f"The clusters hold for most images: {said}; look at the doubtful"
     else:

@@ -27,7 +27,7 @@ def test_a_folder(made, tmp_path):
     colour = [int(file[-6:-4]) % 2 for file in found.files]
     assert metrics.accuracy(colour, found.table["cluster"].to_numpy()) == 1 and len(found) == 24
     assert list(found.table)[:5] == ["file", "cluster", "name", "probability", "margin"]
-    assert "2 clusters" in repr(found) and "heads that were made apart" in found.verdict
+    assert "2 clusters" in repr(found) and "heads from random starts" in found.verdict
     again = reproduce.Clusters.load(found.run)
     assert again.table.equals(found.table) and again.files == found.files
     new = found.predict(folder)

@@ -18,12 +18,12 @@ def votes(k, wrong, n=300, heads=5):
 
 @pytest.mark.parametrize(
     "wrong, level, said",
-    [(0.01, "sound", "well founded"), (0.1, "mixed", "most images"), (0.6, "poor", "arbitrary")],
+    [(0.01, "sound", "stable"), (0.1, "mixed", "most images"), (0.6, "poor", "arbitrary")],
 )
 def test_agreement_says_what_clusters_are_worth(wrong, level, said):
     found = judge(np.array([100, 100, 100]), votes(3, wrong))
     assert found.level == level and said in found.sentence and found.sentence.endswith(".")
-    assert "5 heads that were made apart agree by" in found.sentence
+    assert "5 heads from random starts of their own agree by" in found.sentence
 
 
 def test_sizes_say_what_agreement_does_not():
