@@ -63,7 +63,8 @@ class Settings:
         >>> Config.from_params({"lambda1": 0.3}).lambda1
         0.3
         """
-        fields, kinds = {f.name: f for f in dataclasses.fields(cls)}, types_of(cls)  # type: ignore[arg-type]
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        kinds = types_of(cls)  # type: ignore[arg-type]
         values = {}
         for name, value in params.items():
             if name not in fields:
