@@ -308,7 +308,7 @@ def report(args) -> None:
 def benchmark(args) -> None:
     import pandas as pd
 
-    sys.path.append(str(ROOT / "notebooks"))  # where it lies beside the notebook that reads it
+    sys.path.append(str(NOTEBOOKS))  # where it lies beside the notebook that reads it
     import benchmark as speed
 
     config = Config.from_params(given(args))

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce.config import Config
-from reproduce.files import ROOT
+from reproduce.files import NOTEBOOKS, ROOT
 from reproduce.runs.directory import Run
 from reproduce.runs.provenance import source_tree
 from reproduce.runs.yaml_files import read_settings, read_yaml
 from reproduce.settings import ConfigError
 from reproduce.sweeps.sweep import expand
 
-PRESETS = ROOT / "notebooks" / "settings"
-CLAIMS = ROOT / "notebooks" / "claims.yaml"
+PRESETS = NOTEBOOKS / "settings"
+CLAIMS = ROOT / "notebooks" / "claims.yaml"  # which git has, of a checkout
 SHAPE = {"settings", "with", "factors", "generators", "cells"}
 DESIGN = {*SHAPE, "runs", "before", "seeds", "order", "chooses"}
 
@@ -41,7 +41,7 @@ class Cell:
 
 def blocks() -> dict[str, list[dict] | dict]:
     """Each block as the file has it: the list of its stars, or its design."""
-    return {str(k): v for k, v in read_settings(ROOT / "notebooks" / "campaign.yaml").items()}
+    return {str(k): v for k, v in read_settings(NOTEBOOKS / "campaign.yaml").items()}
 
 
 def block(name: str, changes: dict) -> list[Config]:

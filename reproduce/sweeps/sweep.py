@@ -13,7 +13,7 @@ import yaml
 from tqdm import tqdm
 
 from reproduce.config import Config
-from reproduce.files import ROOT, settle
+from reproduce.files import NOTEBOOKS, settle
 from reproduce.runs import content, status
 from reproduce.runs.directory import Run, read_metrics, whole_or_left_out
 from reproduce.runs.stopping import Stopped
@@ -30,6 +30,7 @@ ENDS = {  # of a run of a sweep
     "left": "for the next call, after --minutes",
     "failed": "with the reason",
 }
+TEMPLATE = NOTEBOOKS / "train.ipynb"  # that every run executes
 BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
 
 
@@ -235,8 +236,7 @@ def execute(run: Run, jobs: int, keep: bool = True) -> Outcome:
     """The notebook of a run, and its page if they are kept; or how it ended, and its last words."""
     temporary = run.path.with_name(f".{run.path.name}.ipynb")
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    template = str(ROOT / "notebooks" / "train.ipynb")
-    words = ["--no-progress-bar", template, str(temporary)]
+    words = ["--no-progress-bar", str(TEMPLATE), str(temporary)]
     for name, value in run.config.changed().items():
         words += ["-y", yaml.safe_dump({name: value})]
     environment = {**os.environ}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from reproduce.files import ROOT
 from reproduce.report.results import load
 from reproduce.runs import stopping
 from reproduce.runs.directory import Run, find
-from reproduce.sweeps import launch, sweep
+from reproduce.sweeps import campaign, launch, sweep
 
 QUICK = ["-p", "epochs", "1", "-p", "width", "4", "-p", "n_heads", "2", "-p", "limit", "200"]
 
@@ -40,6 +41,26 @@ def test_grid_and_factors_expand_to_a_product():
     assert len(configs) == 12 and len({c.hash() for c in configs}) == 12
     assert sum(c.head_init == "torch" and not c.head_bias for c in configs) == 6
     assert all(c.epochs == 2 for c in configs)
+
+
+def test_an_installed_package_takes_notebook_presets_and_blocks_from_share(tmp_path):
+    """As of a wheel: no checkout, and notebooks below sys.prefix."""
+    shutil.copytree(ROOT / "reproduce", tmp_path / "site" / "reproduce")
+    share = tmp_path / "share" / "reproduce"
+    share.mkdir(parents=True)
+    (share / "notebooks").symlink_to(ROOT / "notebooks")
+    code = f"""
+import sys
+sys.prefix = {str(tmp_path)!r}
+from reproduce.files import ROOT
+from reproduce.sweeps import campaign, sweep
+print(ROOT, sweep.TEMPLATE.is_file(), len(campaign.block("cpu", {{}})))"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    n = len(campaign.block("cpu", {}))
+    assert done.stdout.split() == [str(tmp_path), "True", str(n)], done.stderr
 
 
 def test_equal_settings_run_once():
