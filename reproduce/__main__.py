@@ -15,7 +15,7 @@ from pathlib import Path
 from reproduce import Diverged, fit
 from reproduce.config import Config
 from reproduce.files import NOTEBOOKS, ROOT, is_packed, printable, read_json
-from reproduce.methods.every_run import FOLDERS
+from reproduce.methods.data_and_network import FOLDERS
 from reproduce.processes import Lost
 from reproduce.runs import status as how_far
 from reproduce.runs import stopping

@@ -23,7 +23,7 @@ from reproduce import data, fit
 from reproduce.config import Config, readers
 from reproduce.files import ROOT
 from reproduce.methods import METHODS
-from reproduce.methods.every_run import FOLDERS
+from reproduce.methods.data_and_network import FOLDERS
 from reproduce.report import claims, pages, parameters, plots, results
 from reproduce.runs.directory import Run, find
 from reproduce.runs.executed import PHOTOGRAPH

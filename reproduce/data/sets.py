@@ -26,7 +26,7 @@ from reproduce.config import Config
 from reproduce.data import packed
 from reproduce.data.folder import fingerprint, imagenet_classes, list_dataset, read_folder, wrong
 from reproduce.files import ROOT, atomic, is_packed, lock
-from reproduce.methods.every_run import FOLDERS
+from reproduce.methods.data_and_network import FOLDERS
 from reproduce.settings import ConfigError
 
 # what a cached file holds

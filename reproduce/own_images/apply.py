@@ -21,7 +21,7 @@ from reproduce.data.folder import list_images, unreadable
 from reproduce.data.packed import write_header
 from reproduce.data.sets import read_cached
 from reproduce.files import FORMULA, TEXT, atomic, in_table, is_packed, quoting
-from reproduce.methods.every_run import FOLDERS
+from reproduce.methods.data_and_network import FOLDERS
 from reproduce.own_images import edits, familiar
 from reproduce.own_images.clusterer import Batch, Clusterer, squared_distances
 from reproduce.own_images.edits import Edits

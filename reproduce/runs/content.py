@@ -10,7 +10,7 @@ from pathlib import Path
 from reproduce import data
 from reproduce.config import Config
 from reproduce.files import TEXT, read_json
-from reproduce.methods.every_run import FOLDERS
+from reproduce.methods.data_and_network import FOLDERS
 from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError
 

@@ -25,7 +25,7 @@ from reproduce.data import folder as folder_module
 from reproduce.data import notes, packed
 from reproduce.data import sets as data
 from reproduce.data.folder import IMAGENETS, list_images, relative
-from reproduce.methods.every_run import FOLDERS
+from reproduce.methods.data_and_network import FOLDERS
 from reproduce.settings import ConfigError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

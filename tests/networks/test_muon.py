@@ -9,7 +9,7 @@ from torch import nn
 from reproduce import Config
 from reproduce.loop.optimizers import build_optimizer, set_rate
 from reproduce.methods import METHODS
-from reproduce.methods.every_run import LEAST_SIDE
+from reproduce.methods.data_and_network import LEAST_SIDE
 from reproduce.networks import backbones, muon
 
 RATE, DECAY = 0.1, 5e-4

@@ -21,7 +21,7 @@ from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.evaluation.probes import knn_accuracy
 from reproduce.methods import METHODS
-from reproduce.methods.every_run import FOLDERS
+from reproduce.methods.data_and_network import FOLDERS
 from reproduce.networks import backbones
 from reproduce.runs.yaml_files import read_settings
 from reproduce.schedules import learning_rate

@@ -31,7 +31,7 @@ from reproduce.evaluation.probes import knn_accuracy
 from reproduce.files import ROOT
 from reproduce.loop.optimizers import build_optimizer
 from reproduce.methods import METHODS
-from reproduce.methods.every_run import SIDES
+from reproduce.methods.data_and_network import SIDES
 from reproduce.networks import backbones
 from reproduce.report.results import DATA
 from reproduce.runs.directory import Run
