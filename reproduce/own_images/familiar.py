@@ -37,14 +37,16 @@ class Familiar:
 
 
 def of_run(run: Path, width: int) -> Familiar | None:
-    """Of a run whose features are so wide; None where it has kept none, or some axes of them."""
+    """Of a run whose features are so wide; None where it has kept none, or some axes of them, as a
+    trained run does of more than 64."""
     if (run / "features.npy").exists():
-        return Familiar(np.load(run / "features.npy"))
-    if (run / "embeddings.npz").exists():
+        kept = np.load(run / "features.npy")
+    elif (run / "embeddings.npz").exists():
         with np.load(run / "embeddings.npz") as stored:
-            if stored["embedding"].shape[1] == width:
-                return Familiar(stored["embedding"])
-    return None
+            kept = stored["embedding"]
+    else:
+        return None
+    return Familiar(kept) if kept.shape[1] == width else None
 
 
 def warning(unlike: int, n: int) -> list[str]:

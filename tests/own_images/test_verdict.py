@@ -52,3 +52,14 @@ def test_an_image_is_unlike_where_the_run_s_own_rarely_are():
     np.testing.assert_allclose(found[5:], nearest.max(1), atol=1e-5)
     assert familiar.warning(5, 100) == [] and "11 of 100 images" in familiar.warning(11, 100)[0]
     assert familiar.warning(0, 0) == [] and Familiar(own[:1]).least == -1
+
+
+@pytest.mark.parametrize("name", ["features.npy", "embeddings.npz"])
+def test_some_axes_of_a_run_s_features_are_compared_with_nothing(tmp_path, name):
+    kept = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
+    if name == "features.npy":
+        np.save(tmp_path / name, kept)
+    else:
+        np.savez(tmp_path / name, embedding=kept)
+    assert familiar.of_run(tmp_path, 6) and familiar.of_run(tmp_path, 8) is None
+    assert familiar.of_run(tmp_path / "gone", 6) is None
