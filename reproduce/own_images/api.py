@@ -53,8 +53,7 @@ def cluster(images, k: int | str = "auto", **settings) -> Clusters:
 
 
 def of_features(features, k: int, files: Iterable[str] = (), **settings) -> Clusters:
-    values = features.detach().cpu().numpy() if isinstance(features, Tensor) else features
-    values = np.asarray(values)
+    values = array(features)
     if values.ndim != 2 or 0 in values.shape:
         raise ConfigError(f"features must be an array [N, D], got {list(values.shape)}")
     values = checked(values, "features")
@@ -69,6 +68,12 @@ def of_features(features, k: int, files: Iterable[str] = (), **settings) -> Clus
     sizes = np.bincount(found.clusters, minlength=found.probabilities.shape[1])
     verdict = judge(sizes, found.votes).sentence
     return Clusters(found.model, values, names, found.probabilities.numpy(), made, verdict)
+
+
+def array(features) -> np.ndarray:
+    """An array or a tensor, on whatever device, as an array."""
+    values = features.detach().cpu().numpy() if isinstance(features, Tensor) else features
+    return np.asarray(values)
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,9 @@ class Clusters:
                 out = Path(place) / "new.csv"
                 apply(str(self.run), os.fspath(images), str(out), skip=True)
                 return tables.read(out)
-        values = np.asarray(images)
+        if self.run and not isinstance(self.model, featured.FeatureClusterer):
+            raise ConfigError("images must be a folder: this run has trained a network of its own")
+        values = array(images)
         if values.ndim != 2 or values.shape[1] != self.features.shape[1]:
             wanted = f"[N, {self.features.shape[1]}]"
             raise ConfigError(f"features must be an array {wanted}, got {list(values.shape)}")
