@@ -65,8 +65,7 @@ def of_features(features, k: int, files: Iterable[str] = (), **settings) -> Clus
         given = replace(given, n_clusters=choose_k(stability(values, given))[0])
     found = group(values, given)
     made = Edits(names=found.names)
-    sizes = np.bincount(found.clusters, minlength=found.probabilities.shape[1])
-    verdict = judge(sizes, found.votes).sentence
+    verdict = judge(found.sizes, found.votes, found.voters).sentence
     return Clusters(found.model, values, names, found.probabilities.numpy(), made, verdict)
 
 

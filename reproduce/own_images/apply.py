@@ -93,8 +93,9 @@ def table_of(
     rows = {"file": pd.Series(files, dtype=object), "cluster": cluster}
     rows["name"] = pd.Series(["'" * v.startswith(FORMULA) + v for v in titles], dtype=object)
     rows |= {"probability": probability, "margin": margin}
-    if not clusterer.heads:
-        square = squared_distances(features, clusterer.centroids.cpu())
+    centroids = None if clusterer.heads else clusterer.centroids
+    if centroids is not None:
+        square = squared_distances(features, centroids.cpu())
         rows["distance"] = square.sqrt().min(-1)[0].numpy()
     if folder:
         rows["path"] = pd.Series([os.path.join(folder, name) for name in names], dtype=object)

@@ -146,9 +146,8 @@ def save(path: Path, settings: Grouping, features: Features, grouped: Grouped) -
     kept = dataclasses.asdict(settings)
     kept |= {"folder": str(features.folder), "results_dir": "", "data_dir": ""}
     write_json(path / "config.json", kept)
-    voters = "heads" if grouped.model.kind == "heads" else "clusterings"
-    sizes = np.bincount(clusters, minlength=grouped.probabilities.shape[1])
-    write_json(path / "verdict.json", judge(sizes, grouped.votes, voters).json())
+    verdict = judge(grouped.sizes, grouped.votes, grouped.voters)
+    write_json(path / "verdict.json", verdict.json())
     duplicates.write(path, features.folder, features.files, features.values, features.small)
     about = own_about(features)
     said = {"features": about, "labels": about["labels"], "made": now(), **machine_and_code()}
@@ -191,7 +190,7 @@ class FeatureClusterer(Clusterer):
             raise wrong_run(run, f"has a damaged apply.npz: {type(error).__name__}") from None
         about = self.about = self.provenance["features"]
         self.metrics = {"weights_sha256": about["weights_sha256"]}
-        self.n_clusters, self.heads = self.provenance["n_clusters"], kind != "centroids"
+        self.n_clusters, self.heads = self.provenance["n_clusters"], kind == "heads"
         self.centroids = getattr(self.groups, "centroids", None)
         side = round(about["side"] / about["crop"]) if "side" in about else 0
         self.shape, self.levels = (3, side, side), tuple(about.get("levels", ()))

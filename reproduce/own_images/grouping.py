@@ -78,6 +78,16 @@ class Grouped:
     names: dict[int, str] = field(default_factory=dict)
 
     @property
+    def voters(self) -> str:
+        """What cast the votes, as ``judge`` calls it."""
+        return "heads" if self.model.kind == "heads" else "clusterings"
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 ``[K]``, images of each cluster."""
+        return np.bincount(self.clusters, minlength=self.probabilities.shape[1])
+
+    @property
     def clusters(self) -> np.ndarray:
         """int64 ``[N]``, the most probable of each image."""
         return self.probabilities.argmax(-1).numpy()
@@ -305,7 +315,8 @@ def by_density(x: Tensor, settings: Grouping) -> Grouped:
         raise ConfigError(f"grouping is 'hdbscan', which {few}: name a K, or a smaller min_size")
     label[label < 0] = k - 1
     model = Nearest(F.normalize(x, dim=-1), label)
-    return Grouped(model, model(x), alike(label, other)[None], {k - 1: NOWHERE})
+    votes = np.stack([label.numpy(), alike(label, other)])
+    return Grouped(model, model(x), votes, {k - 1: NOWHERE})
 
 
 def alike(label: Tensor, other: Tensor) -> np.ndarray:

@@ -20,6 +20,7 @@ from reproduce.own_images import choose, clusters, featured, grouping, pretraine
 from reproduce.own_images.apply import apply
 from reproduce.own_images.features import images_hash, take
 from reproduce.own_images.grouping import Grouping
+from reproduce.own_images.verdict import judge
 from reproduce.settings import ConfigError
 
 
@@ -405,3 +406,5 @@ def test_hdbscan_has_images_that_belong_nowhere(tmp_path):
     assert found.probabilities.shape == (192, 4) and found.names == {3: grouping.NOWHERE}
     assert metrics.accuracy(np.arange(180) // 60, found.clusters[:180]) > 0.95
     torch.testing.assert_close(found.model(torch.from_numpy(x).float()), found.probabilities)
+    said = judge(found.sizes, found.votes, found.voters)
+    assert said.agreement > 0.8 and "2 clusterings that were made apart agree" in said.sentence
