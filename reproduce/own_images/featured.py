@@ -36,14 +36,18 @@ def run_path(settings: Grouping) -> Path:
     and settings, so that what was named and moved there is found again."""
     root = settings.results_dir or ROOT / "results" / "local"
     folder = Path(os.path.realpath(os.path.expanduser(settings.folder)))
-    fields = [f.name for f in dataclasses.fields(settings) if f.metadata["identity"]]
-    identity = {name: getattr(settings, name) for name in fields}
-    text = json.dumps([str(folder), identity], sort_keys=True)
+    text = json.dumps([str(folder), identity_of(settings)], sort_keys=True)
     code = hashlib.sha256(text.encode()).hexdigest()[:8]
     k = f"K-{settings.n_clusters or 'auto'}" if settings.grouping != "hdbscan" else "K-found"
     name = f"{settings.grouping}_{k}_seed-{settings.seed}_{code}"
     root = Path(os.path.realpath(os.path.expanduser(root)))
     return root / "own_images" / (folder.name or "root") / name
+
+
+def identity_of(settings: Grouping) -> dict:
+    """The settings that change what comes out."""
+    fields = [f.name for f in dataclasses.fields(settings) if f.metadata["identity"]]
+    return {name: getattr(settings, name) for name in fields}
 
 
 def make(
@@ -61,7 +65,7 @@ def make(
     if found.skipped and s.bad_images == "stop":
         raise unreadable(found.folder, found.skipped, " (-p bad_images skip leaves them out)")
     path = run_path(settings)
-    follow(path, found)
+    follow(path, settings, found)
     if is_made(path, found):
         return path
     check(len(found), settings)
@@ -73,14 +77,21 @@ def make(
     return path
 
 
-def follow(path: Path, features: Features) -> None:
-    """Where a folder has moved, its run is found by the content of the images, and moves, too."""
+def follow(path: Path, settings: Grouping, features: Features) -> None:
+    """Where a folder has moved or has another name, its run is found by the content of the images,
+    and moves, too; its table, which says where they were, is written anew when it is asked for."""
     if path.exists():
         return
-    for other in sorted(path.parent.glob(f"{path.name.rpartition('_')[0]}_*")):
+    for other in sorted(path.parent.parent.glob(f"*/{path.name.rpartition('_')[0]}_*")):
         config = read_json(other / "config.json") if is_made(other, features) else {}
-        if config and not os.path.exists(config["folder"]):
+        if not config or os.path.exists(config["folder"]):
+            continue
+        then = Grouping.from_params({**config, "n_clusters": settings.n_clusters})
+        if identity_of(then) == identity_of(settings):  # K, or that it was chosen, is in the name
+            for table in other.glob("clusters.[cp]*"):
+                table.unlink()
             write_json(other / "config.json", {**config, "folder": str(features.folder)})
+            path.parent.mkdir(parents=True, exist_ok=True)
             other.replace(path)
             return
 

@@ -119,6 +119,18 @@ def test_a_run_moves_with_its_folder(tmp_path, colours):
     assert sum(colours.seen) == 24
 
 
+def test_a_run_moves_under_another_name_but_not_to_other_settings(tmp_path, colours):
+    folder = paint(tmp_path / "images")
+    run = featured.make(settings(tmp_path))
+    (run / "clusters.csv").write_text("of the old place")
+    folder = folder.rename(tmp_path / "renamed")
+    other = featured.make(settings(tmp_path, folder=str(folder), steps=31))
+    assert run.exists() and json.loads((other / "config.json").read_text())["steps"] == 31
+    again = featured.make(settings(tmp_path, folder=str(folder)))
+    assert again != run and not run.exists() and not (again / "clusters.csv").exists()
+    assert json.loads((again / "config.json").read_text())["folder"] == str(folder)
+
+
 @pytest.mark.parametrize("how", ["heads", "kmeans", "spherical"])
 def test_every_grouping_finds_two_colours(tmp_path, colours, how):
     """The folder's own table, other images, one of them alone, and the exported network agree."""
