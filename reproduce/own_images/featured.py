@@ -118,7 +118,11 @@ def write(
     """Write the run directory, whole or not at all; what a person has made in it stays. table: of
     ``stability``, where K was chosen by it."""
     temporary = path.with_name(f"{path.name}.partial")
+    old = path.with_name(f".{path.name}.old.partial")
     try:
+        if old.exists() and not path.exists():  # stopped between the two
+            old.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save(temporary, settings, features, grouped)
@@ -128,7 +132,6 @@ def write(
             if (path / name).exists():
                 shutil.copy(path / name, temporary / name)
         if path.exists():
-            old = path.with_name(f".{path.name}.old.partial")
             path.replace(old)
             settle(temporary, path)
             shutil.rmtree(old)

@@ -119,6 +119,16 @@ def test_a_run_moves_with_its_folder(tmp_path, colours):
     assert sum(colours.seen) == 24
 
 
+def test_a_run_that_was_stopped_while_it_was_made_again_keeps_its_names(tmp_path, colours):
+    folder = paint(tmp_path / "images")
+    run = featured.make(settings(tmp_path))
+    (run / "names.yaml").write_text("0: red\n")
+    run.replace(run.with_name(f".{run.name}.old.partial"))
+    Image.new("RGB", (20, 20), "red").save(folder / "new.png")
+    assert featured.open_run(featured.make(settings(tmp_path))).names == {0: "red"}
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
 def test_a_run_moves_under_another_name_but_not_to_other_settings(tmp_path, colours):
     folder = paint(tmp_path / "images")
     run = featured.make(settings(tmp_path))
