@@ -139,7 +139,8 @@ def look_at_features(clusterer: FeatureClusterer, at_most: int) -> Look:
     features = torch.from_numpy(np.load(clusterer.path / "features.npy")[drawn])
     votes = np.load(clusterer.path / "votes.npy")[:, drawn]
     pixels = np.full((len(shown), 3, SHOWN, SHOWN), 255, np.uint8)
-    read_all(pixels, [folder / file for file in shown], clusterer.config.letterbox)
+    paths = [folder / file for file in shown]
+    read_all(pixels, paths, clusterer.levels, clusterer.config.letterbox)
     probabilities, _ = clusterer.predict(features)
     table = rows_of(shown, probabilities, votes)
     sizes = np.bincount(assignments, minlength=clusterer.n_clusters)
@@ -156,7 +157,8 @@ def complete(run_dir: str, data_dir: str = "") -> Verdict:
         features = stored["embedding"].astype(np.float32)
     with atomic(found.path / "features.npy") as place, open(place, "wb") as file:
         np.save(file, features)
-    duplicates.write(found.path, Path(found.config.folder), files, features)
+    folder, levels = Path(found.config.folder), found.clusterer.levels
+    duplicates.write(found.path, folder, files, features, levels=levels)
     said = found.verdict
     with atomic(found.path / "verdict.json") as place:
         place.write_text(json.dumps(said.json(), indent=1) + "\n", encoding="utf-8")

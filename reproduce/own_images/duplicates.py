@@ -142,17 +142,23 @@ def outliers(features: np.ndarray, files: list[str], apart: Iterable[int]) -> pd
 
 
 def write(
-    run: Path, folder: Path, files: list[str], features: np.ndarray, small: np.ndarray | None = None
+    run: Path,
+    folder: Path,
+    files: list[str],
+    features: np.ndarray,
+    small: np.ndarray | None = None,
+    levels: tuple[int, ...] = (),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``duplicates.csv`` and ``outliers.csv`` of a run, over all its images; returns both. small:
-    their small copies, which are read from the folder where they are not there."""
+    their small copies, which are read from the folder where they are not there; levels: those of
+    16-bit grey images."""
     paths = [folder / file for file in files]
     if small is None:
         side = 2 * SMALL
-        parts = [
-            (names, smaller(images)) for names, images, _ in read(folder, paths, side) if names
-        ]
-        of = {name: copy for names, copies in parts for name, copy in zip(names, copies)}
+        of = {}
+        for names, images, _ in read(folder, paths, side, levels):
+            if names:
+                of |= dict(zip(names, smaller(images)))
         small = np.stack([of.get(file, np.zeros((3, SMALL, SMALL), np.uint8)) for file in files])
     digests = [digest(path) or file for path, file in zip(paths, files)]
     sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]

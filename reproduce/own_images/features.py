@@ -236,8 +236,10 @@ def from_file(folder: Path, files: list[Path], features: str, names: str) -> Fea
         raise ConfigError(f"names: {names!r} names a file twice")
     paths = [folder / name for name in named]
     small, skipped, good = np.zeros((len(named), 3, SMALL, SMALL), np.uint8), {}, {}
-    for read_names_, images, reasons in read(folder, paths, 2 * SMALL):
-        good |= dict(zip(read_names_, smaller(images)))
+    levels = grey.range_of(paths, named, room)
+    for part, images, reasons in read(folder, paths, 2 * SMALL, levels):
+        if part:
+            good |= dict(zip(part, smaller(images)))
         skipped |= reasons
     for i, name in enumerate(named):  # one that cannot be read keeps its features
         small[i] = good.get(name, 0)
@@ -250,6 +252,7 @@ def from_file(folder: Path, files: list[Path], features: str, names: str) -> Fea
         "features_sha256": hashlib.sha256(values.tobytes()).hexdigest(),
         "images_sha256": images_hash(folder, paths, digests),
     }
+    about |= {"levels": [*levels]} if levels else {}
     return Features(values, named, folder, small, digests, about, skipped)
 
 

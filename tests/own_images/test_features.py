@@ -16,7 +16,7 @@ from torch import nn
 from reproduce import metrics
 from reproduce.__main__ import main
 from reproduce.networks import efficientnet
-from reproduce.own_images import choose, clusters, featured, grouping, pretrained
+from reproduce.own_images import choose, clusters, featured, grouping, page, pretrained
 from reproduce.own_images.apply import apply
 from reproduce.own_images.features import images_hash, take
 from reproduce.own_images.grouping import Grouping
@@ -180,6 +180,24 @@ def test_an_image_that_changed_since_is_seen_again(tmp_path, colours):
     Image.new("RGB", (20, 20), "green").save(folder / "new.png")
     assert apply(str(run), str(folder), str(tmp_path / "o.csv"))["images"] == 25
     assert sum(colours.seen) == before + 25
+
+
+def test_16_bit_images_are_shown_in_their_own_levels(tmp_path, colours):
+    """On the page, in the pictures of the notebook, where whole images are asked for, and where
+    copies are looked for."""
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 4096, (8, 16), np.uint16)).save(folder / f"{i}.png")
+    run = featured.make(settings(tmp_path, grouping="kmeans", letterbox=True))
+    levels = page.levels_of(run)
+    assert 0 <= levels[0] < 100 and 4000 < levels[1] < 4096
+    pixels = clusters.look(str(run)).pixels
+    middle = pixels[:, :, 24:40]
+    assert middle.min() < 60 and middle.max() > 200 and (pixels[:, :, :12] > 250).all()
+    np.save(tmp_path / "x.npy", rng.normal(size=(8, 4)).astype(np.float32))
+    own = take(folder, features=str(tmp_path / "x.npy"))
+    assert own.about["levels"] == [*levels] and own.small.max() > 150
 
 
 def test_images_unlike_the_run_s_are_named(tmp_path, colours, capsys):

@@ -176,8 +176,10 @@ def draw_sheets(folder: Path, files: list[str], target: Path, levels: tuple = ()
 
 def levels_of(run: Path) -> tuple[int, ...]:
     """Those in which a run reads 16-bit grey images; () where it has none."""
-    metrics = run / "metrics.json"
-    return tuple(read_json(metrics)["data"].get("levels", ())) if metrics.exists() else ()
+    for name, part in (("metrics.json", "data"), ("provenance.json", "features")):
+        if (run / name).exists() and part in (said := read_json(run / name)):
+            return tuple(said[part].get("levels", ()))
+    return ()
 
 
 def small_picture(path: Path, side: int, levels: tuple[int, ...] = ()) -> Image.Image:
