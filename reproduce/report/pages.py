@@ -140,7 +140,8 @@ def card(executed: Path) -> dict:
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
     title, _, text = "".join(cells[0]["source"]).lstrip("# ").partition("\n")
     first = text.strip().split("\n\n")[0].replace("\n", " ")
-    sentence = re.match(r"(.{40,}?[.?!](?= [A-Z])|.*)", re.sub(r"[*`]", "", first))[0]
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", re.sub(r"[*`]", "", first))
+    sentence = re.match(r"(.{40,}?[.?!](?= [A-Z])|.*)", plain)[0]
     outputs = [o for cell in cells for o in cell.get("outputs", [])]
     shown = next((o for o in outputs if "image/png" in o.get("data", {})), None)
     png = base64.b64decode("".join(shown["data"]["image/png"])) if shown else b""

@@ -1,5 +1,6 @@
 """The pages and the notebook as a reader meets them: in Chromium, without any network."""
 
+import collections
 import csv
 import functools
 import io
@@ -191,7 +192,13 @@ def test_from_the_overview_to_a_heading_and_back(site, visit):
     page = visit(site / "index.html")
     pages_first = ["Pages, in the order in which to read them", "Claims"]
     assert page.locator("h2").all_inner_texts() == pages_first
-    assert "holds" in page.locator(".claims .verdict").all_inner_texts()
+    known = page.locator(".tally .verdict").all_inner_texts()
+    assert "holds" in known and len(known) == len(set(known))
+    assert not page.locator(".claims").is_visible()
+    page.get_by_text("Each of the").click()
+    verdicts = page.locator(".claims .verdict").all_inner_texts()
+    shown = zip(page.locator(".tally strong").all_inner_texts(), known)
+    assert {verdict: int(n) for n, verdict in shown} == collections.Counter(verdicts)
     assert "not run" not in page.locator(".claims").inner_text()
     card = page.locator(".cards a").first
     assert "This first sentence is what the overview says of it." in card.inner_text()

@@ -263,5 +263,6 @@ def test_a_card_has_the_first_picture_with_its_text():
     shown = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     said = [output["metadata"]["image/png"]["alt"] for output in shown]
     assert found["alt"] == said[0] and found["png"] and found["href"] == "details.html"
+    assert "in fifteen points." in found["text"], "the words of a link, without its address"
     without = pages.card(ROOT / "results" / "report.ipynb")
     assert without["png"] == "" and without["title"]
