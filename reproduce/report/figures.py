@@ -126,12 +126,12 @@ def lambda1(panels: Mapping[str, pd.DataFrame], published: pd.DataFrame, score: 
 
     panels: runs under the titles of their panels; published: results/published.csv."""
     cifar = published[published["dataset"] == "CIFAR-10"].dropna(subset=["acc"])
-    course = cifar[cifar["method"] == "CRLC, course reproduction"]
-    weights = course["setting"].str.removeprefix("lambda1 = ").astype(float)
+    ceng501 = cifar[cifar["method"] == "CRLC, CENG501"]
+    weights = ceng501["setting"].str.removeprefix("lambda1 = ").astype(float)
     paper = cifar.loc[cifar["method"] == "CRLC", "acc"].iloc[0]
-    axes[0].plot(weights, course["acc"], "s-", color=CENG501)
+    axes[0].plot(weights, ceng501["acc"], "s-", color=CENG501)
     axes[0].plot(1.0, paper, "D", color=AUTHORS)  # λ1 in the paper; its script has 2
-    for x, y in [*zip(weights, course["acc"]), (1.0, paper)]:
+    for x, y in [*zip(weights, ceng501["acc"]), (1.0, paper)]:
         axes[0].annotate(f"{y:.1f}", (x, y), (0, 9), ha="center", textcoords="offset points")
     axes[0].annotate("first head", (0.1, 40), color=CENG501, size="small")
     look = {"textcoords": "offset points", "ha": "center", "size": "small"}
@@ -155,7 +155,7 @@ def lambda1(panels: Mapping[str, pd.DataFrame], published: pd.DataFrame, score: 
         small = {"color": PIXELS, "size": "small", **BESIDE}
         ax.annotate("k-means on pixels", (0.075, floor), (0, -9), **small)
         ax.set_title(title)
-    for ax, part in zip(axes, [course.assign(lambda1=weights), *panels.values()]):
+    for ax, part in zip(axes, [ceng501.assign(lambda1=weights), *panels.values()]):
         ticks = {0.04: "0"} if (part["lambda1"] == 0).any() else {}
         ticks |= {0.1: "0.1", 0.3: "0.3", 1.0: "1", 2.0: "2"}
         ax.set(xscale="log", xlim=(0.7 * min(ticks), 2.7), ylim=(0, 102), xlabel="λ1")
