@@ -80,6 +80,35 @@ def test_a_picture_that_only_looks_alike_is_not_the_same():
     assert found["kind"].tolist() == [KINDS[1]] * 2
 
 
+def test_where_all_pictures_are_alike_only_a_copy_is_the_same():
+    """All are correlated by about 0.97, above what copies need elsewhere."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(60, 196, (1, 3, 32, 32)) + rng.normal(0, 7, (14, 3, 32, 32))
+    small[1] = small[0] + rng.normal(0, 0.5, (3, 32, 32))
+    small = small.round().astype(np.uint8)
+    seen = duplicates.pixels_of(small)
+    assert float((seen @ seen.T).min()) > duplicates.PICTURE
+    names, x = [f"{i}.png" for i in range(14)], rng.normal(size=(14, 64)).astype(np.float32)
+    found = duplicates.duplicates(x, small, names, names, [1] * 14)
+    assert found["file"].tolist() == ["0.png", "1.png"], found
+    assert found["kind"].tolist() == [KINDS[1]] * 2
+
+
+def test_a_burst_is_one_scene_where_features_tell_scenes():
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (14, 3, 32, 32), np.uint8)
+    small[1, :, 4:] = small[0, :, 4:]
+    x = rng.normal(size=(14, 64)).astype(np.float32)
+    names = [f"{i}.png" for i in range(14)]
+    assert duplicates.duplicates(x, small, names, names, [1] * 14).empty
+    x[1] = x[0] + 0.1
+    found = duplicates.duplicates(x, small, names, names, [1] * 14)
+    assert found["file"].tolist() == ["0.png", "1.png"]
+    assert found["kind"].tolist() == [KINDS[2]] * 2
+    alike = x + 20  # all features point in one direction
+    assert duplicates.duplicates(alike, small, names, names, [1] * 14).empty
+
+
 def test_an_outlier_is_like_no_other_even_if_it_is_there_twice():
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(5, 1, (60, 8)), [[9, -9, 9, -9, 9, -9, 9, -9.0]] * 2])

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from folders import crops
+from folders import blobs, crops
 from PIL import Image
 from torch import nn
 
@@ -171,6 +171,24 @@ def test_every_grouping_finds_two_colours(tmp_path, colours, how):
     theirs = torch.export.load(tmp_path / "model.pt2").module()(images)
     for ours, exported in zip(featured.open_run(run).predict(images), theirs):
         torch.testing.assert_close(ours, exported, atol=1e-4, rtol=1e-4)
+
+
+def test_heads_get_the_numbers_of_the_first_with_all_their_weights(monkeypatch):
+    """Each says of an image what it said before, biases and all."""
+    seen, head_order = {}, metrics.head_order
+
+    def noted(p):
+        seen["order"], seen["p"] = head_order(p), p
+        return seen["order"]
+
+    monkeypatch.setattr(grouping.metrics, "head_order", noted)
+    x = blobs(4)
+    found = grouping.group(x, Grouping(n_clusters=4, n_heads=5, steps=60))
+    by_head = found.model.by_head(torch.from_numpy(x))
+    assert (seen["order"] != torch.arange(4)).any() and found.model.b2.abs().max() > 1e-3
+    for head, before, order in zip(by_head, seen["p"], seen["order"], strict=True):
+        torch.testing.assert_close(head, before[:, order], atol=1e-6, rtol=0)
+        assert (head.argmax(-1) == by_head[0].argmax(-1)).float().mean() > 0.7, "numbered alike"
 
 
 def test_an_image_that_changed_since_is_seen_again(tmp_path, colours):

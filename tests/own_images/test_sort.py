@@ -133,6 +133,25 @@ def test_a_disk_without_hard_links(run, tmp_path, monkeypatch):
     assert contents(tmp_path / "images") == {}
 
 
+def test_a_file_that_comes_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    """Between the plan and the copy, from another program."""
+
+    def refuse(*words, **named):
+        raise OSError(1, "not permitted")
+
+    source, to = tmp_path / "a.png", tmp_path / "b.png"
+    source.write_bytes(b"image")
+    to.write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        sort.copy(source, to)
+    with pytest.raises(FileExistsError):
+        sort.move(source, to)
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(FileExistsError):
+        sort.move(source, to)
+    assert contents(tmp_path) == {"a.png": b"image", "b.png": b"mine"}
+
+
 def test_a_threshold_leaves_out_what_is_doubtful_but_not_what_was_put_by_hand(run, tmp_path):
     found = sort.sort(str(run), str(tmp_path / "out"), threshold=0.7)
     sure = [file for i, file in enumerate(FILES) if 0.9 - 0.5 * i / 12 >= 0.7]
