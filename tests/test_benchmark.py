@@ -1,9 +1,10 @@
 """What the benchmark times, and that what it writes can be read; not how fast this machine is."""
 
 import dataclasses
+import itertools
 import json
 import sys
-import time
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import benchmark
@@ -52,13 +53,19 @@ def test_a_step_beside_busy_processes(monkeypatch):
     assert len(others) == 1 and others[0].poll() is not None
 
 
-def test_in_turns_gives_the_time_of_each():
-    took = benchmark.time_interleaved(
-        {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)},
-        torch.device("cpu"),
-        0.1,
-    )
-    assert 0.002 <= took["short"] < 0.02 <= took["long"] < 0.1
+def test_in_turns_gives_the_time_of_each(monkeypatch):
+    """By this clock, on which another program once takes a second."""
+    now, done = [0.0], []
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def work(name, seconds):
+        done.append(name)
+        now[0] += seconds + (len(done) == 30)
+
+    pieces = {"short": lambda: work("short", 0.002), "long": lambda: work("long", 0.02)}
+    took = benchmark.time_interleaved(pieces, torch.device("cpu"), 0.1)
+    assert took == {"short": pytest.approx(0.002), "long": pytest.approx(0.02)}
+    assert len(done) > 40 and len([*itertools.groupby(done)]) == 2 + 2 * 3, "in three rounds"
 
 
 @pytest.mark.parametrize("native", [False, True])

@@ -1,6 +1,6 @@
 """How many threads a run takes, and that finding out changes nothing of it."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,9 +49,13 @@ def test_who_says_how_many(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("seconds, threads_of_two, taken", [(0.01, 0.005, 2), (0.01, 0.0095, 1)])
-def test_more_threads_are_taken_where_steps_are_faster(seconds, threads_of_two, taken):
+def test_more_threads_are_taken_where_steps_are_faster(seconds, threads_of_two, taken, monkeypatch):
+    """By this clock, on which only a step takes any time."""
+    now = [0.0]
+    monkeypatch.setattr(threads, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
     def step():
-        time.sleep(seconds if torch.get_num_threads() == 1 else threads_of_two)
+        now[0] += seconds if torch.get_num_threads() == 1 else threads_of_two
 
     assert threads.measured(step, 2) == taken
     assert torch.get_num_threads() == 2
