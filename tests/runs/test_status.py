@@ -64,9 +64,12 @@ def words(config):
 
 
 def test_a_run_that_goes_on_has_failed_no_more(config):
-    Run(config).failed("no disk")
+    """Also where one process tries it again, as a notebook does."""
+    run = Run(config)
+    run.failed("no disk")
     assert status.state(Run(config)) == ("failed", "no disk")
-    rows = begun(config, 1)
+    rows = fit(config, run)
+    next(rows)
     assert status.state(Run(config))[0] == "running"
     rows.close()
     assert status.state(Run(config)) == ("stopped", "before its first checkpoint")
