@@ -44,8 +44,13 @@ def knn_accuracy(
 def neighbours(features: Tensor, k: int) -> Tensor:
     """For each of the features ``[N, D]`` the numbers of the k that are most similar to it, without
     itself, int64 ``[N, k]``: fewer than k where there are not as many others."""
-    near = [near for _, _, near in most_similar(features, features, k, itself=True)]
-    return processes.gather_rows(torch.cat(near))
+    return processes.gather_rows(nearest(features, features, k, itself=True)[1])
+
+
+def nearest(bank: Tensor, queries: Tensor, k: int, itself: bool = False) -> tuple[Tensor, Tensor]:
+    """``most_similar`` of all queries ``[N, D]`` at once: cosines ``[N, k]``, and which rows."""
+    _, cosine, near = zip(*most_similar(bank, queries, k, itself))
+    return torch.cat(cosine), torch.cat(near)
 
 
 def most_similar(

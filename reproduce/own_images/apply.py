@@ -88,10 +88,10 @@ def table_of(
     what a person has changed. folder: of the files that are named."""
     cluster = made.clusters(names, probabilities.argmax(-1).tolist())
     probability, margin = made.sure(probabilities.numpy())
-    files, titles = [in_table(name) for name in names], [made.name(k) for k in cluster.tolist()]
+    files, titles = map(in_table, names), [in_cell(made.name(k)) for k in cluster.tolist()]
     # texts of any bytes, which pyarrow, where it is installed, would refuse
-    rows = {"file": pd.Series(files, dtype=object), "cluster": cluster}
-    rows["name"] = pd.Series(["'" * v.startswith(FORMULA) + v for v in titles], dtype=object)
+    rows = {"file": pd.Series([*files], dtype=object), "cluster": cluster}
+    rows["name"] = pd.Series(titles, dtype=object)
     rows |= {"probability": probability, "margin": margin}
     centroids = None if clusterer.heads else clusterer.centroids
     if centroids is not None:
@@ -100,6 +100,11 @@ def table_of(
     if folder:
         rows["path"] = pd.Series([os.path.join(folder, name) for name in names], dtype=object)
     return pd.DataFrame(rows)
+
+
+def in_cell(name: str) -> str:
+    """A cluster's name as it stands in a table, where no spreadsheet takes it for a formula."""
+    return "'" * name.startswith(FORMULA) + name
 
 
 def apply(

@@ -49,7 +49,7 @@ class Clusterer(nn.Module):
             self.register_buffer(name, value)
         self.eval().requires_grad_(False).to(device)
         self.edits = edits.of_run(self.path, self.n_clusters)
-        self.names = read_names(self.path, self.n_clusters)
+        self.names = self.edits.named(self.n_clusters)
 
     def outputs(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Probabilities by head, aligned ``[H, N, K]``, or None; features ``[N, D]``."""
@@ -96,5 +96,4 @@ def squared_distances(x: Tensor, centroids: Tensor) -> Tensor:
 def read_names(run: Path, n_clusters: int) -> dict[int, str]:
     """The names that a user gave to clusters of a run, by ``clusters.json`` or ``names.yaml``;
     those that were merged have one."""
-    made = edits.of_run(run, n_clusters)
-    return {k: name for k in range(n_clusters) if (name := made.name(k))}
+    return edits.of_run(run, n_clusters).named(n_clusters)

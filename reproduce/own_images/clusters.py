@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from reproduce.own_images import duplicates, tables
 from reproduce.own_images.clusterer import Clusterer
 from reproduce.own_images.edits import clusters_of
 from reproduce.own_images.featured import FeatureClusterer, is_featured, open_run
-from reproduce.own_images.grouping import restarts
+from reproduce.own_images.grouping import restarts, umap
 from reproduce.own_images.stability import agreement
 from reproduce.own_images.verdict import Verdict, judge
 from reproduce.report import plots
@@ -175,10 +174,10 @@ def rows_of(files: list[str], probabilities: Tensor, votes: np.ndarray) -> pd.Da
 
 def near_duplicates(found: Look, n: int = 8) -> pd.DataFrame:
     """The n closest pairs among the images looked at: positions a, b, cosine, and both files."""
-    _, cosine, other = zip(*probes.most_similar(found.features, found.features, 1, itself=True))
-    pairs = np.stack([np.arange(len(found.features)), torch.cat(other)[:, 0].numpy()], 1)
+    cosine, other = probes.nearest(found.features, found.features, 1, itself=True)
+    pairs = np.stack([np.arange(len(found.features)), other[:, 0].numpy()], 1)
     pairs = pd.DataFrame(np.sort(pairs, 1), columns=["a", "b"])
-    pairs["cosine"] = torch.cat(cosine)[:, 0].numpy()
+    pairs["cosine"] = cosine[:, 0].numpy()
     pairs = pairs.drop_duplicates(["a", "b"]).nlargest(n, "cosine")
     files = found.table["file"]
     return pairs.assign(file_a=files[pairs["a"]].values, file_b=files[pairs["b"]].values)
@@ -262,13 +261,7 @@ def umap_of(found: Look, at_most: int) -> tuple[np.ndarray, np.ndarray]:
     x = found.features[drawn].numpy()
     if len(x) < 5:  # too few for neighbours
         return np.pad(x, ((0, 0), (0, 2)))[:, :2], drawn
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of one thread, for the same map again
-        import umap
-
-        near = min(15, len(x) - 1)
-        init = "spectral" if len(x) > 50 else "random"
-        return umap.UMAP(n_neighbors=near, init=init, random_state=0).fit_transform(x), drawn
+    return umap(x, 2, 0, near=min(15, len(x) - 1)), drawn
 
 
 def draw_thumbnails(found: Look, xy: np.ndarray, drawn: np.ndarray, ax, cells: int = 20) -> None:

@@ -90,7 +90,8 @@ def pixels_of(small: np.ndarray) -> Tensor:
 
 def compared(x: Tensor, pixels: Tensor) -> Alike:
     """Each image with its nearest by features and by pixels; each pair once."""
-    found = [nearest(values) for values in (x, pixels)]
+    found = [probes.nearest(values, values, NEAR, itself=True) for values in (x, pixels)]
+    found = [(cosine.numpy(), index.numpy()) for cosine, index in found]
     near = [index for _, index in found]
     usual, common = np.zeros(len(x)), 0.0
     if len(x) > NEAR:
@@ -104,12 +105,6 @@ def compared(x: Tensor, pixels: Tensor) -> Alike:
         for v in (x, pixels)
     ]
     return Alike(a, b, *products, np.maximum(usual[a], usual[b]), common)
-
-
-def nearest(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The cosines with the nearest images ``[N, <= NEAR]``, the first the largest, and which."""
-    _, cosine, index = zip(*probes.most_similar(x, x, NEAR, itself=True))
-    return torch.cat(cosine).numpy(), torch.cat(index).numpy()
 
 
 def components(a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
@@ -131,9 +126,8 @@ def outliers(features: np.ndarray, files: list[str], apart: Iterable[int]) -> pd
     columns = ["file", "similarity", "deviations", "nearest"]
     if len(one) < 10:  # no distribution to be far from
         return pd.DataFrame(columns=columns)
-    parts = [*probes.most_similar(x, x, 5, itself=True)]
-    cosine = torch.cat([part[1] for part in parts]).mean(-1).numpy()
-    near = torch.cat([part[2] for part in parts])[:, 0].numpy()
+    cosine, index = probes.nearest(x, x, 5, itself=True)
+    cosine, near = cosine.mean(-1).numpy(), index[:, 0].numpy()
     spread = 1.4826 * np.median(np.abs(cosine - np.median(cosine)))
     far = (np.median(cosine) - cosine) / max(spread, 1e-6)
     named = np.array(files, object)

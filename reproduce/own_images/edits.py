@@ -58,6 +58,10 @@ class Edits:
         """The name of a cluster, or of the one that it is part of; '' without."""
         return self.names.get(self.group(cluster), "")
 
+    def named(self, n_clusters: int) -> dict[int, str]:
+        """The names of the run's clusters; those that were merged have one."""
+        return {k: name for k in range(n_clusters) if (name := self.name(k))}
+
     def title(self, cluster: int) -> str:
         return self.name(cluster) or f"cluster {self.group(cluster)}"
 

@@ -26,14 +26,12 @@ class Familiar:
     def __init__(self, features: np.ndarray):
         x = torch.from_numpy(np.ascontiguousarray(features, np.float32))
         self.bank = F.normalize(x[evenly(len(x), AT_MOST)], dim=-1)
-        parts = probes.most_similar(self.bank, self.bank, 1, itself=True)
-        own = torch.cat([cosine for _, cosine, _ in parts])
+        own, _ = probes.nearest(self.bank, self.bank, 1, itself=True)
         self.least = float(own[:, 0].quantile(RARE)) if own.shape[1] else -1.0
 
     def similarity(self, features: Tensor) -> np.ndarray:
         """The cosine ``[N]`` of each of the features ``[N, D]`` with the nearest of the run."""
-        parts = probes.most_similar(self.bank, features, 1)
-        return torch.cat([part[1] for part in parts])[:, 0].numpy()
+        return probes.nearest(self.bank, features, 1)[0][:, 0].numpy()
 
 
 def of_run(run: Path, width: int) -> Familiar | None:

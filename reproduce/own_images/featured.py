@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from reproduce.data.folder import list_images, relative, unreadable
 from reproduce.files import ROOT, TEXT, in_table, quoting, read_json, settle
 from reproduce.own_images import duplicates, edits, pretrained
-from reproduce.own_images.clusterer import Batch, Clusterer, read_names
+from reproduce.own_images.clusterer import Batch, Clusterer
 from reproduce.own_images.features import Features, read_values, take
 from reproduce.own_images.grouping import KINDS, Grouped, Grouping, check, group
 from reproduce.own_images.stability import choose_k, stability
@@ -211,7 +211,7 @@ class FeatureClusterer(Clusterer):
         self.network: pretrained.Network | None = None
         self.eval().requires_grad_(False).to(device)
         self.edits = edits.of_run(self.path, self.n_clusters)
-        self.names = read_names(self.path, self.n_clusters)
+        self.names = self.edits.named(self.n_clusters)
 
     def outputs(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         features = images if images.dim() == 2 else self.made_ready()(images)

@@ -15,13 +15,14 @@ import pandas as pd
 import torch
 
 from reproduce.evaluation import probes
-from reproduce.files import FORMULA, TEXT, atomic
+from reproduce.files import TEXT, atomic
 from reproduce.own_images import edits
-from reproduce.own_images.apply import TEXTS, apply, write_rows
+from reproduce.own_images.apply import TEXTS, apply, in_cell, write_rows
 from reproduce.own_images.edits import Edits, plain
 from reproduce.own_images.featured import open_run
 from reproduce.runs.directory import whole_or_left_out
 from reproduce.runs.trained import wrong_run
+from reproduce.settings import ConfigError
 
 NEAR = 20  # images whose mean similarity is an image's typicality
 MAPPED = 20_000  # images that UMAP sees; it lays the others between their neighbours
@@ -120,10 +121,6 @@ def places(run: Path, files: list[str]) -> np.ndarray | None:
     return None if np.isnan(xy).any() else xy
 
 
-def in_cell(name: str) -> str:
-    return "'" * name.startswith(FORMULA) + name
-
-
 def read(path: Path) -> pd.DataFrame:
     """A table as it was written: text is text, whatever it says."""
     with open(path, newline="", **TEXT) as file:
@@ -183,10 +180,11 @@ def similar(run: Path, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
             if str(kept["key"]) == key:
                 return kept["typicality"], kept["near"], kept["xy"]
     there = np.flatnonzero(~np.isnan(features[:, 0]))
+    if not len(there):
+        raise ConfigError(f"folder: none of its {len(features)} images is one of run {str(run)!r}")
     x = torch.from_numpy(features[there])
-    _, cosine, near = zip(*probes.most_similar(x, x, NEAR, itself=True))
-    cosine, near = torch.cat(cosine).numpy(), torch.cat(near).numpy()
-    n, typicality, xy = len(features), np.full(len(features), np.nan), None
+    cosine, near = (found.numpy() for found in probes.nearest(x, x, NEAR, itself=True))
+    n, typicality = len(features), np.full(len(features), np.nan)
     typicality[there] = cosine.mean(-1) if cosine.shape[1] else 1.0
     xy, nearest = np.full((n, 2), np.nan, np.float32), np.zeros((n, near.shape[1]), np.int64)
     xy[there], nearest[there] = map_of(x.numpy(), near, cosine), there[near]
@@ -218,7 +216,7 @@ def map_of(x: np.ndarray, near: np.ndarray, cosine: np.ndarray) -> np.ndarray:
     if len(drawn) == n:
         return placed
     some, every = torch.from_numpy(unit[drawn]), torch.from_numpy(unit)
-    nearest = torch.cat([index for _, _, index in probes.most_similar(some, every, 3)]).numpy()
+    nearest = probes.nearest(some, every, 3)[1].numpy()
     placed_all = placed[nearest].mean(1)
     placed_all[drawn] = placed
     return placed_all
