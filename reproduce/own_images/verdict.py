@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from reproduce.files import read_json
 from reproduce.own_images.stability import agreement
 
 SOUND, FAIR = 0.8, 0.6  # agreement between heads: 0.86 to 0.99 on folders where ACC was above 90 %
@@ -57,3 +59,9 @@ def judge(sizes: np.ndarray, votes: np.ndarray, voters: str = "heads") -> Verdic
     if small:
         notes.append(f"{small} {'is' if small == 1 else 'are'} very small")
     return Verdict(level, found, largest, empty, small, "; ".join([words, *notes]) + ".")
+
+
+def sentence_of(run: Path) -> str:
+    """What was said of a run when it was made; '' where nothing was."""
+    path = run / "verdict.json"
+    return read_json(path)["sentence"] if path.exists() else ""

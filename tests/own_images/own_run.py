@@ -13,6 +13,7 @@ from reproduce.files import in_table
 from reproduce.own_images import tables
 from reproduce.own_images.edits import Edits
 
+VERDICT = "The clusters hold for most images; <b>look</b> at the doubtful."
 COLOURS = ("firebrick", "seagreen", "steelblue")
 
 
@@ -33,6 +34,7 @@ def own_run(base: Path, files: list[str], k: int = 3) -> Path:
     p[np.arange(n), clusters] = best
     np.save(run / "probabilities.npy", p.astype(np.float32))
     (run / "config.json").write_text(json.dumps({"folder": str(folder)}))
+    (run / "verdict.json").write_text(json.dumps({"sentence": VERDICT}))
     with open(run / "assignments.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(["file", "kmeans_embedding"])

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from own_run import own_run
+from own_run import VERDICT, own_run
 from PIL import Image
 
 from reproduce.files import printable
@@ -166,6 +166,10 @@ def test_nothing_is_lost_when_the_run_is_made_again(made, visit, tmp_path, order
     edits.take(copied, str(saved))
     written(copied)
     assert named(in_table(copied)) == named(before), "the next command"
+
+
+def test_the_verdict_stands_at_the_top(opened):
+    assert opened.locator("#head .verdict").inner_text() == VERDICT
 
 
 def test_every_change_can_be_undone_and_done_again(opened):

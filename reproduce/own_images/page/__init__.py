@@ -25,6 +25,7 @@ from reproduce.data.sets import evenly
 from reproduce.files import atomic, printable, read_json
 from reproduce.own_images import edits
 from reproduce.own_images.tables import Own
+from reproduce.own_images.verdict import sentence_of
 from reproduce.runs.html import content_policy
 from reproduce.settings import ConfigError
 
@@ -111,6 +112,7 @@ def content(own: Own, order: np.ndarray, folder: Path) -> dict:
         "key": hashlib.sha256(os.fsencode(own.run.resolve())).hexdigest()[:16],
         "base": quote(os.fsencode(place)) + "/",
         "k": k,
+        "verdict": sentence_of(own.run),
         "files": files,
         "cluster": found.tolist(),
         "top": top.ravel().tolist(),

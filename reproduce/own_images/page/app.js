@@ -38,7 +38,6 @@ function draw() {
   document.body.dataset.where = where;
   byId("mapped").hidden = where !== "map";
   byId("grid").hidden = where === "map";
-  byId("grid-end")?.remove();
   document.querySelectorAll(".end").forEach(end => end.remove());
   if (where === "cluster" && isCluster(k)) drawCluster(k);
   else if (where === "map") drawMapPart(word === "" || !isCluster(k) ? null : k);
@@ -49,7 +48,8 @@ function draw() {
 
 function drawAll() {
   byId("head").replaceChildren(el("h1", "", {}, "All clusters"), el("p", "quiet", {},
-    `${count(N, "image")} in ${count(members.size, "cluster")}. Open one to name it, and to put single images right.`));
+    `${count(N, "image")} in ${count(members.size, "cluster")}. Open one to name it, and to put single images right.`),
+    ...(run.verdict ? [el("p", "verdict", {}, run.verdict)] : []));
   const card = ([k, images]) => {
     const best = [...images].sort(ORDERS.typical[1]).slice(0, 8);
     const mosaic = el("span", "mosaic", {}, ...best.map(i => picture(i)));
