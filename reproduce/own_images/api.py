@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
@@ -18,14 +17,14 @@ from torch import Tensor
 
 from reproduce.config import Config
 from reproduce.evaluation import probes
-from reproduce.files import atomic, read_json
+from reproduce.files import atomic
 from reproduce.own_images import choose, clusters, edits, featured, sort, tables
 from reproduce.own_images.apply import apply
 from reproduce.own_images.edits import Edits
 from reproduce.own_images.features import checked, finite
 from reproduce.own_images.grouping import Grouping, group
 from reproduce.own_images.stability import choose_k, stability
-from reproduce.own_images.verdict import judge
+from reproduce.own_images.verdict import judge, sentence_of
 from reproduce.report import plots
 from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError, Settings, setting
@@ -121,19 +120,16 @@ class Clusters:
         """The clusters of a finished run's own images."""
         clusterer = featured.open_run(os.fspath(run))
         path = clusterer.path
-        files = [*edits.clusters_of(path)]
-        if not files:
+        if not edits.clusters_of(path):
             raise ConfigError(f"run_dir: {str(run)!r} is not of a folder's images")
-        if not (path / "probabilities.npy").exists():
-            with tempfile.TemporaryDirectory() as place:
-                out, kept = Path(place) / "clusters.csv", path / "probabilities.npy"
-                folder = clusterer.config.folder
-                apply(str(path), folder, str(out), skip=True, probabilities=str(kept))
+        out, kept = path / "clusters.csv", path / "probabilities.npy"
+        if not (out.exists() and kept.exists()):
+            folder = clusterer.config.folder
+            apply(str(path), folder, str(out), skip=True, probabilities=str(kept), own=True)
+        files = [edits.plain(file) for file in tables.read(out)["file"]]  # as they were then
         features = tables.features_of(path, files)
-        verdict = path / "verdict.json"
-        said = read_json(verdict)["sentence"] if verdict.exists() else ""
         p = np.load(path / "probabilities.npy")
-        return cls(clusterer, features, files, p, clusterer.edits, said, path)
+        return cls(clusterer, features, files, p, clusterer.edits, sentence_of(path), path)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -149,9 +145,9 @@ class Clusters:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row for each image: file, cluster, name, probability, margin; of a run whose page was
-        made all columns of its clusters.csv."""
-        if self.run and (self.run / "clusters.csv").exists():
+        """A row for each image: file, cluster, name, probability, margin; of a run all columns of
+        its clusters.csv, which are more once its page was made."""
+        if self.run:
             return tables.edited(self.run, self.edits)
         return self.rows(self.files, self.probabilities)
 
@@ -208,9 +204,12 @@ class Clusters:
         i = self.files.index(image) if isinstance(image, str) else int(image)
         if not 0 <= i < len(self):
             raise ConfigError(f"image must be a file or a number below {len(self)}, got {image!r}")
-        bank = torch.from_numpy(self.features)
-        ((_, cosine, index),) = probes.most_similar(bank, bank[i : i + 1], n + 1)
-        near = [(j, c) for j, c in zip(index[0].tolist(), cosine[0].tolist()) if j != i][:n]
+        there = np.flatnonzero(~np.isnan(self.features[:, 0]))
+        if i not in there:
+            raise ConfigError(f"image {self.files[i]!r} came after the run: it has no features")
+        bank, query = (torch.from_numpy(self.features[rows]) for rows in (there, [i]))
+        cosine, index = probes.nearest(bank, query, n + 1)
+        near = [(j, c) for j, c in zip(there[index[0]].tolist(), cosine[0].tolist()) if j != i][:n]
         cluster = self.rows(self.files, self.probabilities)["cluster"]
         rows = [(self.files[j], c, cluster[j]) for j, c in near]
         return pd.DataFrame(rows, columns=["file", "cosine", "cluster"])
@@ -250,8 +249,4 @@ class Clusters:
         sort``; images of a lower probability stay. Returns ``sort.Sorted``."""
         if self.run is None:
             raise ConfigError("sort_into: these are clusters of features; there are no files")
-        if not (self.run / "clusters.csv").exists():
-            with contextlib.suppress(FileNotFoundError):
-                (self.run / "probabilities.npy").unlink()  # which the table brings along
-            tables.write(self.run, skip=True)
         return sort.sort(str(self.run), os.fspath(out), how, threshold)

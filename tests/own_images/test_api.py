@@ -1,6 +1,7 @@
 """One's own images from Python."""
 
 import json
+import shutil
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -53,14 +54,24 @@ def test_what_is_renamed_and_merged_is_kept(made):
     assert json.loads((found.run / edits.FILE).read_text())["merged"] == {"1": 0}
 
 
-def test_images_are_sorted_into_folders(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("reproduce.own_images.tables.map_of", lambda x, *rest: x[:, :2])
+def test_images_are_sorted_into_folders(made, tmp_path):
     folder, found = made
     found.rename(0, "red").rename(1, "blue")
     done = found.sort_into(tmp_path / "sorted")
     assert {*done.folders} == {"red", "blue"}
     assert len([*(tmp_path / "sorted" / "red").iterdir()]) == 12
-    assert {"typicality", "x", "y"} <= {*found.table}
+
+
+def test_images_that_came_since_are_in_a_table_that_is_made_since(made):
+    folder, found = made
+    (found.run / "clusters.csv").unlink()
+    shutil.copy(folder / found.files[0], folder / "new.png")
+    again = reproduce.Clusters.load(found.run)
+    assert len(again) == 25 == len(again.table) and "new.png" in again.files
+    assert np.isnan(again.features[again.files.index("new.png")]).all()
+    assert "new.png" not in again.similar(0, 24)["file"].tolist()
+    with pytest.raises(ConfigError, match="came after the run"):
+        again.similar("new.png")
 
 
 @pytest.mark.parametrize("how", ["heads", "kmeans"])
