@@ -354,14 +354,13 @@ def clustered(plan) -> tuple[Path, str]:
     """Do what was planned with a folder; the run directory, and where data are kept."""
     import pandas as pd
 
-    from reproduce.own_images import clusters as clusters_of_run
-    from reproduce.own_images import featured, stability
+    from reproduce.own_images import featured, look, stability
     from reproduce.report.notebook import counted
 
     if plan.settings is not None:
         run = Run(Config.from_params(plan.settings))
         watched_fit(run)
-        print(clusters_of_run.complete(str(run.path), run.config.data_dir).sentence)
+        print(look.complete(str(run.path), run.config.data_dir).sentence)
         return run.path, run.config.data_dir
     with counted("images") as seen, counted("values of K") as tried:
         path = featured.make(plan.grouping, seen, tried)

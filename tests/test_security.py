@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup
 
 from reproduce.files import ROOT, atomic
 from reproduce.networks import weights
-from reproduce.own_images import clusters
+from reproduce.own_images import look
 from reproduce.report import pages
 from reproduce.runs.html import sanitise
 from reproduce.runs.yaml_files import read_settings
@@ -157,7 +157,7 @@ def test_what_a_notebook_may_hold_stays():
 
 def test_names_in_a_table_are_text():
     frame = pd.DataFrame({HOSTILE: [HOSTILE, "a\rb"]}, index=[f"$50_$100 {HOSTILE}", "R&D"])
-    html = clusters.table(frame, {}).to_html()
+    html = look.table(frame, {}).to_html()
     soup = BeautifulSoup(html, "html.parser")
     assert not soup("img") and soup.td.text == HOSTILE and "tex2jax_ignore" in soup.table["class"]
     assert soup("th")[-1].text == "R&D" and "a\\rb" in soup.text

@@ -18,7 +18,7 @@ from torch import Tensor
 from reproduce.config import Config
 from reproduce.evaluation import probes
 from reproduce.files import atomic
-from reproduce.own_images import choose, clusters, edits, featured, sort, tables
+from reproduce.own_images import choose, edits, featured, look, sort, tables
 from reproduce.own_images.apply import apply
 from reproduce.own_images.edits import Edits
 from reproduce.own_images.features import checked, finite
@@ -47,7 +47,7 @@ def cluster(images, k: int | str = "auto", **settings) -> Clusters:
     run = Run(Config.from_params(plan.settings))
     for _ in fit(run.config, run):
         pass
-    clusters.complete(str(run.path), run.config.data_dir)
+    look.complete(str(run.path), run.config.data_dir)
     return Clusters.load(run.path)
 
 

@@ -13,7 +13,7 @@ from test_apply import METHODS, paint
 from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.data import sets as data
-from reproduce.own_images import choose, clusters, tables
+from reproduce.own_images import choose, look, tables
 from reproduce.own_images.featured import is_featured
 from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError
@@ -43,14 +43,14 @@ def trained(place, method, **changes):
     return run.path
 
 
-def look(place, path, **more):
-    return clusters.look(str(path), data_dir=str(place[0] / "data"), **more)
+def looked_at(place, path, **more):
+    return look.look(str(path), data_dir=str(place[0] / "data"), **more)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_looked_at(place, method):
     path = trained(place, method)
-    found = look(place, path)
+    found = looked_at(place, path)
     with open(path / "assignments.csv", newline="") as file:
         rule = "aligned_average" if method == "crlc" else "kmeans_embedding"
         known = {row["file"]: int(row[rule]) for row in csv.DictReader(file)}
@@ -62,18 +62,18 @@ def test_every_method_can_be_looked_at(place, method):
     sure, unsure = found.typical(k, 4), found.doubtful(k, 4)
     assert (np.diff(found.table["probability"][sure]) <= 0).all()
     assert found.table["margin"][unsure].max() <= found.table["margin"][sure].min()
-    pairs = clusters.near_duplicates(found, 3)
+    pairs = look.near_duplicates(found, 3)
     names = {tuple(sorted(p)) for p in zip(pairs["file_a"], pairs["file_b"])}
     assert ("train/side0/00.png", "train/side0/90.png") in names and pairs["cosine"].max() > 0.999
     assert (pairs["a"] < pairs["b"]).all()
-    few = look(place, path, at_most=5)
+    few = looked_at(place, path, at_most=5)
     assert list(few.table["file"]) == [list(known)[i] for i in (0, 6, 12, 18, 24)]
     assert few.sizes.sum() == 25
 
 
 def test_a_trained_run_has_what_one_on_features_has(place):
     path = trained(place, "crlc")
-    said = clusters.complete(str(path), str(place[0] / "data"))
+    said = look.complete(str(path), str(place[0] / "data"))
     features = np.load(path / "features.npy")
     assert features.shape[0] == 25 and features.dtype == np.float32 and not is_featured(path)
     assert json.loads((path / "verdict.json").read_text())["sentence"] == said.sentence
@@ -89,15 +89,15 @@ def test_other_images_than_it_was_trained_on(place, tmp_path):
     run = Run(settings_for(tmp_path, folder, "crlc"))
     list(fit(run.config, run))
     (folder / "train" / "side0" / "00.png").unlink()
-    assert len(clusters.look(str(run.path), data_dir=str(tmp_path / "data")).table) == 24
+    assert len(look.look(str(run.path), data_dir=str(tmp_path / "data")).table) == 24
     with pytest.raises(ConfigError, match="other images than are there now: -p resume False"):
-        clusters.look(str(run.path), data_dir=str(tmp_path / "elsewhere"))
+        look.look(str(run.path), data_dir=str(tmp_path / "elsewhere"))
 
 
 def test_other_starts_of_k_means_vote_with_the_numbers_of_the_first():
     cluster = torch.arange(60) % 3
     features = torch.randn(60, 4) * 0.01 + 10 * torch.eye(3, 4)[cluster]
-    votes = clusters.restarts(features, cluster, 3)
+    votes = look.restarts(features, cluster, 3)
     assert votes.shape == (5, 60) and (votes == cluster.numpy()).mean() > 0.8
 
 
@@ -106,7 +106,7 @@ def test_the_images_are_cached_where_they_were_for_the_run(place, tmp_path, monk
     monkeypatch.setattr(data, "ROOT", tmp_path / "no")
     (tmp_path / "here").mkdir()
     given = {"run_dir": str(path), "at_most": 9, "per_row": 3, "on_map": 9}
-    clusters.from_notebook({**given, "data_dir": str(tmp_path / "here")})
+    look.from_notebook({**given, "data_dir": str(tmp_path / "here")})
     assert list((tmp_path / "here").glob("folder-*.npz")) and not (tmp_path / "no").exists()
 
 
@@ -115,12 +115,12 @@ def test_runs_of_other_seeds_and_other_k_are_found(place):
     trained(place, "crlc", seed=1)
     trained(place, "crlc", n_clusters=3)
     trained(place, "crlc", lambda1=0.5)
-    found = look(place, path)
-    runs = clusters.related(found)
+    found = looked_at(place, path)
+    runs = look.related(found)
     assert runs[["K", "seed"]].values.tolist() == [[2, 0], [2, 1], [3, 0]]
     assert runs["between_heads"].between(-1, 1).all()
-    assert clusters.agreement([[0, 0, 1, 1], [1, 1, 0, 0]]) == 1
-    assert np.isnan(clusters.agreement([[0, 1]]))
+    assert look.agreement([[0, 0, 1, 1], [1, 1, 0, 0]]) == 1
+    assert np.isnan(look.agreement([[0, 1]]))
 
 
 @pytest.mark.parametrize(
@@ -264,19 +264,19 @@ def test_wrong_input_ends_in_a_sentence(place, tmp_path, capsys):
         ({"run_dir": str(tmp_path)}, "not the directory of a finished run"),
     ):
         with pytest.raises(ConfigError, match=said):
-            clusters.from_notebook({**given, **wrong})
+            look.from_notebook({**given, **wrong})
 
 
 def test_the_pictures_can_be_drawn(place):
     import matplotlib.pyplot as plt
 
-    found = look(place, trained(place, "crlc"))
+    found = looked_at(place, trained(place, "crlc"))
     k = int(found.sizes.argmax())
     found.names = {k: "left"}
-    fig = clusters.sheet(found, [(found.title(k), np.arange(3), "white"), ("b", [1], "0.6")], ["x"])
+    fig = look.sheet(found, [(found.title(k), np.arange(3), "white"), ("b", [1], "0.6")], ["x"])
     assert fig.axes[0].get_ylabel() == "left" and sum(bool(ax.images) for ax in fig.axes) == 4
     fig, ax = plt.subplots()
     xy = torch.rand(25, 2).numpy()
-    clusters.draw_thumbnails(found, xy, np.arange(25), ax, cells=3)
+    look.draw_thumbnails(found, xy, np.arange(25), ax, cells=3)
     assert 4 <= len(ax.images) <= 9
     plt.close("all")

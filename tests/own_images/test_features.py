@@ -16,7 +16,7 @@ from torch import nn
 from reproduce import metrics
 from reproduce.__main__ import main
 from reproduce.networks import efficientnet
-from reproduce.own_images import choose, clusters, featured, grouping, page, pretrained
+from reproduce.own_images import choose, featured, grouping, look, page, pretrained
 from reproduce.own_images.apply import apply
 from reproduce.own_images.features import images_hash, take
 from reproduce.own_images.grouping import Grouping
@@ -210,7 +210,7 @@ def test_16_bit_images_are_shown_in_their_own_levels(tmp_path, colours):
     run = featured.make(settings(tmp_path, grouping="kmeans", letterbox=True))
     levels = page.levels_of(run)
     assert 0 <= levels[0] < 100 and 4000 < levels[1] < 4096
-    pixels = clusters.look(str(run)).pixels
+    pixels = look.look(str(run)).pixels
     middle = pixels[:, :, 24:40]
     assert middle.min() < 60 and middle.max() > 200 and (pixels[:, :, :12] > 250).all()
     np.save(tmp_path / "x.npy", rng.normal(size=(8, 4)).astype(np.float32))
@@ -256,7 +256,7 @@ def test_a_user_s_own_features(tmp_path, colours):
     assert metrics.accuracy(colour, own) == 1
     apply(str(run), str(tmp_path / "f.npy"), str(tmp_path / "n.csv"))
     assert [int(row["cluster"]) for row in table(tmp_path / "n.csv")] == own
-    assert len(clusters.look(str(run)).table) == 24
+    assert len(look.look(str(run)).table) == 24
     (tmp_path / "other").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "other" / "a.png")
     with pytest.raises(ConfigError, match="from a file: name a file .npy"):
