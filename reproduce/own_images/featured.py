@@ -28,7 +28,7 @@ from reproduce.runs.provenance import machine_and_code, now
 from reproduce.runs.trained import wrong_run
 from reproduce.settings import ConfigError
 
-BY_HAND = ("names.yaml", edits.FILE, "clusters.before.json")  # what a person has made of a run
+BY_HAND = (edits.FILE, "clusters.before.json", "names.before.yaml")  # made of a run by a person
 
 
 def run_path(settings: Grouping) -> Path:
@@ -128,9 +128,7 @@ def write(
         save(temporary, settings, features, grouped)
         if table is not None:
             table.to_csv(temporary / "stability.csv", index=False, float_format="%.4f")
-        for name in BY_HAND:
-            if (path / name).exists():
-                shutil.copy(path / name, temporary / name)
+        carry_over(path, temporary)
         if path.exists():
             path.replace(old)
             settle(temporary, path)
@@ -140,6 +138,18 @@ def write(
     except OSError as error:
         why = f"cannot be written: {error.strerror}"
         raise ConfigError(f"results_dir: {str(path)!r} {why}") from None
+
+
+def carry_over(path: Path, again: Path) -> None:
+    """Copy what a person has made of a run to where it is made again. The numbers in names.yaml are
+    those of before: its names go into clusters.json, which finds their clusters by their images."""
+    for name in BY_HAND:
+        if (path / name).exists():
+            shutil.copy(path / name, again / name)
+    if (path / "names.yaml").exists():
+        n_clusters = read_json(path / "provenance.json")["n_clusters"]
+        write_json(again / edits.FILE, edits.to_json(edits.of_run(path, n_clusters)))
+        shutil.copy(path / "names.yaml", again / "names.before.yaml")
 
 
 def save(path: Path, settings: Grouping, features: Features, grouped: Grouped) -> None:

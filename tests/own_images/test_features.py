@@ -16,7 +16,7 @@ from torch import nn
 from reproduce import metrics
 from reproduce.__main__ import main
 from reproduce.networks import efficientnet
-from reproduce.own_images import choose, featured, grouping, look, page, pretrained
+from reproduce.own_images import choose, edits, featured, grouping, look, page, pretrained
 from reproduce.own_images.apply import apply
 from reproduce.own_images.features import images_hash, take
 from reproduce.own_images.grouping import Grouping
@@ -119,13 +119,32 @@ def test_a_run_moves_with_its_folder(tmp_path, colours):
     assert sum(colours.seen) == 24
 
 
+def test_names_follow_their_clusters_when_a_run_is_made_again(tmp_path, colours, monkeypatch):
+    folder = paint(tmp_path / "images")
+    run = featured.make(settings(tmp_path, grouping="kmeans"))
+    reds = int(edits.clusters_of(run)["00.png"])
+    (run / "names.yaml").write_text(f"{reds}: red\n")
+
+    def turned(features, given):
+        found = grouping.group(features, given)
+        found.model.centroids = found.model.centroids.flip(0)
+        found.probabilities = found.probabilities.flip(1)
+        return found
+
+    Image.fromarray(np.asarray(Image.open(folder / "00.png"))[2:]).save(folder / "new.png")
+    monkeypatch.setattr(featured, "group", turned)
+    assert featured.make(settings(tmp_path, grouping="kmeans")) == run
+    now = edits.clusters_of(run)["00.png"]
+    assert featured.open_run(run).names == {now: "red"} and not (run / "names.yaml").exists()
+
+
 def test_a_run_that_was_stopped_while_it_was_made_again_keeps_its_names(tmp_path, colours):
     folder = paint(tmp_path / "images")
     run = featured.make(settings(tmp_path))
     (run / "names.yaml").write_text("0: red\n")
     run.replace(run.with_name(f".{run.name}.old.partial"))
     Image.new("RGB", (20, 20), "red").save(folder / "new.png")
-    assert featured.open_run(featured.make(settings(tmp_path))).names == {0: "red"}
+    assert [*featured.open_run(featured.make(settings(tmp_path))).names.values()] == ["red"]
     assert [path.name for path in run.parent.iterdir()] == [run.name]
 
 
