@@ -52,6 +52,7 @@ def cluster(images, k: int | str = "auto", **settings) -> Clusters:
 
 
 def of_features(features, k: int, files: Iterable[str] = (), **settings) -> Clusters:
+    """``cluster`` of features ``[N, D]``; k 0: chosen by stability. files: names of the N rows."""
     values = array(features)
     if values.ndim != 2 or 0 in values.shape:
         raise ConfigError(f"features must be an array [N, D], got {list(values.shape)}")
@@ -152,6 +153,7 @@ class Clusters:
         return self.rows(self.files, self.probabilities)
 
     def rows(self, files: list[str], p: np.ndarray, made: Edits | None = None) -> pd.DataFrame:
+        """``table`` of N images with the run's probabilities ``[N, K]``, as they are with edits."""
         made = made or self.edits
         cluster = made.clusters(files, p.argmax(-1).tolist())
         probability, margin = made.sure(p)
@@ -160,6 +162,7 @@ class Clusters:
         return table.assign(probability=probability, margin=margin)
 
     def list_of(self, name: str) -> pd.DataFrame:
+        """A table of the run directory; ConfigError where there is none."""
         if self.run is None or not (self.run / f"{name}.csv").exists():
             made_by = "python -m reproduce clusters, or reproduce.cluster of a folder, makes it"
             raise ConfigError(f"{name}: there is no {name}.csv: {made_by}")
@@ -230,12 +233,15 @@ class Clusters:
         return self.changed(replace(self.edits, merged=merged))
 
     def known(self, cluster: int) -> int:
+        """The cluster that one of the run's, or one that was split off, is part of now; ConfigError
+        where there is no such cluster."""
         everything = {*range(self.probabilities.shape[1]), *self.edits.moved.values()}
         if cluster not in everything:
             raise ConfigError(f"cluster must be one of {sorted(everything)}, got {cluster!r}")
         return self.edits.group(cluster)
 
     def changed(self, made: Edits) -> Clusters:
+        """Take these edits, and keep them in the run's clusters.json; returns these clusters."""
         k = self.probabilities.shape[1]
         known = edits.known_by(self.files, self.probabilities.argmax(-1).tolist(), k)
         self.edits = replace(made, known_by=known)
