@@ -105,13 +105,13 @@ def plan(folder: str, given: dict, gpu: bool | None = None) -> Plan:
         elif source == "photos" or source.startswith(("timm:", "torchvision:", "hub:")):
             alone = "gives features alone, without training"
             raise ConfigError(f"weights is {source!r}, which {alone}: leave out {trained[0]}")
-        settings, why = choose(folder, given, gpu)
+        settings, why = trained_with(folder, given, gpu)
         return Plan(why, settings=settings)
     path = Path(os.path.expanduser(folder)).resolve()
     n, side, grey = overview(path, list_images(path))
     small = grey and side <= 64
     if not (source or named) and (small or efficientnet.weights_file() is None):
-        settings, why = choose(folder, given, gpu)
+        settings, why = trained_with(folder, given, gpu)
         other = "; -p weights photos takes a trained network's features instead"
         if not small:
             other = "; for photographs features of a trained network are better and quicker: "
@@ -132,6 +132,14 @@ def plan(folder: str, given: dict, gpu: bool | None = None) -> Plan:
         what = f"features from {grouping.features!r}"
     why = f"{described(n, side, grey)}: {what}, and {how[grouping.grouping]} on them"
     return Plan(f"{why} (-p weights scratch trains a network on these images alone)", grouping)
+
+
+def trained_with(folder: str, given: dict, gpu: bool | None) -> tuple[dict, str]:
+    """``choose`` for a K that is named; a training cannot find it, and folders' names are labels."""
+    if given.get("n_clusters") == 0:
+        how = "name a K, or -p weights photos, a trained network (pip install -e '.[photos]')"
+        raise ConfigError(f"K is 'auto', but these images train a network of their own: {how}")
+    return choose(folder, given, gpu)
 
 
 def overview(folder: Path, files: list[Path]) -> tuple[int, int, bool]:
