@@ -41,18 +41,23 @@ class ReportParameters(Settings):
 
 def plain_tables(decimals: int = 1) -> None:
     """From now on a notebook shows its tables under plain names (``names.plain``), numbers with so
-    many decimals, and nothing where there is no value."""
+    many decimals, nothing where there is no value, and no numbers of rows."""
     pd.options.display.float_format = f"{{:.{decimals}f}}".format
     pd.options.display.max_colwidth = None
     shell = get_ipython()
     if shell is None:
         return
 
+    def look(table):
+        rows = table.index  # those that are numbered on purpose start at 1, or have a name
+        numbered = isinstance(rows, pd.RangeIndex) and rows.start == 0 and rows.name is None
+        return {"na_rep": "", "index": not numbered}
+
     def as_html(table):
-        return names.plain(table).to_html(na_rep="", border=0, max_rows=None)
+        return names.plain(table).to_html(border=0, max_rows=None, **look(table))
 
     def as_text(table, printer, cycle):
-        printer.text(names.plain(table).to_string(na_rep=""))
+        printer.text(names.plain(table).to_string(**look(table)))
 
     for mime, show in {"text/html": as_html, "text/plain": as_text}.items():
         for kind in (pd.DataFrame, pd.Series):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from reproduce.config import Config
 from reproduce.files import ROOT
@@ -122,3 +123,20 @@ def test_plain_tables_outside_a_notebook_only_set_the_decimals():
     with pd.option_context("display.float_format", None, "display.max_colwidth", 50):
         notebook.plain_tables(2)
         assert pd.DataFrame({"x": [1 / 3]}).to_string().split()[-1] == "0.33"
+
+
+def test_rows_have_their_names_and_no_numbers(monkeypatch):
+    shell = InteractiveShell()
+    monkeypatch.setattr(notebook, "get_ipython", lambda: shell)
+    with pd.option_context("display.float_format", None, "display.max_colwidth", 50):
+        notebook.plain_tables()
+        numbered = pd.DataFrame({"x": [7.0, 8.0]})
+        tables = {"numbered": numbered, "epoch": numbered.rename_axis("epoch")}
+        tables |= {"named": numbered.set_axis(["a", "b"]), "from 1": numbered.set_axis(range(1, 3))}
+        shown = {k: shell.display_formatter.format(table)[0] for k, table in tables.items()}
+    assert shown["numbered"]["text/plain"].split() == ["x", "7.0", "8.0"]
+    assert "<th>0</th>" not in shown["numbered"]["text/html"]
+    assert shown["named"]["text/plain"].split() == ["x", "a", "7.0", "b", "8.0"]
+    assert "<th>a</th>" in shown["named"]["text/html"]
+    assert "<th>1</th>" in shown["epoch"]["text/html"]
+    assert "<th>2</th>" in shown["from 1"]["text/html"]
