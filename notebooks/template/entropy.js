@@ -1,5 +1,6 @@
 // A slider for λ1 on the closed form, from the terms in the page's own table: of each prediction the
-// loss PC − λ1 H, for either entropy; the lowest is marked.
+// loss PC − λ1 H, for either entropy; the lowest is marked. The table has
+// three decimals, so that two of a loss are sure.
 const table = [...document.querySelectorAll("table")].find(table =>
   table.tHead && /H\(each sample\)/.test(table.tHead.textContent));
 if (table) {
@@ -42,7 +43,7 @@ if (table) {
       const least = Math.min(...losses);
       bars.forEach(({row, line, bar, number}, i) => {
         bar.style.width = `${Math.max(0, Math.min(100, 100 * losses[i] / 7))}%`;
-        number.textContent = losses[i].toFixed(3).replace("-", "−");
+        number.textContent = losses[i].toFixed(2).replace("-", "−");
         line.classList.toggle("least", losses[i] === least);
       });
       const best = bars.filter((_, i) => losses[i] === least).map(({row}) => row.name);

@@ -337,7 +337,7 @@ def test_the_slider_moves_the_closed_form(visit):
         pc, sample, batch = (float(c.inner_text()) for c in row.locator("td").all())
         for panel, entropy in ((0, batch), (1, sample)):
             number = panels.nth(panel).locator(".number").nth(i).inner_text()
-            assert float(number.replace("−", "-")) == pytest.approx(pc - 2 * entropy, abs=2e-3)
+            assert float(number.replace("−", "-")) == pytest.approx(pc - 2 * entropy, abs=6e-3)
 
 
 def test_the_map_of_digits_shows_the_image_under_the_pointer(visit):
