@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 from reproduce.config import Config
 from reproduce.data import folder as folder_module
+from reproduce.data import grey as grey_module
 from reproduce.data import notes, packed
 from reproduce.data import sets as data
 from reproduce.data.folder import IMAGENETS, list_images, relative
@@ -788,12 +789,24 @@ def test_grey_levels_without_a_known_range_are_named(home):
     )
 
 
+def test_levels_are_looked_for_within_the_room(tmp_path, monkeypatch):
+    room, asked = folder_module.Room(100), []
+    of, files = room.of, [tmp_path / f"{i}.png" for i in range(3)]
+    monkeypatch.setattr(room, "of", lambda pixels: asked.append(pixels) or of(pixels))
+    for i, file in enumerate(files):
+        Image.fromarray(np.full((8, 6), 100 * (i + 1), np.uint16)).save(file)
+    assert grey_module.range_of(files, [file.name for file in files], room) == (100, 300)
+    assert asked == [48] * 3 and room.used == 0
+
+
 @pytest.mark.parametrize("bits, suffix", [(12, "png"), (9, "tif"), (16, "png"), (10, "pgm")])
 def test_16_bit_images_are_spread_over_the_levels_of_their_folder(home, bits, suffix):
-    """Once for the folder: an image that is darker than another stays so."""
+    """Once for the folder, of which no image has both ends: one that is darker than another stays
+    so."""
     top, low = (1 << bits) - 1, 0 if suffix == "pgm" else 5
     ramp = np.linspace(low, top, 64).astype(np.uint16).reshape(8, 8)
-    levels = {"a": ramp, "b": ramp // 2 + low, "flat": np.full((8, 8), top // 2, np.uint16)}
+    levels = {"a": np.maximum(ramp, top // 3), "b": np.minimum(ramp, top // 2)}
+    levels["flat"] = np.full((8, 8), top // 2, np.uint16)
     for name, grey in levels.items():
         Image.fromarray(grey).save(home / "images" / f"{name}.{suffix}")
     picture(home / "images" / "c.png", GREEN)
