@@ -79,6 +79,15 @@ def test_a_name_that_fits_no_cluster_is_kept_and_said():
     assert made.names[made.moved["05.png"]] == "cats" and "no cluster of this run" in made.notes[1]
 
 
+def test_a_cluster_that_fell_apart_is_not_found_again():
+    """In none of the four that hold cats alone are more than half of them."""
+    apart = {file: (i // 3) % 4 if i % 3 == 0 else 4 for i, file in enumerate(FILES)}
+    made = edits.fitted(MADE, apart, 5)
+    named = by_name(made, apart)
+    assert [file for file, title in named.items() if title == "cats"] == ["05.png"], "by hand"
+    assert named["01.png"] == named["02.png"] == "dogs" and "'cats'" in made.notes[1]
+
+
 def test_probabilities_of_merged_clusters_are_added():
     p = np.array([[0.4, 0.3, 0.3], [0.1, 0.5, 0.4], [0.2, 0.3, 0.5]])
     best, margin = MADE.sure(p)
