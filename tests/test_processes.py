@@ -25,15 +25,15 @@ from reproduce.networks import norm
 from reproduce.runs.directory import Run
 
 TINY = dict(
-    epochs=3,
-    limit=232,
+    epochs=2,
+    limit=168,
     batch_size=32,
     width=4,
-    evaluate_every=3,
+    evaluate_every=2,
     trace_images=5,
     learning_rate=0.005,
 )
-OWN = {  # what makes a method's own parts take part within three epochs
+OWN = {  # what makes a method's own parts take part within two epochs
     "crlc": dict(n_heads=2, views="apart"),
     "moco": dict(queue_size=128, shuffle_keys=True),
     "pcl": dict(queue_size=128, prototypes="5 8", prototype_warmup=1, shuffle_keys=True),
@@ -42,6 +42,8 @@ OWN = {  # what makes a method's own parts take part within three epochs
 }
 
 
+# with a batch norm over all processes: heads, a queue of keys, a target network, other clusters
+WHOLE = ("crlc", "moco", "byol", "deepcluster")
 # sums are added in another order: gradients of several passes, and the k-means of prototypes
 ROUNDED = ("crlc", "pcl", "propos")
 
@@ -85,7 +87,7 @@ def one_of_two(rank: int, meeting: str, runs: list[tuple[dict, str]]) -> None:
                 patch.setattr(augment, "world", lambda: 1)
                 patch.setattr(augment, "share", lambda x, *_: x)
             if bug == "stopped":
-                stop_and_go_on(Config.from_params(params), step=10)
+                stop_and_go_on(Config.from_params(params), step=7)
             list(fit(Config.from_params(params)))
     x, weight = normed_batch()
     layer = norm.with_global_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), x.device)[0]
@@ -136,10 +138,10 @@ def difference(a: dict, b: dict) -> float:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Every method by one process and by two, with a batch norm for each half and for the whole;
-    and SimCLR by two with the classic mistakes."""
+    """Every method by one process and by two, with a batch norm for each half, some with one for
+    the whole; and SimCLR by two with the classic mistakes."""
     folder = tmp_path_factory.mktemp("trained")
-    cases = [(method, split) for method in METHODS for split in (2, 1)]
+    cases = [(method, 2) for method in METHODS] + [(method, 1) for method in WHOLE]
     for method, split in cases:
         list(fit(Config.from_params(settings(method, split, folder / "one"))))
     list(fit(Config.from_params(with_neighbours(folder, "one"))))
@@ -173,7 +175,7 @@ def test_two_processes_show_the_same_neighbours_as_one(trained):
     same_history(one[1], two[1])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WHOLE)
 def test_a_batch_norm_over_all_processes_is_that_of_one(trained, method):
     one, two = (kept(settings(method, 1, trained / name)) for name in ("one", "two"))
     # alike to 1e-5 until a ReLU at the edge of rounding falls to the other side
