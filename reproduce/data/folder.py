@@ -224,7 +224,7 @@ def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Con
         raise wrong(folder, f"{needs}: python -m reproduce pack keeps it on disk")
     pixels = np.empty((len(paths), 3, config.side, config.side), np.uint8)
     levels = grey.range_of(paths, names, room)
-    reasons = read_all(pixels, paths, levels, config.letterbox)
+    reasons = read_all(pixels, paths, levels, letterbox=config.letterbox)
     good = np.array([not reason for reason in reasons])
     bad = {name: reason for name, reason in zip(names, reasons) if reason}
     refuse_bad(folder, names, [*zip(labels, split)], bad, config.bad_images, "-p bad_images skip")
@@ -240,7 +240,7 @@ def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Con
 
 
 def read_all(
-    pixels: np.ndarray, files, levels: tuple[int, ...] = (), letterbox: bool = False
+    pixels: np.ndarray, files, levels: tuple[int, ...] = (), *, letterbox: bool = False
 ) -> list[str]:
     """Read each file into its place, ``[N, 3, side, side]``; returns the reasons, '' if read.
     levels, letterbox: as of ``read_image``."""

@@ -15,6 +15,8 @@ from torch import nn
 
 from reproduce import metrics
 from reproduce.__main__ import main
+from reproduce.data import evenly
+from reproduce.data.folder import read_image
 from reproduce.networks import efficientnet
 from reproduce.own_images import choose, edits, featured, grouping, look, page, pretrained
 from reproduce.own_images.apply import apply
@@ -486,4 +488,24 @@ def test_hdbscan_has_images_that_belong_nowhere(tmp_path):
     assert metrics.accuracy(np.arange(180) // 60, found.clusters[:180]) > 0.95
     torch.testing.assert_close(found.model(torch.from_numpy(x).float()), found.probabilities)
     said = judge(found.sizes, found.votes, found.voters)
-    assert said.agreement > 0.8 and "2 clusterings that were made apart agree" in said.sentence
+    assert said.agreement > 0.8 and "2 clusterings from random starts" in said.sentence
+
+
+@pytest.mark.parametrize("letterbox", [False, True])
+def test_images_are_shown_as_the_run_has_read_them(tmp_path, colours, letterbox):
+    """Wide ones whole or their squares, and grey ones of 16 bits in their folder's levels."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        pixels = rng.integers(1000 + 200 * (i % 2), 1201 + 200 * (i % 2), (20, 40), np.uint16)
+        pixels[0, :2] = 1000, 1400
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    run = featured.make(settings(tmp_path, letterbox=letterbox))
+    seen = look.look_at_features(featured.open_run(run), 4)
+    files = sorted(folder.iterdir())
+    shown = [files[i] for i in evenly(12, 4)]
+    levels = 1000, 1400
+    expected = [read_image(file, look.SHOWN, levels, letterbox) for file in shown]
+    np.testing.assert_array_equal(seen.pixels, expected)
+    assert page.levels_of(run) == levels
