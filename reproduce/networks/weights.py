@@ -93,9 +93,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for key in STATES:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    pairs = state.items() if isinstance(state, dict) else [(None, state)]
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in pairs):
         raise ConfigError(f"{said} must hold a state dict, names and tensors")
-    while known := [p for p in PREFIXES if any(str(name).startswith(p) for name in state)]:
+    while known := [p for p in PREFIXES if any(name.startswith(p) for name in state)]:
         prefix = known[0]
-        state = {k.removeprefix(prefix): v for k, v in state.items() if str(k).startswith(prefix)}
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return state

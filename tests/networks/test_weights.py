@@ -225,8 +225,9 @@ def test_weights_that_do_not_fit_end_in_a_sentence(place, tmp_path):
     assert "is not there: name the directory of a run" in sentence()
     file.write_bytes(b"no weights")
     assert "is no file of weights" in sentence()
-    torch.save([1, 2], file)
-    assert "must hold a state dict" in sentence()
+    for content in ([1, 2], {0: torch.zeros(1)}):
+        torch.save(content, file)
+        assert "must hold a state dict" in sentence()
     small = backbones.build(Config(width=8), 1).state_dict()
     torch.save(small, file)
     assert "stem.0.weight is [8, 1, 3, 3] there, and [4, 1, 3, 3] here" in sentence()
