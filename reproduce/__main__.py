@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import signal
 import sys
 import time
@@ -14,14 +13,15 @@ from pathlib import Path
 
 from reproduce import Diverged, fit
 from reproduce.config import Config
-from reproduce.files import NOTEBOOKS, ROOT, is_packed, printable, read_json
+from reproduce.files import NOTEBOOKS, ROOT, is_packed
 from reproduce.methods.data_and_network import FOLDERS
+from reproduce.own_images import commands as own_images
 from reproduce.processes import Lost
 from reproduce.runs import status as how_far
 from reproduce.runs import stopping
-from reproduce.runs.directory import Run, warning_note
-from reproduce.runs.yaml_files import read_settings
-from reproduce.settings import ConfigError, read_word, short_repr
+from reproduce.runs.directory import Run
+from reproduce.runs.yaml_files import given
+from reproduce.settings import ConfigError, short_repr
 
 REPEAT: dict = {"action": "append", "default": []}  # an option that may be given many times
 
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     preset.add_argument("-f", "--settings", help="YAML file of settings, as papermill's -f")
     training_commands(command, names, preset)
     report_commands(command, names, preset)
-    image_commands(command, names)
+    own_images.add_to(command, names)
     return every
 
 
@@ -95,6 +95,15 @@ def training_commands(command, names, preset) -> None:
     where = "folder of run directories (default: results/local); sweep and campaign have --status"
     add("results_dir", nargs="?", default=ROOT / "results" / "local", help=where)
 
+    add = command(pack, "a data set beyond memory: train -p dataset folder -p folder PACKED")
+    add("source", help="a folder of images, as for training, or of tar files (webdataset's layout)")
+    add("packed", nargs="?", help="folder that is written; what is there already is kept")
+    add("--side", type=int, default=256, help="of the stored images, which are squares")
+    add("--bad-images", choices=("stop", "skip"), default="stop", help="that cannot be read")
+    what = "folder: all of it; or the classes of one ImageNet"
+    add("--dataset", choices=FOLDERS, default="folder", help=what)
+    add("--check", action="store_true", help="SOURCE is packed: compare it with its SHA-256")
+
     add = command(parameters, "every setting, as the parameters cell of train.ipynb has it")
     add("--write", action="store_true", help="put the cell into notebooks/train.ipynb")
 
@@ -122,55 +131,8 @@ def report_commands(command, names, preset) -> None:
     add("--out", default="", help="JSON file (default: results/local/benchmark-<what>.json)")
 
 
-def image_commands(command, names) -> None:
-    add = command(apply, "the clusters of new images, by a finished run")
-    add("run", help="its directory")
-    add("images", help="a folder, flat or nested, a data file .npz, or a data set's name")
-    add("-o", "--out", required=True, help="CSV file: file, cluster, probability, margin")
-    add("--embedding", default="", help=".npy file for the features, one row per image")
-    add("--batch", type=int, default=256, help="images at a time; changes no result")
-    add("--skip", action="store_true", help="leave out images that cannot be read")
-
-    add = command(clusters, "one's own images: train, apply, a page to look at", names)
-    add("folder", help="of images; without labels, or in class folders")
-    add("n_clusters", type=how_many, metavar="K", help="how many clusters, or auto")
-    add("-o", "--out", default="", help="folder for table and page (default: the run directory)")
-    saved = "clusters.json that the page saved: names, moved images; it is kept in the run"
-    add("--edits", default="", help=saved)
-
-    add = command(sort, "one's own images into a folder for each cluster")
-    add("run", help="its directory")
-    add("out", help="folder for the folders; nothing in it is overwritten")
-    how = "copy, symbolic link, or move, which needs --yes"
-    add("--how", choices=("copy", "link", "move"), default="copy", help=how)
-    add("--threshold", type=float, default=0.0, help="leave out images of lower probability")
-    add("--yes", action="store_true", help="move: do it, and not only say what would be done")
-    add("--undo", action="store_true", help="take back what sorted.csv in OUT says")
-    add("--edits", default="", help=saved)
-
-    add = command(pack, "a data set beyond memory: train -p dataset folder -p folder PACKED")
-    add("source", help="a folder of images, as for training, or of tar files (webdataset's layout)")
-    add("packed", nargs="?", help="folder that is written; what is there already is kept")
-    add("--side", type=int, default=256, help="of the stored images, which are squares")
-    add("--bad-images", choices=("stop", "skip"), default="stop", help="that cannot be read")
-    what = "folder: all of it; or the classes of one ImageNet"
-    add("--dataset", choices=FOLDERS, default="folder", help=what)
-    add("--check", action="store_true", help="SOURCE is packed: compare it with its SHA-256")
-
-    add = command(export, "a finished run as one file, for use without this package")
-    add("run", help="its directory")
-    add("out", help="model.pt2, model.onnx (pip install -e '.[onnx]') or backbone.pt")
-
-
-def given(args) -> dict:
-    """The settings file, overridden by ``-p name value``, read as papermill reads it."""
-    settings = read_settings(args.settings) if getattr(args, "settings", None) else {}
-    for name, value in args.parameter:
-        settings[name] = read_word(value)
-    return settings
-
-
 def train(args) -> None:
+    from reproduce.report.notebook import watched_fit
     from reproduce.report.results import scores_table
 
     run = Run(Config.from_params(given(args)))
@@ -181,19 +143,6 @@ def train(args) -> None:
         if len(scores := scores_table(run.json("metrics.json"))):
             print(scores.to_string())
         print(run.path)
-
-
-def watched_fit(run: Run) -> None:
-    """Train a run and show how far it is; of several processes the first shows it."""
-    from reproduce.report.notebook import progress
-
-    rows, first = fit(run.config, run), int(os.environ.get("RANK", 0)) == 0
-    for _ in progress(rows, run.config.epochs, run) if first else rows:
-        pass
-    for note in run.notes:
-        print(note)
-    if first and (warning := warning_note(run.json("metrics.json"))):
-        print(f"warning: {warning}")
 
 
 def print_rows(run: Run) -> None:
@@ -317,107 +266,6 @@ def benchmark(args) -> None:
     print(*filter(None, (found.get("note"), found["path"])), sep="\n")
 
 
-def apply(args) -> None:
-    from reproduce.own_images import apply as new
-
-    if args.batch < 1:
-        raise ConfigError(f"batch must be a whole number of at least 1, got {args.batch}")
-    found = new.apply(args.run, args.images, args.out, args.embedding, args.batch, args.skip)
-    print(*(f"note: {note}\n" for note in found["notes"]), sep="", end="")
-    print(f"{found['images']:,} images; by cluster: {' '.join(map(str, found['sizes']))}")
-    print(args.out)
-
-
-def clusters(args) -> None:
-    from reproduce.own_images import choose, edits, page, tables
-
-    given_here = {"n_clusters": args.n_clusters, "bad_images": "skip", **given(args)}
-    plan = choose.plan(args.folder, given_here)
-    out = page.place(args.out, plan.folder)
-    if args.edits:
-        edits.read(Path(os.path.expanduser(args.edits)))
-    print(plan.why, flush=True)
-    path, data_dir = clustered(plan)
-    if args.edits:
-        edits.take(path, args.edits)
-    found = tables.write(path, plan.folder, given_here["bad_images"] == "skip")
-    from reproduce.report import pages
-
-    notebook = path / "clusters.ipynb"
-    where = {"run_dir": str(path), "data_dir": data_dir}
-    pages.execute(NOTEBOOKS / "clusters.ipynb", notebook, **where)
-    pages.to_html(notebook, path / "clusters.html", up=None)
-    tell_of(found, out)
-
-
-def clustered(plan) -> tuple[Path, str]:
-    """Do what was planned with a folder; the run directory, and where data are kept."""
-    import pandas as pd
-
-    from reproduce.own_images import featured, look, stability
-    from reproduce.report.notebook import counted
-
-    if plan.settings is not None:
-        run = Run(Config.from_params(plan.settings))
-        watched_fit(run)
-        print(look.complete(str(run.path), run.config.data_dir).sentence)
-        return run.path, run.config.data_dir
-    with counted("images") as seen, counted("values of K") as tried:
-        path = featured.make(plan.grouping, seen, tried)
-    if (path / "stability.csv").exists():
-        print(stability.choose_k(pd.read_csv(path / "stability.csv"))[1])
-    print(read_json(path / "verdict.json")["sentence"])
-    return path, plan.grouping.data_dir
-
-
-def how_many(word: str) -> int:
-    """K as it is named on the command line; 0 for "auto"."""
-    return 0 if word == "auto" else int(word)
-
-
-def tell_of(found, out: Path | None) -> None:
-    """Write the page of one's own images, and say where everything is and how to go on."""
-    from reproduce.own_images import page, tables
-
-    index = page.write(found, out and out / "page")
-    if out:
-        tables.write_table(out, found.table)
-    for note in found.edits.notes:
-        print(f"note:   {note}")
-    print(f"run:    {found.run}")
-    print(f"table:  {(out or found.run) / 'clusters.csv'}")
-    print(f"look:   {found.run / 'clusters.html'}")
-    print(f"work:   open {index} to name clusters, move and merge, and save clusters.json")
-    run = shlex.quote(str(found.run))
-    print(f"sort:   python -m reproduce sort {run} OUT --edits clusters.json")
-
-
-def sort(args) -> None:
-    from reproduce.own_images import sort as sorting
-
-    if args.undo:
-        found = sorting.undo(args.out)
-        print(f"{found.folders.total():,} images taken back")
-        for name in found.gone[:10]:
-            print(f"note: {name!r} is another file now, or its place is taken: it stays")
-        return
-    dry = args.how == "move" and not args.yes
-    found = sorting.sort(args.run, args.out, args.how, args.threshold, dry, args.edits)
-    for note in found.notes:
-        print(f"note: {note}")
-    for name, n in sorted(found.folders.items()):
-        print(f"{n:7,}  {printable(name)}")
-    if found.unsure:
-        print(f"{found.unsure:7,}  are less sure than {args.threshold:g} and stay where they are")
-    if found.gone:
-        named = ", ".join(repr(printable(name)) for name in found.gone[:5])
-        print(f"note: {len(found.gone)} images are gone from the folder: {named}")
-    if dry:
-        print("nothing was moved yet: --yes moves them, and --undo brings them back")
-    else:
-        print(Path(os.path.expanduser(args.out)) / sorting.LOG)
-
-
 def pack(args) -> None:
     from reproduce.data import packed
     from reproduce.data.about import left_out
@@ -437,19 +285,6 @@ def pack(args) -> None:
         print(f"note: {note}")
     sizes = f"{index['images']:,} images of {index['side']} pixels"
     print(f"{sizes}, {len(index['classes'])} classes, SHA-256 {index['sha256']}")
-
-
-def export(args) -> None:
-    from reproduce.own_images.export import export as write
-
-    said = write(args.run, args.out)
-    shape = ", ".join(map(str, said["image"]))
-    does = f"uint8 [N, {shape}] -> probabilities, features"
-    backbone = args.out.endswith(".pt")
-    print(f"{said['method']}, {'backbone' if backbone else does}")
-    if not backbone:
-        print(f"from an image file, path, to images:\n\n{said['prepare']}\n")
-    print(args.out)
 
 
 def parameters(args) -> None:

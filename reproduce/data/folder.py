@@ -5,16 +5,12 @@ A file is read rightly or named: nothing that looks like an image is passed over
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import re
-import threading
-import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from itertools import repeat
 from pathlib import Path
 from typing import IO
@@ -24,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from reproduce.config import Config
-from reproduce.data import grey
+from reproduce.data import decoding, grey
 from reproduce.settings import ConfigError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
@@ -34,7 +30,6 @@ if READS_HEIC:
     importlib.import_module("pillow_heif").register_heif_opener()
     FORMATS += ("HEIF",)
 SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
-AT_ONCE = 1 << 26  # pixels that all threads decode at a time, but for one larger image alone
 Image.core.set_block_size(64 << 20)  # bytes; blocks that large go back to the system when freed
 PAGES = os.sysconf("SC_PHYS_PAGES")  # of this machine's memory
 RUBBISH = (  # folders that systems make beside a user's, in small letters
@@ -223,7 +218,7 @@ def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Con
         needs = f"needs {size / 1e9:,.0f} GB in memory, which has {memory / 1e9:,.0f}"
         raise wrong(folder, f"{needs}: python -m reproduce pack keeps it on disk")
     pixels = np.empty((len(paths), 3, config.side, config.side), np.uint8)
-    levels = grey.range_of(paths, names, room)
+    levels = grey.range_of(paths, names)
     reasons = read_all(pixels, paths, levels, letterbox=config.letterbox)
     good = np.array([not reason for reason in reasons])
     bad = {name: reason for name, reason in zip(names, reasons) if reason}
@@ -244,8 +239,7 @@ def read_all(
 ) -> list[str]:
     """Read each file into its place, ``[N, 3, side, side]``; returns the reasons, '' if read.
     levels, letterbox: as of ``read_image``."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # here: threads would overwrite each other's filters
+    with decoding.decoders() as pool:
         return list(pool.map(fill, pixels, files, repeat(levels), repeat(letterbox)))
 
 
@@ -292,28 +286,6 @@ def fill(
         return why.splitlines()[0]
 
 
-class Room:
-    """Room for so many pixels that threads share. Who needs more than all of it has it alone."""
-
-    def __init__(self, most: int):
-        self.most, self.used, self.changed = most, 0, threading.Condition()
-
-    @contextlib.contextmanager
-    def of(self, pixels: int) -> Iterator[None]:
-        with self.changed:
-            self.changed.wait_for(lambda: not self.used or self.used + pixels <= self.most)
-            self.used += pixels
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.used -= pixels
-                self.changed.notify_all()
-
-
-room = Room(AT_ONCE)
-
-
 def read_image(
     file: Path, side: int, levels: tuple[int, ...] = (), letterbox: bool = False
 ) -> np.ndarray:
@@ -324,7 +296,7 @@ def read_image(
     # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one
     # to be turned
     with file.open("rb") as stream, opened(stream, 2 * side) as image:
-        with room.of(image.width * image.height):
+        with decoding.room.of(image.width * image.height):
             image = plain(image, levels)
             if image.mode == "RGBA" and image.size != (side, side):
                 image = image.convert("RGBa")  # as Pillow does itself, and keeps what it was

@@ -3,36 +3,32 @@ a folder are spread, from its darkest to its brightest pixel, over the 8 bits th
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from reproduce.data import decoding
 
 FULL = (0, 0xFFFF)
 SUFFIXES = (".pgm", ".png", ".tif", ".tiff")  # of files that may hold such an image
 FORMATS = ("PNG", "PPM", "TIFF")
 
 
-def range_of(files: Iterable, names: Iterable[str], room) -> tuple[int, ...]:
+def range_of(files: Iterable, names: Iterable[str]) -> tuple[int, ...]:
     """The least and the largest level of all 16-bit grey images among the files; () if there is
-    none, and ``FULL`` if all their pixels are the same. names: of the files, with their suffix.
-    room: ``folder.room``, for so many pixels as are decoded at a time."""
+    none, and ``FULL`` if all their pixels are the same. names: of the files, with their suffix."""
     deep = [f for f, name in zip(files, names) if name.lower().endswith(SUFFIXES)]
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # here: threads would overwrite each other's filters
-        found = [ends for ends in pool.map(extremes, deep, repeat(room)) if ends]
+    with decoding.decoders() as pool:
+        found = [ends for ends in pool.map(extremes, deep) if ends]
     if not found:
         return ()
     low, high = min(low for low, _ in found), max(high for _, high in found)
     return (low, high) if low < high else FULL
 
 
-def extremes(file: Path, room) -> tuple[int, int] | None:
+def extremes(file: Path) -> tuple[int, int] | None:
     """The least and the largest level of a 16-bit grey image; None for everything else."""
     try:
         if not file.is_file():
@@ -40,7 +36,7 @@ def extremes(file: Path, room) -> tuple[int, int] | None:
         with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
             if not image.mode.startswith("I"):
                 return None
-            with room.of(image.width * image.height):
+            with decoding.room.of(image.width * image.height):
                 grey = np.asarray(image)
                 low, high = int(grey.min()), int(grey.max())
                 del grey

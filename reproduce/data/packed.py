@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from reproduce.data import grey
-from reproduce.data.folder import entries, list_dataset, read_all, refuse_bad, relative, room, wrong
+from reproduce.data.folder import entries, list_dataset, read_all, refuse_bad, relative, wrong
 from reproduce.data.tars import Member, Sources, list_tars
 from reproduce.files import atomic, index_hash, read_index, read_json, sync
 from reproduce.settings import ConfigError
@@ -73,7 +73,7 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
         if before:
             levels = tuple(before.get("levels", ()))
         else:
-            levels = grey.range_of((file for file, _, _ in found), names, room)
+            levels = grey.range_of((file for file, _, _ in found), names)
         slices, shards = [slice(i, i + SHARD) for i in range(0, len(found), SHARD)], []
         states = [state_of(found[part], names[part], side, levels) for part in slices]
         if before:

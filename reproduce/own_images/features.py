@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -19,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reproduce.data import grey
-from reproduce.data.folder import fill, list_images, relative, room, unreadable
+from reproduce.data.decoding import decoders
+from reproduce.data.folder import fill, list_images, relative, unreadable
 from reproduce.files import ROOT, read_json, settle
 from reproduce.own_images import pretrained
 from reproduce.settings import ConfigError, short_repr
@@ -97,7 +97,7 @@ def taken_by(
 ) -> Features:
     """The features of those files, without digests; files that cannot be read are left out."""
     values, small, good, skipped = [], [], [], {}
-    levels = grey.range_of(files, [*map(str, files)], room)
+    levels = grey.range_of(files, [*map(str, files)])
     batches = read(folder, files, network.read_side, levels, letterbox)
     device = next(network.net.parameters()).device
     for done, (names, images, reasons) in enumerate(batches):
@@ -124,7 +124,7 @@ def read(
 ) -> Iterator[tuple[list[str], Tensor, dict[str, str]]]:
     """Images in batches: the names of those that can be read, uint8 ``[n, 3, side, side]``, and why
     the others cannot."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with decoders() as pool:
 
         def begin(part: list[Path]):
             pixels = np.empty((len(part), 3, side, side), np.uint8)
@@ -236,7 +236,7 @@ def from_file(folder: Path, files: list[Path], features: str, names: str) -> Fea
         raise ConfigError(f"names: {names!r} names a file twice")
     paths = [folder / name for name in named]
     small, skipped, good = np.zeros((len(named), 3, SMALL, SMALL), np.uint8), {}, {}
-    levels = grey.range_of(paths, named, room)
+    levels = grey.range_of(paths, named)
     for part, images, reasons in read(folder, paths, 2 * SMALL, levels):
         if part:
             good |= dict(zip(part, smaller(images)))

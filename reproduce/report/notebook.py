@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from reproduce.runs.directory import Run, warning_note
 from reproduce.runs.estimate import Estimate
 from reproduce.runs.provenance import provenance
 from reproduce.settings import Settings, setting
+from reproduce.train import fit
 
 LABEL_FREE_RULES = (
     "first_head mean_of_heads lowest_loss_head aligned_average"  # that need no labels
@@ -85,6 +87,17 @@ def progress(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Itera
     looks on sees a bar with the time left, which moves within an epoch; an executed notebook keeps
     a line for each 5 % of the epochs."""
     return (bar if watched() else lines)(rows, epochs, run)
+
+
+def watched_fit(run: Run) -> None:
+    """Train a run and show how far it is; of several processes the first shows it."""
+    rows, first = fit(run.config, run), int(os.environ.get("RANK", 0)) == 0
+    for _ in progress(rows, run.config.epochs, run) if first else rows:
+        pass
+    for note in run.notes:
+        print(note)
+    if first and (warning := warning_note(run.json("metrics.json"))):
+        print(f"warning: {warning}")
 
 
 def watched() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from reproduce.settings import ConfigError, short_repr
+from reproduce.settings import ConfigError, read_word, short_repr
 
 
 class Ambiguous(yaml.YAMLError):
@@ -71,4 +71,12 @@ def read_settings(path: str | Path) -> dict:
         return {}
     if not isinstance(settings, dict):
         raise ConfigError(f"{where} must hold lines 'name: value', got a {type(settings).__name__}")
+    return settings
+
+
+def given(args) -> dict:
+    """The settings file, overridden by ``-p name value``, read as papermill reads it."""
+    settings = read_settings(args.settings) if getattr(args, "settings", None) else {}
+    for name, value in args.parameter:
+        settings[name] = read_word(value)
     return settings

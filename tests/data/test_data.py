@@ -21,9 +21,9 @@ import torch
 from PIL import Image, ImageOps
 
 from reproduce.config import Config
+from reproduce.data import decoding, notes, packed
 from reproduce.data import folder as folder_module
 from reproduce.data import grey as grey_module
-from reproduce.data import notes, packed
 from reproduce.data import sets as data
 from reproduce.data.folder import IMAGENETS, list_images, relative
 from reproduce.methods.data_and_network import FOLDERS
@@ -650,21 +650,21 @@ def test_threads_decode_no_more_pixels_at_a_time_than_there_is_room_for(home, mo
         return plain(image, levels)
 
     monkeypatch.setattr(folder_module, "plain", watched)
-    monkeypatch.setattr(folder_module, "room", folder_module.Room(2000))
+    monkeypatch.setattr(decoding, "room", decoding.Room(2000))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert load(home).pixels[:, 0, 0, 0].tolist() == [*range(12)]
     assert len(seen) == 12 and max(n for n, _ in seen) == 2
     assert {n for n, pixels in seen if pixels > 2000} == {1}
-    assert folder_module.room.used == 0
+    assert decoding.room.used == 0
 
 
 def test_an_image_that_cannot_be_decoded_leaves_its_room(home, monkeypatch):
-    monkeypatch.setattr(folder_module, "room", folder_module.Room(2000))
+    monkeypatch.setattr(decoding, "room", decoding.Room(2000))
     file = home / "images" / "a.png"
     Image.new("RGB", (40, 40)).save(file)
     file.write_bytes(file.read_bytes()[:-30])
     assert folder_module.fill(np.zeros((3, 8, 8), np.uint8), file)
-    assert folder_module.room.used == 0
+    assert decoding.room.used == 0
 
 
 @pytest.mark.parametrize(
@@ -790,12 +790,13 @@ def test_grey_levels_without_a_known_range_are_named(home):
 
 
 def test_levels_are_looked_for_within_the_room(tmp_path, monkeypatch):
-    room, asked = folder_module.Room(100), []
+    room, asked = decoding.Room(100), []
+    monkeypatch.setattr(decoding, "room", room)
     of, files = room.of, [tmp_path / f"{i}.png" for i in range(3)]
     monkeypatch.setattr(room, "of", lambda pixels: asked.append(pixels) or of(pixels))
     for i, file in enumerate(files):
         Image.fromarray(np.full((8, 6), 100 * (i + 1), np.uint16)).save(file)
-    assert grey_module.range_of(files, [file.name for file in files], room) == (100, 300)
+    assert grey_module.range_of(files, [file.name for file in files]) == (100, 300)
     assert asked == [48] * 3 and room.used == 0
 
 

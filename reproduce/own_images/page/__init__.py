@@ -11,8 +11,6 @@ import json
 import os
 import shlex
 import shutil
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,6 +18,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from reproduce.data.decoding import decoders
 from reproduce.data.folder import FORMATS, read_image
 from reproduce.data.sets import evenly
 from reproduce.files import atomic, printable, read_json
@@ -163,8 +162,7 @@ def draw_sheets(folder: Path, files: list[str], target: Path, levels: tuple = ()
         return
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with decoders() as pool:
         for first in range(0, len(paths), SHEET):
             part = paths[first : first + SHEET]
             rows = -(-len(part) // COLUMNS)
