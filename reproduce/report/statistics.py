@@ -321,8 +321,8 @@ def verdict(row: Mapping[str, Any], direction: str) -> str:
 
 
 def signed(value: float) -> str:
-    """``+2.1`` or ``−2.1``, with a minus sign as long as the plus."""
-    return f"{value:+.1f}".replace("-", "−")
+    """``+2.1``, ``−2.1`` with a minus sign as long as the plus, or ``0.0``."""
+    return f"{value:+z.1f}".replace("-", "−").replace("+0.0", "0.0")
 
 
 def points(row: Mapping[str, Any]) -> str:
