@@ -375,8 +375,8 @@ def test_filters_strongest_images_and_neighbours_of_a_run_on_digits(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     said = said_in(tmp_path / "out.ipynb")
     assert "200 images are looked at\n" in said and "drawn at random" in said
-    # filters, four layers, queries, the traced images that stay, NMI over k
-    assert pictures_in(tmp_path / "out.ipynb") == 1 + 4 + 1 + 1 + 1
+    # filters, four layers, queries, NMI over the epochs, the traced images that stay, NMI over k
+    assert pictures_in(tmp_path / "out.ipynb") == 1 + 4 + 1 + 1 + 1 + 1
 
 
 COMMITTED = ROOT / "results/cifar10/crlc/lambda1-2_entropy-batch_seed-0_3ed3a3cd"

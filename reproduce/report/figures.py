@@ -161,7 +161,10 @@ def lambda1(panels: Mapping[str, pd.DataFrame], published: pd.DataFrame, score: 
         ax.set(xscale="log", xlim=(0.7 * min(ticks), 2.7), ylim=(0, 102), xlabel="λ1")
         ax.set_xticks([*ticks], [*ticks.values()])
         ax.xaxis.set_minor_locator(NullLocator())
-    axes[0].set_ylabel("accuracy, %")
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel("accuracy, %")
+    for ax in axes[1 + len(panels) :]:
+        ax.set_visible(False)
 
 
 def long_training(
@@ -270,10 +273,11 @@ def single_images(traces: pd.DataFrame):
     return figure
 
 
-def name_entropies(facets) -> None:
-    """Plain names in the legend of a seaborn grid whose hue is the entropy."""
-    for text in facets.legend.texts:
-        text.set_text(plots.ENTROPY_LABELS[text.get_text()])
+def key_above(facets, colors: Mapping[str, tuple]) -> None:
+    """``key`` above a seaborn grid, in place of the legend that it has beside its panels."""
+    facets.legend.remove()
+    facets.figure.set_layout_engine("constrained")
+    key(facets.figure, colors, ncols=len(colors))
 
 
 def measured(file: str, precision: str) -> str:
