@@ -32,6 +32,14 @@ def as_before() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def one() -> Iterator[None]:
+    """What is done within takes one thread: for small products, at which more would only wait."""
+    with as_before():
+        torch.set_num_threads(1)
+        yield
+
+
 def choose(
     config: Config,
     method: Method,

@@ -21,11 +21,13 @@ from reproduce.data import grey
 from reproduce.data.decoding import decoders
 from reproduce.data.folder import fill, list_images, relative, unreadable
 from reproduce.files import ROOT, read_json, settle
+from reproduce.loop import threads
 from reproduce.own_images import pretrained
 from reproduce.settings import ConfigError, short_repr
 
 SMALL = 32  # side of the small copies of images, by which copies are told from look-alikes
 BATCH = 32  # images that a network sees at a time: more is not faster on a CPU
+FEW = 8  # images by which threads are chosen
 READER = 1  # changes when images are read in another way
 
 
@@ -100,18 +102,29 @@ def taken_by(
     levels = grey.range_of(files, [*map(str, files)])
     batches = read(folder, files, network.read_side, levels, letterbox)
     device = next(network.net.parameters()).device
-    for done, (names, images, reasons) in enumerate(batches):
-        if len(images):
-            values.append(network(images.to(device)).cpu().numpy())
-            small.append(smaller(images))
-        good += names
-        skipped |= reasons
-        if on_batch:
-            on_batch(min(len(files), BATCH * (done + 1)), len(files))
+    with threads.as_before():
+        for done, (names, images, reasons) in enumerate(batches):
+            if len(images):
+                if not values:
+                    torch.set_num_threads(threads_for(network, images.to(device)))
+                values.append(network(images.to(device)).cpu().numpy())
+                small.append(smaller(images))
+            good += names
+            skipped |= reasons
+            if on_batch:
+                on_batch(min(len(files), BATCH * (done + 1)), len(files))
     if not good:
         raise unreadable(folder, skipped, "", len(files))
     values, small = np.concatenate(values), np.concatenate(small)
     return Features(values, good, folder, small, [], {"levels": [*levels]}, skipped)
+
+
+def threads_for(network: pretrained.Network, images: Tensor) -> int:
+    """As many threads as are quicker on this machine, by a few of the images."""
+    most = torch.get_num_threads()
+    if images.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or most == 1:
+        return most
+    return threads.measured(lambda: network(images[:FEW]), most)
 
 
 def read(

@@ -14,6 +14,7 @@ from reproduce import metrics
 from reproduce.config import Config
 from reproduce.evaluation import probes
 from reproduce.kmeans import KMeans
+from reproduce.loop import threads
 from reproduce.loop.optimizers import build_optimizer, set_rate
 from reproduce.methods import METHODS
 from reproduce.own_images.clusterer import squared_distances
@@ -164,6 +165,7 @@ def seen_by_heads(x: Tensor, settings: Grouping, k: int) -> Tensor:
     return probes.neighbours(x, min(settings.neighbours, few, len(x) - 1))
 
 
+@threads.one()
 def trained_heads(z: Tensor, near: Tensor, settings: Grouping) -> tuple[nn.Module, Tensor]:
     """The method with its heads, and the loss of each ``[H]``. z: ``[N, A]``, near: ``[N, n]``."""
     n, batch = len(z), min(256, len(z))

@@ -139,7 +139,7 @@ def look_at_features(clusterer: FeatureClusterer, at_most: int) -> Look:
     votes = np.load(clusterer.path / "votes.npy")[:, drawn]
     pixels = np.full((len(shown), 3, SHOWN, SHOWN), 255, np.uint8)
     paths = [folder / file for file in shown]
-    read_all(pixels, paths, clusterer.levels, clusterer.config.letterbox)
+    read_all(pixels, paths, clusterer.levels, letterbox=clusterer.config.letterbox)
     probabilities, _ = clusterer.predict(features)
     table = rows_of(shown, probabilities, votes)
     sizes = np.bincount(assignments, minlength=clusterer.n_clusters)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reproduce import metrics
 from reproduce.kmeans import KMeans
+from reproduce.loop import threads
 from reproduce.own_images.grouping import Grouping, principal, seen_by_heads, trained_heads
 from reproduce.settings import ConfigError
 
@@ -56,6 +57,7 @@ def heads_agree(z: Tensor, near: Tensor, settings: Grouping) -> float:
         return agreement(method.heads(z).argmax(-1).numpy())
 
 
+@threads.one()
 def starts_agree(z: Tensor, k: int) -> float:
     starts = [KMeans(k, n_init=1, metric="cosine", random_state=seed) for seed in range(STARTS)]
     return agreement([start.fit_predict(z).numpy() for start in starts])
