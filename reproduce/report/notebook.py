@@ -44,7 +44,7 @@ class ReportParameters(Settings):
 def plain_tables(decimals: int = 1) -> None:
     """From now on a notebook shows its tables under plain names (``names.plain``), numbers with so
     many decimals, nothing where there is no value, and no numbers of rows."""
-    pd.options.display.float_format = f"{{:.{decimals}f}}".format
+    pd.options.display.float_format = lambda value: _without_minus_zero(f"{value:.{decimals}f}")
     pd.options.display.max_colwidth = None
     shell = get_ipython()
     if shell is None:
@@ -64,6 +64,10 @@ def plain_tables(decimals: int = 1) -> None:
     for mime, show in {"text/html": as_html, "text/plain": as_text}.items():
         for kind in (pd.DataFrame, pd.Series):
             shell.display_formatter.formatters[mime].for_type(kind, show)
+
+
+def _without_minus_zero(number: str) -> str:
+    return number if float(number) else number.lstrip("-")
 
 
 def print_provenance(config: Config) -> Run:

@@ -123,6 +123,7 @@ def test_plain_tables_outside_a_notebook_only_set_the_decimals():
     with pd.option_context("display.float_format", None, "display.max_colwidth", 50):
         notebook.plain_tables(2)
         assert pd.DataFrame({"x": [1 / 3]}).to_string().split()[-1] == "0.33"
+        assert pd.DataFrame({"x": [-0.001, -1]}).to_string().split()[2::2] == ["0.00", "-1.00"]
 
 
 def test_rows_have_their_names_and_no_numbers(monkeypatch):
