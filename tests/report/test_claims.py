@@ -16,7 +16,7 @@ import yaml
 from fake_runs import write_run
 
 from reproduce.files import ROOT
-from reproduce.report import claims, plots, results, statistics
+from reproduce.report import claims, plots, results, run_pages, statistics
 from reproduce.sweeps import campaign
 
 WRITTEN = yaml.safe_load(claims.CLAIMS.read_text(encoding="utf-8"))
@@ -31,6 +31,13 @@ def runs():
 @pytest.fixture(scope="module")
 def measured(runs):
     return claims.measure(runs)
+
+
+def test_the_readme_has_the_overviews_table(runs):
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+    rows = [[r["what"], *r["values"], r["n"].replace(" and", ",")] for r in run_pages.ladder(runs)]
+    assert len(rows) == 6 and [row for row in told if row in rows] == rows
 
 
 def test_no_verdict_has_changed_since_the_prose_was_written(measured):
