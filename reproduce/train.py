@@ -49,13 +49,16 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     if not shown:
         find_device(config)
     if config.processes > 1 and "WORLD_SIZE" not in os.environ and not shown:
-        with stopping.signals():  # in a notebook's kernel, too: torchrun ends with it
+        # in a notebook's kernel, too: torchrun ends with it
+        with stopping.signals(), run.begun():
             yield from loggers.log_epochs(config, run, launch.torchrun(config, run))
         return
     with processes.group(config.device):
         processes.agree(**config.identity(), source=source_tree(), torch=torch.__version__)
         for sentence in config.not_for(processes.world()):
             raise ConfigError(sentence)
+        name = processes.broadcast(run.path.name)  # whichever presets each of them has seen
+        run.path = run.path.with_name(name)
         if processes.rank():  # the first one's twin, whose rows and steps nobody reads
             run.on_step = None
             for _ in fit_here(config, run):

@@ -22,6 +22,7 @@ from reproduce import Config, ConfigError, augment, data, fit, processes
 from reproduce.files import ROOT
 from reproduce.methods import METHODS
 from reproduce.networks import norm
+from reproduce.runs import directory
 from reproduce.runs.directory import Run
 
 TINY = dict(
@@ -270,7 +271,8 @@ def children(pid: int) -> list[str]:
 
 
 def unlike(rank: int, meeting: str, cases: list[dict]) -> None:
-    """A process of two whose settings are not the first one's; what is said goes into a file."""
+    """A process of two whose settings are not the first one's, nor the name that it would give a
+    run; what is said goes into a file, and under which name it has trained."""
     meet = dict(init_method=f"file://{meeting}", timeout=datetime.timedelta(minutes=1))
     dist.init_process_group("gloo", rank=rank, world_size=2, **meet)
     said = []
@@ -285,9 +287,11 @@ def unlike(rank: int, meeting: str, cases: list[dict]) -> None:
                 patch.setattr(data, "load", lambda c: replaced(load(c), changes["data"]))
             elif rank:
                 params |= changes
+                patch.setattr(directory, "run_name", lambda config: f"another_{config.hash()}")
+            run = Run(Config.from_params(params))
             try:
-                list(fit(Config.from_params(params)))
-                said.append("trained")
+                list(fit(run.config, run))
+                said.append(f"trained {run.path}")
             except ConfigError as error:
                 said.append(str(error))
     (folder / f"said-{rank}").write_text("\n".join(said))
@@ -304,7 +308,8 @@ def test_processes_that_differ_are_told_before_the_first_step(tmp_path):
     unequal = [{name: value} for name, value in cases.items()]
     spawning.spawn(unlike, (str(tmp_path / "meeting"), [*unequal, {}]), nprocs=2)
     first, second = ((tmp_path / f"said-{rank}").read_text().splitlines() for rank in (0, 1))
-    assert first == second and first.pop() == "trained"
+    path = Run(Config.from_params({**QUICK, "results_dir": str(tmp_path / "runs")})).path
+    assert first == second and first.pop() == f"trained {path}" and "another" not in path.name
     for sentence, (name, value) in zip(first, cases.items(), strict=True):
         assert sentence.startswith(f"process 1 of 2 has {name} {value!r}, process 0 has "), sentence
 

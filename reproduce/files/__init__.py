@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from reproduce.files.names import FORMULA, in_table, printable, quoting
+from reproduce.files.names import FORMULA, file_name, in_table, printable, quoting
 from reproduce.files.reading import index_hash, is_packed, read_index, read_json
 from reproduce.files.whole import atomic, lock, settle, sync
 
@@ -14,6 +14,7 @@ __all__ = [
     "ROOT",
     "TEXT",
     "atomic",
+    "file_name",
     "in_table",
     "index_hash",
     "is_packed",

@@ -12,6 +12,13 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() or c in JOINERS else repr(c)[1:-1] for c in name)
 
 
+def file_name(name: str, longest: int = 120) -> str:
+    """A name as that of a file or a folder on any system, of at most so many bytes; empty where
+    nothing of it is left."""
+    clean = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in name)
+    return clean.strip(" .").encode()[:longest].decode(errors="ignore")
+
+
 def in_table(file: str) -> str:
     """A relative path in a CSV file, where no spreadsheet takes it for a formula; it still opens
     its file."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reproduce.files import TEXT, atomic, printable, quoting
+from reproduce.files import TEXT, atomic, file_name, printable, quoting
 from reproduce.own_images import edits, tables
 from reproduce.settings import ConfigError
 
@@ -95,8 +95,7 @@ def folder_names(titles: dict[int, str]) -> dict[int, str]:
     """A folder's name for each cluster; no two are the same, also where capitals do not count."""
     names, taken = {}, set()
     for k, title in sorted(titles.items()):
-        clean = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in title)
-        clean = clean.strip(" .").encode()[:120].decode(errors="ignore") or f"cluster {k}"
+        clean = file_name(title) or f"cluster {k}"
         if clean.casefold() in taken:
             clean = f"{clean} ({k})"
         taken.add(clean.casefold())

@@ -24,8 +24,8 @@ import torch
 
 from reproduce.config import Config
 from reproduce.files import ROOT, TEXT, atomic, quoting, read_json, settle
-from reproduce.methods import METHODS
-from reproduce.runs.place import Place
+from reproduce.runs.naming import run_name
+from reproduce.runs.place import Place, with_hash
 from reproduce.runs.provenance import machine_and_code, now, provenance
 from reproduce.settings import ConfigError
 
@@ -33,12 +33,15 @@ SCORES = ("acc", "nmi", "ari")
 
 
 class Run(Place):
-    """One run's directory, ``<results_dir>/<data set>/<method>/<name>``."""
+    """One run's directory, ``<results_dir>/<data set>/<method>/<name>``: the one that ends with
+    its hash, whatever else its name says, or a new one (``naming.run_name``)."""
 
     def __init__(self, config: Config):
         results = config.results_dir or ROOT / "results" / "local"
         folder = Path(os.path.realpath(os.path.expanduser(results)))
-        super().__init__(folder / config.dataset / config.method / run_name(config))
+        folder = folder / config.dataset / config.method
+        found = with_hash(folder, config.hash())
+        super().__init__(found[0] if found else folder / run_name(config))
         self.config = config
         # called after each step with the steps done and all steps, to tell how far it is
         self.on_step: Callable[[int, int], None] | None = None
@@ -170,13 +173,6 @@ class Run(Place):
 
     def write_json(self, file: str, content: dict) -> None:
         (self.partial / file).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def run_name(config: Config) -> str:
-    """A readable name with the hash of all settings: lambda1-1_entropy-batch_seed-0_4f1f51fa."""
-    values = {name: getattr(config, name) for name in (*METHODS[config.method].named, "seed")}
-    told = [f"{k}-{v:g}" if isinstance(v, float) else f"{k}-{v}" for k, v in values.items()]
-    return "_".join([*told, config.hash()])
 
 
 def find(results: str | Path | None = None) -> list[Path]:

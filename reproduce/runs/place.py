@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class Place:
     """A run's directory, of whatever settings."""
 
     def __init__(self, path: Path):
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.path = path
         self.notes: list[str] = []  # for the notebook's reader, as "continued after epoch 12"
         self.told: dict = {}  # of ``tell``
 
@@ -31,6 +32,11 @@ class Place:
     def name(self) -> str:
         """Data set, method and name."""
         return "/".join(self.path.parts[-3:])
+
+    @property
+    def partial(self) -> Path:
+        """Where its files are until it is finished."""
+        return self.path.with_name(self.path.name + ".partial")
 
     @property
     def finished(self) -> bool:
@@ -59,6 +65,7 @@ class Place:
         if owned is None:
             self.notes.append("this file system has no locks: train no run twice at one time")
         with owned or contextlib.nullcontext():
+            self.only_writer()
             try:
                 for remnant in self.partial.glob(".*.tmp"):  # of a process killed while writing
                     remnant.unlink()
@@ -75,6 +82,30 @@ class Place:
             except Exception as error:
                 self.failed(sentence_of(error))
                 raise
+
+    def only_writer(self) -> None:
+        """ConfigError where a process writes this run under another name: that, too, has looked for
+        the run's directory while there was none, beside other presets. Each looks once more when it
+        holds its own lock, so that one of the two, at least, sees the other."""
+        for path in with_hash(self.path.parent, self.path.name.rpartition("_")[2]):
+            if path != self.path and (owner := Place(path).writer()):
+                if [file.name for file in self.partial.iterdir()] == ["lock"]:
+                    shutil.rmtree(self.partial)
+                raise self.unusable(path, f"is the same run, and is being written by {owner}")
+
+    @contextlib.contextmanager
+    def begun(self):
+        """While other processes make the run: its directory is there, and they find it by its hash,
+        so that all have one name for it. It goes if none of them has begun."""
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self.unusable(self.partial, f"cannot be written: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # finished, or not empty
+                self.partial.rmdir()
 
     def writer(self) -> str:
         """The process that writes the run now, in words; empty if none does."""
@@ -115,6 +146,27 @@ class Place:
 
     def unusable(self, path: Path, why: str) -> ConfigError:
         return ConfigError(f"results_dir: {str(path)!r} {why}")
+
+
+def with_hash(folder: Path, code: str) -> list[Path]:
+    """The directories in a folder whose runs have this hash of their settings, finished or begun,
+    by the names of finished ones; first the one that counts: finished, or with a checkpoint, or
+    else the first by name.
+
+    A run is the same run under any name: an older version, or another preset, has named it
+    otherwise. Committed directories keep the names they have, since the setting ``weights`` of
+    other runs holds their paths, which are part of those runs' hashes."""
+    names: set[str] = set()
+    with contextlib.suppress(OSError):  # whoever writes there says what is wrong with the folder
+        there = [path for path in folder.glob(f"*_{code}*") if path.is_dir()]
+        names = {path.name.removesuffix(".partial") for path in there}
+    found = [Place(folder / name) for name in names if name.endswith(f"_{code}")]
+
+    def rank(run: Place) -> tuple[bool, bool, str]:
+        kept = any(run.partial.glob("checkpoint*.pt"))
+        return not run.finished, not kept, run.path.name
+
+    return [run.path for run in sorted(found, key=rank)]
 
 
 def sentence_of(error: Exception) -> str:

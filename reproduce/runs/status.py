@@ -29,7 +29,7 @@ def state(run: Place) -> tuple[str, str]:
         took = f" in {duration(seconds)}" if isinstance(seconds, (int, float)) else ""
         return "finished", f"{metrics.get('epochs', '?')} epochs{took}"
     told = run.progress()
-    if not told and not run.partial.is_dir():
+    if not told and not any(run.partial.glob("*")):  # or another process begins it right now
         if (run.path / "metrics.json").exists():
             return "failed", "its metrics.json cannot be read: it will be trained anew"
         return "not begun", ""

@@ -129,7 +129,10 @@ def sweep(
     with tqdm(total=len(rows), initial=len(rows) - len(waiting), unit="run", disable=None) as bar:
         try:
             for i, outcome in done:
-                waiting[i] |= ended(Run(waiting[i]["config"]), outcome)
+                run = Run(waiting[i]["config"])
+                waiting[i] |= ended(run, outcome)
+                if run.finished:  # under another name, if another process has made it meanwhile
+                    waiting[i] |= {"name": run.name, "path": run.path}
                 bar.update()
                 if waiting[i]["log"] or bar.disable:  # no terminal: a line per run, and no bar
                     say(waiting[i])
@@ -243,7 +246,8 @@ def execute(run: Run, jobs: int, keep: bool = True) -> Outcome:
     if jobs > 1:  # else the run decides
         environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // jobs))
     try:
-        code, said = launch.module("papermill", words, environment)
+        with run.begun():
+            code, said = launch.module("papermill", words, environment)
         if code or not run.finished:
             lines = [line for line in said.splitlines() if line.strip()]
             why = lines[-1] if lines else f"exit status {code}"

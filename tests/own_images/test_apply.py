@@ -233,10 +233,10 @@ def test_names_of_any_bytes(made, tmp_path):
     Image.new("RGB", (8, 8)).save(os.fsdecode(name))
     apply(str(runs["crlc"]), str(tmp_path / "new"), str(tmp_path / "o.csv"))
     assert b"\ncaf\xe9.png," in (tmp_path / "o.csv").read_bytes()
-    run = Run(Config())
-    run.partial = tmp_path
+    run = Run(Config.from_params({"results_dir": str(tmp_path / "runs")}))
+    run.partial.mkdir(parents=True)
     run.write_csv("assignments.csv", [[os.fsdecode(b"caf\xe9.png"), 1]], ["file", "cluster"])
-    assert b"\ncaf\xe9.png,1" in (tmp_path / "assignments.csv").read_bytes()
+    assert b"\ncaf\xe9.png,1" in (run.partial / "assignments.csv").read_bytes()
 
 
 def test_wrong_input_ends_in_a_sentence(made, tmp_path, capsys):
