@@ -15,9 +15,10 @@ from papermill import cli as papermill_cli
 
 from reproduce import __main__ as command
 from reproduce.config import Config, readers
+from reproduce.files import ROOT
 from reproduce.methods import METHODS
 from reproduce.methods.pcl import granularities
-from reproduce.runs.yaml_files import read_settings
+from reproduce.runs.yaml_files import read_settings, read_yaml
 from reproduce.settings import ConfigError, Settings, read_word, setting, together, types_of
 from reproduce.sweeps import sweep
 
@@ -742,6 +743,14 @@ def test_read_settings_refuses(tmp_path, content, words):
         and "settings.yaml" in str(caught.value)
         and "\n" not in str(caught.value)
     )
+
+
+def test_no_file_of_the_project_has_a_name_twice_or_a_number_that_is_another_in_yaml():
+    """papermill's own reader takes such a preset without a word."""
+    files = [*(ROOT / "notebooks").rglob("*.yaml"), ROOT / "environment.yml", ROOT / "CITATION.cff"]
+    assert len(files) > 30
+    for file in files:
+        read_yaml(file.read_text(encoding="utf-8"), file.name)
 
 
 def test_read_settings_without_a_file(tmp_path):
