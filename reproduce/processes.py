@@ -10,7 +10,6 @@ gradient of that one loss."""
 import contextlib
 import datetime
 import os
-import signal
 from collections.abc import Callable
 
 import torch
@@ -65,13 +64,9 @@ def group(device: str = "auto"):
         "whole checkpoint is kept, and the same command continues from it"
     )
 
-    def stop(*_):  # torchrun's signal to the others when one has failed
-        raise lost
-
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    before = signal.signal(signal.SIGTERM, stop)
     try:
         limit = datetime.timedelta(minutes=MINUTES)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
@@ -85,7 +80,6 @@ def group(device: str = "auto"):
             raise lost from None
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -156,6 +150,37 @@ def agree(**facts) -> None:
                 what = f"{name} {short_repr(own)}, process 0 has {short_repr(first)}"
                 where = f"process {other} of {world()} has {what}"
                 raise ConfigError(f"{where}: start all with the same settings, code and data")
+
+
+class Asked:
+    """What signals asked of any process, so that all stop after the same step.
+
+    Each tells the others in every step, on the CPU, and looks in the next at what they told: no
+    step waits for another process, nor for a device."""
+
+    def __init__(self):
+        self.group = dist.new_group(backend="gloo") if world() > 1 else None
+        self.told = None  # a number, and the work that makes it the largest of all processes
+
+    def __call__(self, number: int) -> int:
+        """The largest number that any process gave at the call before, in all the same; in one
+        process alone, its own."""
+        if self.group is None:
+            return number
+        if self.told:
+            largest, work = self.told
+            work.wait()
+            if largest:
+                return int(largest)
+        told = torch.tensor(number)
+        work = dist.all_reduce(told, dist.ReduceOp.MAX, self.group, async_op=True)
+        self.told = told, work
+        return 0
+
+    def wait(self) -> None:
+        """Until all processes are here: torchrun ends the others when the first has ended."""
+        if self.group is not None:
+            dist.barrier(self.group)
 
 
 # ---- the model

@@ -89,8 +89,7 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
                 shutil.rmtree(run.partial)  # which the lock has made again
             yield from run.history()
             return
-        alone = processes.world() == 1  # several would wait for each other
-        with threads.as_before(), stopping.waiting(alone):
+        with threads.as_before(), stopping.waiting(alone=processes.world() == 1):
             yield from train(config, run, images, n_clusters, device)
 
 
@@ -158,7 +157,7 @@ def train(
             at.terms.append(torch.cat([t.detach().float().view(-1) for t in named.values()]))
             if run.on_step:
                 run.on_step(step + 1, drawn.total)
-            if keeper.is_late() and not keeper.save():
+            if keeper.due_within() and not keeper.save():
                 break  # a loss is not finite: the epoch ends here, with the reason
         row, head_losses = keeper.end_of_epoch(named, rate)
         if epoch % config.evaluate_every == 0 or epoch == config.epochs:

@@ -22,7 +22,7 @@ from reproduce import Config, ConfigError, augment, data, fit, processes
 from reproduce.files import ROOT
 from reproduce.methods import METHODS
 from reproduce.networks import norm
-from reproduce.runs import directory
+from reproduce.runs import directory, stopping
 from reproduce.runs.directory import Run
 
 TINY = dict(
@@ -88,7 +88,8 @@ def one_of_two(rank: int, meeting: str, runs: list[tuple[dict, str]]) -> None:
                 patch.setattr(augment, "world", lambda: 1)
                 patch.setattr(augment, "share", lambda x, *_: x)
             if bug == "stopped":
-                stop_and_go_on(Config.from_params(params), step=7)
+                said = stop_and_go_on(params, asked=2, interrupted=7)
+                Path(meeting).with_name(f"said-{rank}").write_text(said)
             list(fit(Config.from_params(params)))
     x, weight = normed_batch()
     layer = norm.with_global_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), x.device)[0]
@@ -105,18 +106,37 @@ def one_of_two(rank: int, meeting: str, runs: list[tuple[dict, str]]) -> None:
     os._exit(0)  # gloo's threads outlive the group; one that frees a tensor late would abort Python
 
 
-def stop_and_go_on(config: Config, step: int) -> None:
-    """Train until both processes are interrupted after a step within an epoch."""
+def stop_and_go_on(params: dict, asked: int, interrupted: int) -> str:
+    """Train until the second process gets a signal within one step, then until both are
+    interrupted within another, with a checkpoint of each step; what the first stop says, and of
+    how many steps there is a checkpoint then."""
+    config, method, said = Config.from_params(params), METHODS[params["method"]], ""
 
-    def after_step(self, done, steps, own=METHODS[config.method].after_step):
+    def after_step(self, done, steps, own=method.after_step):
         own(self, done, steps)
-        if done == step:
+        if not said and done == asked and dist.get_rank():
+            os.kill(os.getpid(), signal.SIGTERM)
+        if said and done == interrupted:
             raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(METHODS[config.method], "after_step", after_step)
-        list(fit(config))
+    own_save = Run.save_checkpoint
+
+    def save_late(self, state):
+        time.sleep(0.3)
+        own_save(self, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "after_step", after_step)
+        patch.setattr(Run, "save_checkpoint", save_late)
+        with pytest.raises(stopping.Stopped) as stopped:
+            list(fit(config))
+        steps = len(Run(config).load_checkpoint()[0]["at"]["terms"])
+        said = f"{stopped.value.status}: {stopped.value}; kept {steps}"
+        patch.setattr(Run, "save_checkpoint", own_save)
+        with contextlib.suppress(KeyboardInterrupt):
+            list(fit(config.replace(checkpoint_minutes=0)))
     dist.barrier()
+    return said
 
 
 def normed_batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +169,7 @@ def trained(tmp_path_factory):
     runs = [(settings(method, split, folder / "two"), "") for method, split in cases]
     runs += [(with_neighbours(folder, "two"), "")]
     runs += [(settings("simclr", 2, folder / bug), bug) for bug in BUGS]
-    runs += [({**settings("propos", 2, folder / "stopped"), "checkpoint_minutes": 0}, "stopped")]
+    runs += [(settings("propos", 2, folder / "stopped"), "stopped")]
     spawning.spawn(one_of_two, (str(folder / "meeting"), runs), nprocs=2)
     return folder
 
@@ -157,6 +177,14 @@ def trained(tmp_path_factory):
 def test_two_processes_that_were_interrupted_continue_to_the_same_bits(trained):
     whole, stopped = (kept(settings("propos", 2, trained / name))[2] for name in ("two", "stopped"))
     assert whole["weights_sha256"] == stopped["weights_sha256"]
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_after_one_step(trained):
+    """After the third step the one tells the other, which reads it after the fourth."""
+    for rank in (0, 1):
+        said = (trained / f"said-{rank}").read_text()
+        known = "143: stopped after epoch 0 and 4 steps; the same command continues; kept 4"
+        assert said == known
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -362,6 +390,22 @@ def test_a_list_that_a_process_says_is_raised_whole(tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as raised:
         list(fit(config))
     assert str(raised.value) == said.removeprefix("error: ")
+
+
+def test_a_signal_reaches_the_processes_once_and_their_sentence_is_raised(tmp_path, monkeypatch):
+    """A terminal would send it to all of its group; one that comes twice waits for nothing."""
+    said = "stopped after epoch 1 and 2 steps; the same command continues"
+    script, group = tmp_path / "torchrun", tmp_path / "group"
+    script.write_text(
+        f"#!/bin/sh\ntrap 'echo \"{said}\" >&2; exit 1' TERM\n"
+        f"ps -o pgid= $$ > {group}\nkill -TERM $PPID\nwhile true; do sleep 0.05; done\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    config = Config.from_params({**QUICK, "processes": 2, "results_dir": str(tmp_path / "runs")})
+    with pytest.raises(stopping.Stopped, match=f"^{said}$") as stopped:
+        list(fit(config))
+    assert stopped.value.status == 143 and int(group.read_text()) != os.getpgrp()
 
 
 def test_an_error_of_a_process_is_shown_with_its_traceback(tmp_path, monkeypatch, capfd):

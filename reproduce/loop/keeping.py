@@ -43,6 +43,7 @@ class Keeper:
         self.sizes = images.pixels.shape[1], self.evaluator.n_clusters, len(images)
         low = uses_bfloat16(self.config, self.at.device)
         self.precision = "bfloat16" if low else "float32"
+        self.any_asked, self.asked = processes.Asked(), 0  # the signal by which all processes stop
 
     def save(self) -> bool:
         """Write a checkpoint, and return True; False where a loss term of the begun epoch is not
@@ -58,7 +59,9 @@ class Keeper:
             self.run.save_checkpoint({"format": FORMAT, **begun, **state})
             self.run.tell(done=self.done, kept=self.done)
         self.saved = time.perf_counter()
-        stopping.at_checkpoint(self.done)
+        if self.asked:
+            self.any_asked.wait()
+            stopping.at_checkpoint(self.asked, self.done)
         return True
 
     @property
@@ -107,14 +110,18 @@ class Keeper:
         self.began = time.perf_counter() - self.at.spent
 
     def due(self) -> bool:
-        """Whether it is time for a checkpoint."""
-        late = time.perf_counter() - self.saved >= 60 * self.config.checkpoint_minutes
-        return late or stopping.asked()
+        """Whether it is time for a checkpoint; asked once after each step, in every process."""
+        self.asked = self.any_asked(stopping.asked())
+        return bool(self.asked) or self.late()
 
-    def is_late(self) -> bool:
+    def late(self) -> bool:
+        """Whether the last checkpoint is old."""
+        return time.perf_counter() - self.saved >= 60 * self.config.checkpoint_minutes
+
+    def due_within(self) -> bool:
         """Whether it is time for a checkpoint within the epoch."""
         assert self.at.order is not None  # the epoch has begun
-        return self.due() and len(self.at.terms) < len(self.at.order) and processes.rank() == 0
+        return len(self.at.terms) < len(self.at.order) and self.due()
 
     def after_epoch(self) -> None:
         """A checkpoint if it is time for one, and always after the last epoch."""

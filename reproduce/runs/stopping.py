@@ -1,6 +1,7 @@
 """Signals that ask a command to end: Ctrl-C, SIGTERM (``docker stop``, a job's limit), SIGHUP.
 
-A run that trains ends at its next checkpoint, which it writes after the step that it is in."""
+A run that trains ends at its next checkpoint, which it writes after the step that it is in;
+several processes that share it, after the next one (``processes.Asked``)."""
 
 from __future__ import annotations
 
@@ -47,29 +48,29 @@ def _take(number: int, frame) -> None:
 
 
 @contextlib.contextmanager
-def waiting(can: bool = True) -> Iterator[None]:
+def waiting(alone: bool = True) -> Iterator[None]:
     """While a run trains, the first signal waits for ``at_checkpoint``: also in a notebook, whose
-    kernel would end at once by SIGTERM and within a step by the button that interrupts."""
+    kernel would end at once by SIGTERM and within a step by the button that interrupts.
+
+    alone: no other process trains with this one. Where others do, they would wait in vain for one
+    that a signal ends after the last step."""
     global _waits, _asked
-    if not can:
-        yield
-        return
     with signals():
         _waits, _asked = True, 0
         try:
             yield
-            if _asked:
+            if _asked and alone:
                 raise Stopped(_asked, "stopped; the run was finished first")
         finally:
             _waits, _asked = False, 0
 
 
-def asked() -> bool:
-    """Whether a signal waits for a checkpoint."""
-    return bool(_asked)
+def asked() -> int:
+    """The signal that waits for a checkpoint, or 0."""
+    return _asked
 
 
-def at_checkpoint(done: str) -> None:
+def at_checkpoint(number: int, done: str) -> None:
     """End here if a signal asked for it, with a sentence that says what is done."""
-    if _asked:
-        raise Stopped(_asked, f"stopped after {done}; the same command continues")
+    if number:
+        raise Stopped(number, f"stopped after {done}; the same command continues")

@@ -26,6 +26,7 @@ from reproduce import processes
 from reproduce.config import Config
 from reproduce.files import PACKAGE
 from reproduce.runs.directory import Run
+from reproduce.runs.stopping import Stopped
 from reproduce.settings import ConfigError, Diverged, short_repr
 
 CLUSTER = "slurm"  # submitit's name of it; "local" makes its jobs here, as the tests do
@@ -165,7 +166,9 @@ def torchrun(config: Config, run: Run) -> Iterator[dict]:
         file.flush()
         command += ["--module", "reproduce", "train", "-f", file.name, "--rows"]
         streams = dict(stdout=subprocess.PIPE, stderr=errors, text=True)
-        torchrun = subprocess.Popen([sys.executable, "-m", *command], **streams, env=environment)
+        # a terminal's signals are for this process, which passes one on
+        streams |= dict(env=environment, start_new_session=True)
+        torchrun, stopped = subprocess.Popen([sys.executable, "-m", *command], **streams), 0
         try:
             for line in torchrun.stdout:
                 said = json.loads(line)
@@ -176,6 +179,8 @@ def torchrun(config: Config, run: Run) -> Iterator[dict]:
                 elif "epoch" in said:
                     yield said
             code = torchrun.wait()
+        except Stopped as stop:
+            code = stopped = stop.status - 128
         finally:
             torchrun.terminate()
             torchrun.wait()
@@ -185,6 +190,9 @@ def torchrun(config: Config, run: Run) -> Iterator[dict]:
         for sentence in said:
             if sentence.startswith("diverged: "):
                 raise Diverged(sentence[10:])
+        kept = re.search(r"^stopped after .*", text, re.M)
+        if stopped or kept:
+            raise Stopped(stopped or signal.SIGTERM, kept[0] if kept else "stopped")
         causes = [sentence for sentence in said if processes.GONE not in sentence]
         if code and causes:
             raise ConfigError(causes[0])
