@@ -292,10 +292,15 @@ def read_image(
     """uint8 ``[3, side, side]``: the first frame, upright by its EXIF, RGB, on white where it is
     transparent; the shorter side resized to ``side``, the centre cut out. levels: the first and the
     last of 16-bit grey images, in which they become 0 and 255; (): all. letterbox: the longer side
-    is resized instead, between white bars, so that nothing is cut off."""
+    is resized instead, between white bars, so that nothing is cut off.
+
+    Only a JPEG is decoded at a smaller scale. Pillow decodes any other image whole, which takes 4
+    bytes a pixel (1 if grey or of a palette, 2 if grey in 16 bits); no more than one copy is made
+    beside that at a time."""
     # opened here, because Pillow maps a grey TIFF that it opens itself into memory, and garbles one
     # to be turned
-    with file.open("rb") as stream, opened(stream, 2 * side) as image:
+    with file.open("rb") as stream:
+        image = opened(stream, 2 * side)  # by no other name, which would keep what was decoded
         with decoding.room.of(image.width * image.height):
             image = plain(image, levels)
             if image.mode == "RGBA" and image.size != (side, side):

@@ -12,6 +12,7 @@ from PIL import Image
 from reproduce.data import decoding
 
 FULL = (0, 0xFFFF)
+ROWS = 64  # that are computed at a time
 SUFFIXES = (".pgm", ".png", ".tif", ".tiff")  # of files that may hold such an image
 FORMATS = ("PNG", "PPM", "TIFF")
 
@@ -52,5 +53,9 @@ def in_8_bits(image: Image.Image, levels: tuple[int, ...] = FULL) -> Image.Image
     if grey.min() < 0 or grey.max() > FULL[1]:
         raise ValueError("grey levels beyond 16 bits, whose range is not known")
     low, high = levels or FULL
-    shares = (np.clip(grey, low, high).astype(np.float32) - low) / (high - low)
-    return Image.fromarray(np.round(255 * shares).astype(np.uint8))
+    out = np.empty(grey.shape, np.uint8)
+    for top in range(0, len(grey), ROWS):
+        part = grey[top : top + ROWS]
+        shares = (np.clip(part, low, high).astype(np.float32) - low) / (high - low)
+        out[top : top + ROWS] = np.round(255 * shares)
+    return Image.fromarray(out)

@@ -1,6 +1,7 @@
 """The data part: what is read is read rightly, what is not is named, and the cached file is
 true."""
 
+import gc
 import hashlib
 import io
 import multiprocessing
@@ -656,6 +657,41 @@ def test_threads_decode_no_more_pixels_at_a_time_than_there_is_room_for(home, mo
     assert len(seen) == 12 and max(n for n, _ in seen) == 2
     assert {n for n, pixels in seen if pixels > 2000} == {1}
     assert decoding.room.used == 0
+
+
+SEE_THROUGH = {
+    "RGBA": ((*GREEN, 128), {}),
+    "LA": ((60, 128), {}),
+    "RGB": (GREEN, {"transparency": (1, 2, 3)}),
+    "P": (0, {"transparency": b"\x80"}),
+}
+
+
+@pytest.mark.parametrize("mode", SEE_THROUGH)
+def test_of_a_large_image_there_is_one_copy_at_most_beside_it(tmp_path, monkeypatch, mode):
+    """Where it is converted or resized, there is no other of its size that holds pixels."""
+    pixel, how = SEE_THROUGH[mode]
+    Image.new(mode, (61, 50), pixel).save(tmp_path / "a.png", **how)
+    seen, convert, fit = [], Image.Image.convert, ImageOps.fit
+
+    def count() -> None:
+        there = [image for image in gc.get_objects() if issubclass(type(image), Image.Image)]
+        seen.append(sum(image.size == (61, 50) for image in there))
+
+    def watched(function):
+        return lambda *a, **k: count() or function(*a, **k)
+
+    monkeypatch.setattr(Image.Image, "convert", watched(convert))
+    monkeypatch.setattr(ImageOps, "fit", watched(fit))
+    assert not folder_module.fill(np.zeros((3, 8, 8), np.uint8), tmp_path / "a.png")
+    assert len(seen) > 2 and max(seen) == 1
+
+
+def test_levels_are_computed_a_few_rows_at_a_time():
+    grey = np.random.default_rng(0).integers(0, 4000, (150, 7), dtype=np.uint16)
+    found = np.asarray(grey_module.in_8_bits(Image.fromarray(grey), (100, 3000)))
+    expected = np.round(255 * ((np.clip(grey, 100, 3000).astype(np.float32) - 100) / 2900))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_an_image_that_cannot_be_decoded_leaves_its_room(home, monkeypatch):
