@@ -397,7 +397,7 @@ def test_a_signal_reaches_the_processes_once_and_their_sentence_is_raised(tmp_pa
     said = "stopped after epoch 1 and 2 steps; the same command continues"
     script, group = tmp_path / "torchrun", tmp_path / "group"
     script.write_text(
-        f"#!/bin/sh\ntrap 'echo \"{said}\" >&2; exit 1' TERM\n"
+        f"#!/bin/sh\ntrap 'echo \"{said}{said}\" >&2; exit 1' TERM\n"
         f"ps -o pgid= $$ > {group}\nkill -TERM $PPID\nwhile true; do sleep 0.05; done\n"
     )
     script.chmod(0o755)

@@ -313,6 +313,12 @@ class Pixels:
         return torch.from_numpy(out)
 
 
+def apart(worker: int) -> None:
+    """Give a process that reads ahead a session of its own: Ctrl-C in a terminal, and what torchrun
+    sends to a group, are for the process that trains, which needs it until its step is done."""
+    os.setsid()
+
+
 def read(pixels: Tensor | Pixels, rows: Iterable, workers: int = 0) -> Iterator[Tensor]:
     """``pixels[index]`` for each index (positions ``[B]`` or a slice) of ``rows`` in turn, on the
     device of ``pixels``. What is on disk is read ahead by so many processes."""
@@ -325,6 +331,7 @@ def read(pixels: Tensor | Pixels, rows: Iterable, workers: int = 0) -> Iterator[
         sampler=pixels.todo,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=apart,
         multiprocessing_context="spawn" if workers else None,
         pin_memory=torch.device(pixels.device).type == "cuda",
         generator=torch.Generator(),  # of its own: what is drawn elsewhere stays the same

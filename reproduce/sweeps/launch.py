@@ -190,7 +190,7 @@ def torchrun(config: Config, run: Run) -> Iterator[dict]:
         for sentence in said:
             if sentence.startswith("diverged: "):
                 raise Diverged(sentence[10:])
-        kept = re.search(r"^stopped after .*", text, re.M)
+        kept = re.search(r"^stopped after .*?continues", text, re.M)  # others may be on its line
         if stopped or kept:
             raise Stopped(stopped or signal.SIGTERM, kept[0] if kept else "stopped")
         causes = [sentence for sentence in said if processes.GONE not in sentence]
