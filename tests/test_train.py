@@ -226,7 +226,7 @@ def test_a_run_interrupted_within_an_epoch_continues_to_the_same_bits(config, tm
     with pytest.raises(KeyboardInterrupt):
         list(fit(config, stopped))
     run, rows = train(config)
-    assert run.notes == ["continued after epoch 1 and 1 steps from checkpoint.pt"]
+    assert run.notes == ["continued after epoch 1 and 1 step from checkpoint.pt"]
     known = whole.history()
     for row, expected in zip(rows, known, strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)

@@ -67,8 +67,8 @@ class Keeper:
     @property
     def done(self) -> str:
         """Epochs and steps so far, in words."""
-        steps = f" and {len(self.at.terms)} steps" if self.at.terms else ""
-        return f"epoch {self.at.epoch}{steps}"
+        n = len(self.at.terms)
+        return f"epoch {self.at.epoch}" + (f" and {n} step{'s' * (n > 1)}" if n else "")
 
     def restore(self) -> bool:
         """Go on from the newest checkpoint, with as many threads; False where there is none."""

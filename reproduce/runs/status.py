@@ -27,7 +27,8 @@ def state(run: Place) -> tuple[str, str]:
         metrics = run.json("metrics.json")
         seconds = metrics.get("seconds")
         took = f" in {duration(seconds)}" if isinstance(seconds, (int, float)) else ""
-        return "finished", f"{metrics.get('epochs', '?')} epochs{took}"
+        epochs = metrics.get("epochs", "?")
+        return "finished", f"{epochs} epoch{'s' * (epochs != 1)}{took}"
     told = run.progress()
     if not told and not any(run.partial.glob("*")):  # or another process begins it right now
         if (run.path / "metrics.json").exists():
