@@ -73,7 +73,7 @@ def list_folder(folder: Path) -> tuple[ImageFiles, list[str]]:
     if beside:
         why = "only 'train' and 'test' are read then, move or rename it"
         raise wrong(folder, f"holds {beside[0]!r} beside 'train': {why}")
-    found, classes = [], []
+    files, classes = [], []
     for split, part in enumerate(parts):
         folders, images = entries(part)
         folders = [d for d in folders if walk(d)]
@@ -86,7 +86,7 @@ def list_folder(folder: Path) -> tuple[ImageFiles, list[str]]:
             where = "in one of 'train' and 'test' only: have them in both, or in none"
             raise wrong(folder, f"has class folders {where}")
         if not folders:
-            found += of_class(part, -1, split)
+            files += of_class(part, -1, split)
         for directory in folders:
             if directory.name not in classes:
                 where = f"among the {len(classes)} classes of 'train'"
@@ -94,8 +94,8 @@ def list_folder(folder: Path) -> tuple[ImageFiles, list[str]]:
             if nested := [d for d in entries(directory)[0] if walk(d)]:
                 what = f"holds a folder, {nested[0].name!r}: move its images up"
                 raise wrong(directory, f"is a class, but {what}")
-            found += of_class(directory, classes.index(directory.name), split)
-    return found, classes
+            files += of_class(directory, classes.index(directory.name), split)
+    return files, classes
 
 
 def tree(folder: Path) -> tuple[ImageFiles, list[str]]:
@@ -140,23 +140,23 @@ def list_imagenet(folder: Path, dataset: str) -> tuple[ImageFiles, list[str]]:
     train, val = folder / "train", folder / "val"
     parts = [train if train.is_dir() else folder] + [val] * (dataset == "imagenet" and val.is_dir())
     classes = imagenet_classes(parts[0], dataset, [d.name for d in entries(parts[0])[0]])
-    found = []
+    files = []
     for split, part in enumerate(parts):
         for label, name in enumerate(classes):
             below = part / name / "images"
-            found += of_class(below if below.is_dir() else below.parent, label, split)
-    return found, classes
+            files += of_class(below if below.is_dir() else below.parent, label, split)
+    return files, classes
 
 
 def list_images(folder: Path) -> list[Path]:
     """Every image file in a folder and in the folders below it, in the order of ``list_folder``."""
     try:
-        found = walk(folder)
+        files = walk(folder)
     except OSError as error:
         raise wrong(folder, f"cannot be listed: {error.strerror}, {error.filename!r}") from None
-    if not found:
+    if not files:
         raise without_images(folder)
-    return found
+    return files
 
 
 def walk(directory: Path, above: tuple[Path, ...] = ()) -> list[Path]:
@@ -176,11 +176,11 @@ def entries(directory: Path) -> tuple[list[Path], list[Path]]:
     if not directory.is_dir():
         there = directory.exists()
         raise wrong(directory, "is a file: name a folder of images" if there else "does not exist")
-    found = sorted(e for e in directory.iterdir() if not e.name.startswith("."))
-    found = [e for e in found if e.name.lower() not in RUBBISH]
-    folders = [e for e in found if e.is_dir()]
-    images = [e for e in found if e.suffix.lower() in SUFFIXES and not e.is_dir()]
-    for e in found:
+    listed = sorted(e for e in directory.iterdir() if not e.name.startswith("."))
+    listed = [e for e in listed if e.name.lower() not in RUBBISH]
+    folders = [e for e in listed if e.is_dir()]
+    images = [e for e in listed if e.suffix.lower() in SUFFIXES and not e.is_dir()]
+    for e in listed:
         if not e.exists() and e not in images:
             raise wrong(directory, f"holds a link to nothing, {e.name!r}: repair or remove it")
     return folders, images
@@ -190,14 +190,14 @@ def wrong(folder: Path, what: str) -> ConfigError:
     return ConfigError(f"folder {str(folder)!r} {what}")
 
 
-def fingerprint(folder: Path, found: ImageFiles, config: Config) -> str:
+def fingerprint(folder: Path, files: ImageFiles, config: Config) -> str:
     """Twelve hexadecimal digits that change with a folder's files and with how they are read."""
     stamps = []
-    for file, _, _ in found:
+    for file, _, _ in files:
         stat = file.stat() if file.exists() else file.lstat()
         stamps.append((relative(file, folder), stat.st_size, stat.st_mtime_ns, stat.st_mode))
     way = {"reader": 2, "side": config.side, "bad_images": config.bad_images}
-    if READS_HEIC and any(file.suffix.lower() in HEIC for file, _, _ in found):
+    if READS_HEIC and any(file.suffix.lower() in HEIC for file, _, _ in files):
         way["heic"] = True
     if config.letterbox:
         way["letterbox"] = True
@@ -208,10 +208,10 @@ def relative(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
 
 
-def read_folder(folder: Path, found: ImageFiles, classes: list[str], config: Config) -> dict:
+def read_folder(folder: Path, files: ImageFiles, classes: list[str], config: Config) -> dict:
     """Every image, decoded in parallel, at most eight at a time; those that cannot be read are
     named together in one ConfigError, or left out and named in ``skipped``."""
-    paths, labels, split = zip(*found)
+    paths, labels, split = zip(*files)
     names = [relative(path, folder) for path in paths]
     size, memory = 3 * len(paths) * config.side**2, os.sysconf("SC_PAGE_SIZE") * PAGES
     if size > memory / 2:

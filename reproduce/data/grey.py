@@ -22,10 +22,10 @@ def range_of(files: Iterable, names: Iterable[str]) -> tuple[int, ...]:
     none, and ``FULL`` if all their pixels are the same. names: of the files, with their suffix."""
     deep = [f for f, name in zip(files, names) if name.lower().endswith(SUFFIXES)]
     with decoding.decoders() as pool:
-        found = [ends for ends in pool.map(extremes, deep) if ends]
-    if not found:
+        ranges = [ends for ends in pool.map(extremes, deep) if ends]
+    if not ranges:
         return ()
-    low, high = min(low for low, _ in found), max(high for _, high in found)
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     return (low, high) if low < high else FULL
 
 

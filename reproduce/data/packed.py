@@ -49,8 +49,8 @@ def list_source(source: Path, dataset: str) -> tuple[Sources, list[str], list[st
             what = f"holds {relative(beside[0], source)!r} beside tar archives"
             raise wrong(source, f"{what}: move it, or name one archive")
         return list_tars(source, tars)
-    found, classes = list_dataset(source, dataset)
-    return found, [relative(file, source) for file, _, _ in found], classes
+    images, classes = list_dataset(source, dataset)
+    return images, [relative(file, source) for file, _, _ in images], classes
 
 
 # ---- packing
@@ -68,34 +68,34 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
     if not 2 <= side <= 1024:
         raise ConfigError(f"side must be a whole number between 2 and 1024, got {side}")
     try:
-        found, names, classes = list_source(source, dataset)
+        images, names, classes = list_source(source, dataset)
         before = read_index(packed) if (packed / "index.json").exists() else None
         if before:
             levels = tuple(before.get("levels", ()))
         else:
-            levels = grey.range_of((file for file, _, _ in found), names)
-        slices, shards = [slice(i, i + SHARD) for i in range(0, len(found), SHARD)], []
-        states = [state_of(found[part], names[part], side, levels) for part in slices]
+            levels = grey.range_of((file for file, _, _ in images), names)
+        slices, shards = [slice(i, i + SHARD) for i in range(0, len(images), SHARD)], []
+        states = [state_of(images[part], names[part], side, levels) for part in slices]
         if before:
             return unchanged(packed, before, states)
         packed.mkdir(parents=True, exist_ok=True)
         sync(packed.parent)
-        with tqdm(total=len(found), unit="image", disable=None) as bar:
+        with tqdm(total=len(images), unit="image", disable=None) as bar:
             for k, (part, state) in enumerate(zip(slices, states)):
-                where, images = packed / f"pixels-{k:05d}", (found[part], names[part])
-                shards.append(write_shard(where, *images, side, levels, state, bar.update))
+                where, content = packed / f"pixels-{k:05d}", (images[part], names[part])
+                shards.append(write_shard(where, *content, side, levels, state, bar.update))
                 if bar.disable:  # no terminal: a line per file instead of the bar
-                    done = f"{min(part.stop, len(found)):,} of {len(found):,} images"
+                    done = f"{min(part.stop, len(images)):,} of {len(images):,} images"
                     print(f"packed {done}", file=sys.stderr)
         bad = {name: reason for shard in shards for name, reason in shard.pop("bad").items()}
-        parts = [part for _, *part in found]
+        parts = [part for _, *part in images]
         refuse_bad(source, names, [*map(tuple, parts)], bad, bad_images, "--bad-images skip")
         kept = [i for i, name in enumerate(names) if name not in bad]
         text = [os.fsencode(names[i]) for i in kept]
         rows = {
             "rows": np.array(kept, "<i8"),
-            "labels": np.array([found[i][1] for i in kept], "<i8"),
-            "split": np.array([found[i][2] for i in kept], "u1"),
+            "labels": np.array([images[i][1] for i in kept], "<i8"),
+            "split": np.array([images[i][2] for i in kept], "u1"),
             "names": np.frombuffer(b"".join(text), "u1"),
             "ends": np.cumsum([len(name) for name in text], dtype="<i8"),  # of names, in bytes
         }
@@ -113,11 +113,11 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
     return read_index(packed)
 
 
-def state_of(found: Sources, names: list[str], side: int, levels: tuple[int, ...]) -> str:
+def state_of(images: Sources, names: list[str], side: int, levels: tuple[int, ...]) -> str:
     """A hash that changes with the images of one file of pixels, as they lie there, or with how
     they are read."""
-    stats = [(file.tar if isinstance(file, Member) else file).lstat() for file, _, _ in found]
-    state = [(n, *f[1:], s.st_size, s.st_mtime_ns) for n, f, s in zip(names, found, stats)]
+    stats = [(file.tar if isinstance(file, Member) else file).lstat() for file, _, _ in images]
+    state = [(n, *f[1:], s.st_size, s.st_mtime_ns) for n, f, s in zip(names, images, stats)]
     return hashlib.sha256(json.dumps([2, side, levels, state]).encode()).hexdigest()
 
 
@@ -131,7 +131,7 @@ def unchanged(packed: Path, index: dict, states: list[str]) -> dict:
 
 def write_shard(
     stem: Path,
-    found: Sources,
+    images: Sources,
     names: list[str],
     side: int,
     levels: tuple[int, ...],
@@ -145,14 +145,14 @@ def write_shard(
     with contextlib.suppress(ConfigError, FileNotFoundError):  # not written yet, or damaged
         known = read_json(note)
         if (known["state"], known["bytes"]) == (state, path.stat().st_size):
-            tell(len(found))
+            tell(len(images))
             return known
     path.unlink(missing_ok=True)  # before its note is another one's
     digest, counts, bad = hashlib.sha256(), torch.zeros(3, 256, dtype=torch.int64), {}
     with atomic(path) as temporary, open(temporary, "wb") as file:
-        write_header(file, "|u1", len(found), *shape)
-        for i in range(0, len(found), CHUNK):
-            part = [image for image, _, _ in found[i : i + CHUNK]]
+        write_header(file, "|u1", len(images), *shape)
+        for i in range(0, len(images), CHUNK):
+            part = [image for image, _, _ in images[i : i + CHUNK]]
             pixels = np.zeros((len(part), *shape), np.uint8)
             reasons = read_all(pixels, part, levels)
             file.write(pixels)
@@ -160,7 +160,7 @@ def write_shard(
             counts += level_counts(torch.from_numpy(pixels[[not reason for reason in reasons]]))
             bad |= {name: reason for name, reason in zip(names[i:], reasons) if reason}
             tell(len(part))
-        shard = {"file": path.name, "bytes": file.tell(), "images": len(found) - len(bad)}
+        shard = {"file": path.name, "bytes": file.tell(), "images": len(images) - len(bad)}
         shard |= {"bad": bad, "sha256": digest.hexdigest(), "counts": counts.tolist()}
         shard["state"] = state
         with atomic(note) as whole:

@@ -137,8 +137,8 @@ def cached_file(config: Config, folder: Path) -> tuple[str, Path]:
     root = place(config)
     if config.dataset in FOLDERS:
         try:
-            found, classes = list_dataset(folder, config.dataset)
-            name, key = folder.resolve().name, fingerprint(folder, found, config)
+            files, classes = list_dataset(folder, config.dataset)
+            name, key = folder.resolve().name, fingerprint(folder, files, config)
         except OSError as error:
             why = f"{error.strerror}, {str(error.filename)!r}"
             raise ConfigError(f"folder {str(folder)!r} cannot be listed: {why}") from None
@@ -149,7 +149,7 @@ def cached_file(config: Config, folder: Path) -> tuple[str, Path]:
         with file_lock(path):
             if not path.exists():  # still: another process may have made it meanwhile
                 if config.dataset in FOLDERS:
-                    write_cached(path, **read_folder(folder, found, classes, config))
+                    write_cached(path, **read_folder(folder, files, classes, config))
                 else:
                     write_cached(path, **fetch(name, root))
     return name, path

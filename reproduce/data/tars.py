@@ -65,8 +65,8 @@ def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Sources, list
         raise wrong(source, f"has {lacks} in its tar archives")
     classes = sorted({labels[key] for key in files if labels})
     place = {number: i for i, number in enumerate(classes)}
-    found = [(file, place.get(labels.get(key), -1), s) for key, (file, s, _) in files.items()]
-    return found, [name for _, _, name in files.values()], [str(number) for number in classes]
+    sources = [(file, place.get(labels.get(key), -1), s) for key, (file, s, _) in files.items()]
+    return sources, [name for _, _, name in files.values()], [str(number) for number in classes]
 
 
 def ends_at(tar: Path, offset: int) -> bool:
