@@ -79,11 +79,11 @@ def started(star: dict, named: dict[str, list[Config]], changes: dict) -> list[d
             raise ConfigError(what)
         where = {k: v for k, v in changes.items() if k == "results_dir"}
         runs = block(weights[1:], where)
-    here, found = Path.cwd(), []
+    here, stars = Path.cwd(), []
     for path in (Run(run).path for run in runs):
         path = path.relative_to(here) if path.is_relative_to(here) else path
-        found.append({**star, "with": {**star["with"], "weights": str(path)}})
-    return found
+        stars.append({**star, "with": {**star["with"], "weights": str(path)}})
+    return stars
 
 
 def chained(configs: list[Config]) -> bool:
@@ -111,28 +111,28 @@ def cells(name: str) -> list[Cell]:
     """The cells of a design. A setting that an earlier design has takes that one's seeds first.
 
     ConfigError where a block is no design, or a cell has two seeds of one number."""
-    found = designs()
-    if name not in found:
-        raise ConfigError(f"block {name!r} has no cells: it must be one of {', '.join(found)}")
-    return found[name]
+    known = designs()
+    if name not in known:
+        raise ConfigError(f"block {name!r} has no cells: it must be one of {', '.join(known)}")
+    return known[name]
 
 
 def designs() -> dict[str, list[Cell]]:
     """The cells of every design, in the order of the file."""
     taken: dict[str, tuple[int, ...]] = {}  # setting -> the seeds of its runs
-    found = {}
+    by_block = {}
     for block, design in blocks().items():
         if isinstance(design, dict):
-            found[block] = cells_of(block, design, taken)
-            taken |= {setting(cell): cell.seeds for cell in found[block]}
-    return found
+            by_block[block] = cells_of(block, design, taken)
+            taken |= {setting(cell): cell.seeds for cell in by_block[block]}
+    return by_block
 
 
 def hashes() -> list[tuple[set[str], set[str]]]:
     """Of each design the hashes of all its runs, and of those that were first made for it: whose
     seeds are its own, from "seeds" on."""
     firsts = sorted(design["seeds"] for design in blocks().values() if isinstance(design, dict))
-    found = []
+    pairs = []
     for name, cells in designs().items():
         first = blocks()[name]["seeds"]
         end = min((seeds for seeds in firsts if seeds > first), default=2**31)
@@ -143,8 +143,8 @@ def hashes() -> list[tuple[set[str], set[str]]]:
                 code = dataclasses.replace(config, seed=seed).hash()
                 every.add(code)
                 new |= {code} if first <= seed < end else set()
-        found.append((every, new))
-    return found
+        pairs.append((every, new))
+    return pairs
 
 
 def cells_of(block: str, design: dict, taken: dict[str, tuple[int, ...]]) -> list[Cell]:
@@ -152,7 +152,7 @@ def cells_of(block: str, design: dict, taken: dict[str, tuple[int, ...]]) -> lis
     if wrong := sorted({*design} - DESIGN):
         raise ConfigError(f"block {block}: unknown entry {wrong[0]!r}; known are {sorted(DESIGN)}")
     base = {**read_settings(PRESETS / f"{design['settings']}.yaml"), **design.get("with", {})}
-    fresh, found = itertools.count(design["seeds"]), []
+    fresh, seeded = itertools.count(design["seeds"]), []
     for levels in combinations(design):
         changes = [design["factors"][factor][level] for factor, level in levels.items()]
         settings = dict(base)
@@ -165,8 +165,8 @@ def cells_of(block: str, design: dict, taken: dict[str, tuple[int, ...]]) -> lis
         if len({*seeds}) < len(seeds):
             twice = next(seed for seed in seeds if seeds.count(seed) > 1)
             raise ConfigError(f"block {block}, cell {cell.name!r}: seed {twice} stands there twice")
-        found.append(Cell(cell.name, levels, settings, seeds))
-    return found
+        seeded.append(Cell(cell.name, levels, settings, seeds))
+    return seeded
 
 
 def combinations(design: dict) -> list[dict]:
@@ -174,14 +174,14 @@ def combinations(design: dict) -> list[dict]:
     ones. A generator names the factors whose product (levels 0 and 1 as -1 and +1) is its level."""
     generators = design.get("generators", {})
     free = {k: v for k, v in design["factors"].items() if k not in generators}
-    found = []
+    combined = []
     for values in itertools.product(*free.values()):
         levels = dict(zip(free, values))
         for factor, word in generators.items():
             levels[factor] = (sum(levels[letter] for letter in word) + len(word) + 1) % 2
-        found.append({factor: levels[factor] for factor in design["factors"]})
+        combined.append({factor: levels[factor] for factor in design["factors"]})
     wanted = design.get("cells")
-    return [levels for levels in found if wanted is None or named(design, levels) in wanted]
+    return [levels for levels in combined if wanted is None or named(design, levels) in wanted]
 
 
 def named(design: dict, levels: dict) -> str:
@@ -205,7 +205,7 @@ def setting(cell: Cell) -> str:
 
 def drawn(name: str, changes: dict) -> list[Config]:
     """The configurations of a design, in an order drawn at random."""
-    found, design = cells(name), blocks()[name]
+    planned, design = cells(name), blocks()[name]
     for change in changes:
         if change == "seed" or any(
             change in level for f in design["factors"].values() for level in f.values()
@@ -213,7 +213,7 @@ def drawn(name: str, changes: dict) -> list[Config]:
             raise ConfigError(f"{change} cannot be given to a block whose runs differ in it")
     configs = [
         Config.from_params({**cell.settings, **changes, "seed": seed})
-        for cell in found
+        for cell in planned
         for seed in cell.seeds
     ]
     random.Random(design["order"]).shuffle(configs)

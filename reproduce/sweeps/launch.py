@@ -143,13 +143,13 @@ def end() -> None:
 
 def below(parent: int) -> list[int]:
     """The processes that a process has started and that have not ended, on Linux."""
-    found = []
+    children = []
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, its = file.read_text().rpartition(")")[2].split()[:2]
             if int(its) == parent and state != "Z":
-                found.append(int(file.parent.name))
-    return found
+                children.append(int(file.parent.name))
+    return children
 
 
 def torchrun(config: Config, run: Run) -> Iterator[dict]:

@@ -37,28 +37,28 @@ BULKY = ("train.ipynb", "train.html", "embeddings.npz", "traces.npz")
 def parse_grid(words: list[str]) -> dict[str, list]:
     """``["lambda1=0.1,1", "seed=0,1"]`` -> {"lambda1": [0.1, 1], "seed": [0, 1]}, values read as
     those of ``-p``."""
-    found = named(words, "grid", "name=value,value", "write its values in one, separated by commas")
-    return {k: [*map(read_word, text.split(","))] for k, text in found.items()}
+    texts = named(words, "grid", "name=value,value", "write its values in one, separated by commas")
+    return {k: [*map(read_word, text.split(","))] for k, text in texts.items()}
 
 
 def parse_one(word: str, option: str = "one") -> dict:
     """``"head_init=torch,head_bias=False"`` -> one factor: the settings that change together."""
     form, how = "name=value or name=value,name=value", f"repeat --{option} for each of its values"
-    found = named(word.split(","), option, form, how)
-    return {name: read_word(text) for name, text in found.items()}
+    texts = named(word.split(","), option, form, how)
+    return {name: read_word(text) for name, text in texts.items()}
 
 
 def named(words: list[str], option: str, form: str, how: str) -> dict[str, str]:
     """{name: text} of words name=text of the command line's ``option``."""
-    found = {}
+    texts = {}
     for word in words:
         name, _, text = word.partition("=")
         if not text:
             raise ConfigError(f"{option} must be written {form}, got {short_repr(word)}")
-        if name in found:
+        if name in texts:
             raise ConfigError(f"{option} names {short_repr(name)} twice: {how}")
-        found[name] = text
-    return found
+        texts[name] = text
+    return texts
 
 
 def expand(base: dict, grid: dict[str, list], ones: list[dict] = ()) -> list[Config]:
@@ -181,7 +181,7 @@ def summary(rows: list[dict]) -> pd.DataFrame:
     settings = pd.DataFrame([row["config"].identity() for row in rows])
     settings = settings.drop(columns="seed").astype(str)
     varied = [settings[name] for name in settings if settings[name].nunique() > 1]
-    found = []
+    results = []
     for row in rows:
         finished = row["status"] in ("finished", "completed", "skipped")
         acc, seconds = math.nan, math.nan
@@ -191,9 +191,10 @@ def summary(rows: list[dict]) -> pd.DataFrame:
                 scores, seconds = metrics["scores"], metrics["seconds"]
                 score = scores.get("aligned_average") or scores.get("kmeans_embedding", {})
                 acc = 100 * score.get("acc", math.nan)
-        found.append((finished, row["status"] == "failed", acc, seconds))
+        results.append((finished, row["status"] == "failed", acc, seconds))
     columns = {"finished": "sum", "failed": "sum", "ACC": "mean", "seconds": "mean"}
-    table = pd.DataFrame(found, columns=[*columns]).groupby(varied or [0] * len(found), sort=False)
+    by_setting = varied or [0] * len(results)
+    table = pd.DataFrame(results, columns=[*columns]).groupby(by_setting, sort=False)
     return table.agg(columns).reset_index(drop=not varied)
 
 
