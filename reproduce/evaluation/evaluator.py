@@ -168,25 +168,25 @@ class Evaluator:
         """What metrics.json gets; without labels no scores are in it."""
         scores, heads = self.scores, look.clusterings.heads
         why = monitors.collapse_reason(look.collapse, self.n_clusters)
-        found = {"scores": {}, "collapse": {**look.collapse, "collapsed": bool(why), "why": why}}
-        found["monitors"] = look.monitors
+        results = {"scores": {}, "collapse": {**look.collapse, "collapsed": bool(why), "why": why}}
+        results["monitors"] = look.monitors
         if self.config.method in readers("lambda1") and (balance := self.balance(rules)):
-            found["balance"] = balance
+            results["balance"] = balance
         if heads is not None and len(self.sample) < len(self.images):
-            found["aligned_by"] = len(self.sample)  # images
+            results["aligned_by"] = len(self.sample)  # images
         by_head = [{} for _ in self.head_losses or ()]
         if scores is not None:
             by_head = [] if heads is None else scores.by_head(heads)
-            found["scores"] = scores.by_rule(rules, by_head)
-            found["knn_acc"] = look.knn_acc
-            found["kmeans_protocols"] = scores.kmeans_protocols(look.outputs.features)
+            results["scores"] = scores.by_rule(rules, by_head)
+            results["knn_acc"] = look.knn_acc
+            results["kmeans_protocols"] = scores.kmeans_protocols(look.outputs.features)
             if pixels := scores.kmeans_pixels(self.pixels):
-                found["scores"]["kmeans_pixels"] = pixels
+                results["scores"]["kmeans_pixels"] = pixels
             else:
-                found["left_out"] = ["kmeans_pixels"]
+                results["left_out"] = ["kmeans_pixels"]
         if self.head_losses is not None:
-            found["heads"] = [{"loss": x, **s} for x, s in zip(self.head_losses, by_head)]
-        return found
+            results["heads"] = [{"loss": x, **s} for x, s in zip(self.head_losses, by_head)]
+        return results
 
     def balance(self, rules: list[Rule]) -> str:
         """Why heads seem to have cut groups of unequal size into clusters of one, or ''."""
@@ -204,10 +204,10 @@ class Evaluator:
             embeddings[name] = numbers.astype(np.int32)
         moments = {"mean": self.augment.mean.flatten(), "std": self.augment.std.flatten()}
         apply = {k: v.cpu().numpy() for k, v in (moments | look.clusterings.for_new).items()}
-        found = {"embeddings": embeddings, "apply": apply}
+        by_stem = {"embeddings": embeddings, "apply": apply}
         if self.traces.epochs:
-            found["traces"] = self.traces.arrays() | {"labels": labels[self.traces.images]}
-        return found
+            by_stem["traces"] = self.traces.arrays() | {"labels": labels[self.traces.images]}
+        return by_stem
 
     # ---- in checkpoints
 

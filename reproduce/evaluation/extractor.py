@@ -34,11 +34,11 @@ class Outputs:
 def outputs_of(method: Method, images: Tensor) -> dict[str, Tensor]:
     """The method's outputs for normalised images ``[N, C, S, S]`` in evaluation; with ``eval_flip``
     the mean of those for each image and for its mirror image."""
-    found = method.outputs(images)
+    outputs = method.outputs(images)
     if not method.config.eval_flip:
-        return found
+        return outputs
     mirrored = method.outputs(images.flip(-1))
-    return {name: (value + mirrored[name]) / 2 for name, value in found.items()}
+    return {name: (value + mirrored[name]) / 2 for name, value in outputs.items()}
 
 
 @dataclass(eq=False)

@@ -48,20 +48,20 @@ def measure(
     if not backbone.isfinite().all():
         return {}
     near = probes.neighbours(backbone, NEIGHBOURS).cpu()
-    found = {"rankme": rankme(backbone)}
+    measured = {"rankme": rankme(backbone)}
     if heads is not None and len(heads) > 1:
-        found["head_agreement"] = head_agreement(torch.from_numpy(heads)[:, some])
-    found["neighbour_agreement"] = neighbour_agreement(near, clusters)
-    found["normalized_cut"] = normalized_cut(near, clusters, n_clusters)
+        measured["head_agreement"] = head_agreement(torch.from_numpy(heads)[:, some])
+    measured["neighbour_agreement"] = neighbour_agreement(near, clusters)
+    measured["normalized_cut"] = normalized_cut(near, clusters, n_clusters)
     space = "projection" if "projection" in features and config.lambda2 else "backbone"
     viewed = evenly(n, min(MOST_VIEWED, max(FEW, n // 5)))
     if config.augmentation == "none":
         views = features[space][viewed.to(features[space].device)].unsqueeze(0)
     else:
         views = two_views(method, augment, pixels, viewed, space, epoch)
-        found["view_alignment"] = float(losses.alignment(*views))
-    found["uniformity"] = sum(map(uniformity, views)) / len(views)
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+        measured["view_alignment"] = float(losses.alignment(*views))
+    measured["uniformity"] = sum(map(uniformity, views)) / len(views)
+    return {name: value for name, value in measured.items() if math.isfinite(value)}
 
 
 def collapse(embedding: Tensor, clusters: np.ndarray, n_clusters: int) -> dict[str, float]:
@@ -91,13 +91,13 @@ def two_views(
     n, size = len(index), config.batch_size
     whole = index[torch.arange(math.ceil(n / size) * size) % n]
     shares = map(processes.share, whole.split(size))
-    parts = []
+    views = []
     method.eval()
     for images in packed.read(pixels, shares, config.workers):
         z = method.outputs(torch.cat(augment(images, generator)))[space].float()
-        parts.append(processes.gather(z, 2).unflatten(0, (2, -1)))
+        views.append(processes.gather(z, 2).unflatten(0, (2, -1)))
     method.train(training)
-    return torch.cat(parts, 1)[:, :n]
+    return torch.cat(views, 1)[:, :n]
 
 
 def statistics(augment: Augment) -> tuple[Tensor, Tensor]:
@@ -201,8 +201,8 @@ def balance_reason(heads: np.ndarray, kmeans: np.ndarray, n_clusters: int) -> st
         (sizes.min(), sizes.max())
         for sizes in (np.bincount(c, minlength=n_clusters) for c in (heads, kmeans))
     )
-    found = f"k-means on the same features finds others, of {least:,} to {most:,}"
-    return f"the heads' clusters hold {few:,} to {many:,} images each, and {found}"
+    others = f"k-means on the same features finds others, of {least:,} to {most:,}"
+    return f"the heads' clusters hold {few:,} to {many:,} images each, and {others}"
 
 
 def collapse_reason(monitor: dict[str, float], n_clusters: int) -> str:

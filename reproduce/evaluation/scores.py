@@ -103,21 +103,21 @@ class Scores:
     def by_rule(self, rules: list[Rule], by_head: list[dict]) -> dict[str, dict]:
         """The scores of each rule; of the heads' own their mean and deviation, and the best: picked
         by its accuracy, in the last epoch and in any, it is called oracle."""
-        found = {}
+        scored = {}
         for rule in rules:
-            found[rule.name] = self.of(rule.clusters)
+            scored[rule.name] = self.of(rule.clusters)
             if rule.head is not None:
-                found[rule.name]["head"] = rule.head
+                scored[rule.name]["head"] = rule.head
             if rule.name == "first_head":
                 each = {name: [scores[name] for scores in by_head] for name in by_head[0]}
                 mean = {name: float(np.mean(values)) for name, values in each.items()}
                 deviation = {f"{name}_std": float(np.std(values)) for name, values in each.items()}
-                found["mean_of_heads"] = mean | deviation
+                scored["mean_of_heads"] = mean | deviation
                 best = int(np.argmax(each["acc"]))
-                found["best_head_oracle"] = {**by_head[best], "head": best}
+                scored["best_head_oracle"] = {**by_head[best], "head": best}
         if self.best:
-            found["best_epoch_and_head_oracle"] = self.best
-        return found
+            scored["best_epoch_and_head_oracle"] = self.best
+        return scored
 
     def kmeans_pixels(self, pixels: Tensor | packed.Pixels) -> dict[str, float] | None:
         """The floor for all methods: k-means on the pixels, uint8 ``[N, C, S, S]``. None where they
@@ -130,14 +130,14 @@ class Scores:
     def kmeans_protocols(self, features: dict[str, Tensor]) -> list[dict]:
         """What the protocol of evaluation is worth: k-means on either space ``[N, D]``, as it is or
         with length one, with one start or the best of 20 by inertia."""
-        found, spaces = [], [space for space in ("backbone", "projection") if space in features]
+        protocols, spaces = [], [space for space in ("backbone", "projection") if space in features]
         for space, normalized, restarts in itertools.product(spaces, (False, True), (1, 20)):
             x = F.normalize(features[space], dim=-1) if normalized else features[space]
             seed = self.config.seed
             kmeans = KMeans(self.n_clusters, restarts, random_state=seed, sharded=True)
-            scores = self.of(fitted_clusters(kmeans, x))
-            found.append({"space": space, "normalized": normalized, "restarts": restarts, **scores})
-        return found
+            protocol = {"space": space, "normalized": normalized, "restarts": restarts}
+            protocols.append(protocol | self.of(fitted_clusters(kmeans, x)))
+        return protocols
 
     def state_dict(self) -> dict:
         return {"best": self.best}

@@ -90,10 +90,10 @@ class Method(nn.Module):
             passes = device if apart else [torch.cat(device)]
             features.append(torch.cat([network(part) for part in passes]).chunk(len(views)))
         self.keep_statistics(True)
-        found = processes.gather(torch.cat([torch.cat(v) for v in zip(*features)]), len(views))
+        gathered = processes.gather(torch.cat([torch.cat(v) for v in zip(*features)]), len(views))
         if shuffle:
-            found = torch.cat([view[order.argsort()] for view in found.chunk(len(views))])
-        return found
+            gathered = torch.cat([view[order.argsort()] for view in gathered.chunk(len(views))])
+        return gathered
 
     def keep_statistics(self, kept: bool) -> None:
         """Whether batch norm adds what it sees to its running statistics."""
@@ -186,15 +186,15 @@ def mlp(
 ) -> nn.Sequential:
     """A perceptron ``[N, n_in]`` -> ``[N, n_out]`` with or without batch norm after its hidden
     layers; after the last: none, a plain one, or one with an affine part."""
-    parts: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for _ in range(layers - 1):
         linear = nn.Linear(n_in, hidden, bias=not norm)
-        parts += [linear, nn.BatchNorm1d(hidden) if norm else nn.Identity(), nn.ReLU(True)]
+        modules += [linear, nn.BatchNorm1d(hidden) if norm else nn.Identity(), nn.ReLU(True)]
         n_in = hidden
-    parts.append(nn.Linear(n_in, n_out, bias=last_norm == "none"))
+    modules.append(nn.Linear(n_in, n_out, bias=last_norm == "none"))
     if last_norm != "none":
-        parts.append(nn.BatchNorm1d(n_out, affine=last_norm == "affine"))
-    return nn.Sequential(*parts)
+        modules.append(nn.BatchNorm1d(n_out, affine=last_norm == "affine"))
+    return nn.Sequential(*modules)
 
 
 def projector(

@@ -11,8 +11,8 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic, as released
 def convolutions(network: nn.Module) -> list[Tensor]:
     """The kernels ``[out, in, 3, 3]`` that learn and have more than three input channels: fewer
     channels are pixels, whose few directions are not alike."""
-    found = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
-    wide = [w for w in found if w.shape[1] > 3 and w.shape[2:] == (3, 3)]
+    kernels = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
+    wide = [w for w in kernels if w.shape[1] > 3 and w.shape[2:] == (3, 3)]
     return [w for w in wide if w.requires_grad]
 
 
