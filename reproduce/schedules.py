@@ -17,11 +17,11 @@ def learning_rate(
     if schedule == "cosine":
         if step < warmup:
             return peak * (step + 1) / (warmup + 1)
-        return blend(peak, 0.0, (step - warmup) / (period or max(1, steps - 1 - warmup)))
+        return half_cosine(peak, 0.0, (step - warmup) / (period or max(1, steps - 1 - warmup)))
     top = 0.3 * (steps - 1)
     if step < top:
-        return blend(peak / 25, peak, step / top)
-    return blend(peak, peak / 1e4, (step - top) / (steps - 1 - top or 1))
+        return half_cosine(peak / 25, peak, step / top)
+    return half_cosine(peak, peak / 1e4, (step - top) / (steps - 1 - top or 1))
 
 
 def ema(schedule: str, start: float, step: int, steps: int) -> float:
@@ -29,9 +29,9 @@ def ema(schedule: str, start: float, step: int, steps: int) -> float:
 
     constant: ``start``. ramp: half a cosine from ``start`` at the first step to 1 at the last
     (BYOL)."""
-    return start if schedule == "constant" else blend(start, 1.0, step / max(1, steps - 1))
+    return start if schedule == "constant" else half_cosine(start, 1.0, step / max(1, steps - 1))
 
 
-def blend(start: float, end: float, progress: float) -> float:
+def half_cosine(start: float, end: float, progress: float) -> float:
     """Half a cosine from start (progress 0) to end (progress 1)."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from reproduce.schedules import blend, ema, learning_rate
+from reproduce.schedules import ema, half_cosine, learning_rate
 
 
 def rates(schedule, steps, peak=0.4, warmup=0):
@@ -16,13 +16,13 @@ def falling(values):
     return all(a > b for a, b in zip(values, values[1:]))
 
 
-def test_blend():
+def test_half_cosine():
     assert (
-        blend(3.0, 1.0, 0.0) == 3
-        and blend(3.0, 1.0, 1.0) == 1
-        and blend(3.0, 1.0, 0.5) == pytest.approx(2)
+        half_cosine(3.0, 1.0, 0.0) == 3
+        and half_cosine(3.0, 1.0, 1.0) == 1
+        and half_cosine(3.0, 1.0, 0.5) == pytest.approx(2)
     )
-    assert blend(3.0, 1.0, 1 / 3) == pytest.approx(1 + 2 * 0.75)
+    assert half_cosine(3.0, 1.0, 1 / 3) == pytest.approx(1 + 2 * 0.75)
 
 
 def test_constant():
