@@ -232,8 +232,8 @@ def verify(args) -> None:
 
     from reproduce.runs.verify import verify as checks
 
-    found = checks(args.run, args.data_dir)
-    table = pd.DataFrame(found, columns=["score", "written", "again"])
+    checked = checks(args.run, args.data_dir)
+    table = pd.DataFrame(checked, columns=["score", "written", "again"])
     table[["written", "again"]] *= 100
     table["difference"] = table["again"] - table["written"]
     shown = table.to_string(index=False, float_format="{:.2f}".format, na_rep="–")
@@ -261,9 +261,9 @@ def benchmark(args) -> None:
     import benchmark as speed
 
     config = Config.from_params(given(args))
-    found = speed.run(config, args.what, args.seconds, args.out, args.samples)
-    print(pd.DataFrame(found["rows"]).to_string(index=False, float_format="{:.4g}".format))
-    print(*filter(None, (found.get("note"), found["path"])), sep="\n")
+    measured = speed.run(config, args.what, args.seconds, args.out, args.samples)
+    print(pd.DataFrame(measured["rows"]).to_string(index=False, float_format="{:.4g}".format))
+    print(*filter(None, (measured.get("note"), measured["path"])), sep="\n")
 
 
 def pack(args) -> None:

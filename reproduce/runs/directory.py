@@ -40,8 +40,8 @@ class Run(Place):
         results = config.results_dir or ROOT / "results" / "local"
         folder = Path(os.path.realpath(os.path.expanduser(results)))
         folder = folder / config.dataset / config.method
-        found = with_hash(folder, config.hash())
-        super().__init__(found[0] if found else folder / run_name(config))
+        existing = with_hash(folder, config.hash())
+        super().__init__(existing[0] if existing else folder / run_name(config))
         self.config = config
         # called after each step with the steps done and all steps, to tell how far it is
         self.on_step: Callable[[int, int], None] | None = None

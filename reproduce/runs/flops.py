@@ -154,16 +154,16 @@ def of_directory(run: Path, counted: Mapping[str, float] | None = None) -> dict[
         for stem in ("config", "metrics")
     )
     data = metrics.get("data", {})
-    found = {k: metrics[k] for k in COLUMNS if k in metrics} or dict(counted or {})
-    if not found and {"n_train", "n_clusters"} <= data.keys():
+    pflops = {k: metrics[k] for k in COLUMNS if k in metrics} or dict(counted or {})
+    if not pflops and {"n_train", "n_clusters"} <= data.keys():
         known = {f.name for f in dataclasses.fields(Config)}
         config = Config(**{k: v for k, v in settings.items() if k in known})
         moments = moments_of(run)
         channels = len(moments[0]) if moments else 1 if config.dataset == "digits" else 3
-        found = of_run(config, channels, data["n_clusters"], data["n_train"])
-    if found and not settings.get("weights"):
-        found["pflop_with_start"] = found["pflop"]
-    return found
+        pflops = of_run(config, channels, data["n_clusters"], data["n_train"])
+    if pflops and not settings.get("weights"):
+        pflops["pflop_with_start"] = pflops["pflop"]
+    return pflops
 
 
 # ---- a folder of runs that are older than the count, in one file beside them

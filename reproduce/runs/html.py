@@ -65,9 +65,9 @@ def content_policy(style: str, script: str, images: str = "data:") -> str:
 def take_formulas(markdown: str, formulas: list[str]) -> str:
     """Markdown with a mark in place of each LaTeX formula, which is added to ``formulas``."""
 
-    def mark(found: re.Match) -> str:
-        formulas.append(found[1] or found[2])
-        kind = "div" if found[1] else "span"
+    def mark(match: re.Match) -> str:
+        formulas.append(match[1] or match[2])
+        kind = "div" if match[1] else "span"
         return f'<{kind} class="formula" id="formula-{len(formulas) - 1}"></{kind}>'
 
     return FORMULA.sub(mark, markdown)

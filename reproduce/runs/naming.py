@@ -60,14 +60,14 @@ def differences(config: Config) -> dict[str, Any]:
 def presets() -> list[dict[str, Any]]:
     """What each preset says, by file name; one that cannot be read names no run, and stops none."""
     fields, kinds = {f.name: f for f in dataclasses.fields(Config)}, types_of(Config)
-    found = []
+    contents = []
     for file in sorted(PRESETS.glob("*.yaml")):
         try:
             given = read_settings(file).items()
-            found.append({name: validate(fields[name], kinds[name], v) for name, v in given})
+            contents.append({name: validate(fields[name], kinds[name], v) for name, v in given})
         except (ConfigError, KeyError):  # there is no such setting
             continue  # whoever asks for this preset is told
-    return found
+    return contents
 
 
 def told(settings: dict[str, Any]) -> list[str]:

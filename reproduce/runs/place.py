@@ -160,13 +160,13 @@ def with_hash(folder: Path, code: str) -> list[Path]:
     with contextlib.suppress(OSError):  # whoever writes there says what is wrong with the folder
         there = [path for path in folder.glob(f"*_{code}*") if path.is_dir()]
         names = {path.name.removesuffix(".partial") for path in there}
-    found = [Place(folder / name) for name in names if name.endswith(f"_{code}")]
+    runs = [Place(folder / name) for name in names if name.endswith(f"_{code}")]
 
     def rank(run: Place) -> tuple[bool, bool, str]:
         kept = any(run.partial.glob("checkpoint*.pt"))
         return not run.finished, not kept, run.path.name
 
-    return [run.path for run in sorted(found, key=rank)]
+    return [run.path for run in sorted(runs, key=rank)]
 
 
 def sentence_of(error: Exception) -> str:

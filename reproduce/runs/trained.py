@@ -74,14 +74,14 @@ class Trained:
         moments = (x.flatten().to(device) for x in (self.augment.mean, self.augment.std))
         method, augment = self.method.to(device), Augment(self.config, *moments)
         k = self.metrics["data"]["n_clusters"]
-        found = Evaluator(self.config, method, augment, train, images, k, device)
-        found.head_losses = [head["loss"] for head in self.metrics.get("heads", [])] or None
-        return found
+        evaluator = Evaluator(self.config, method, augment, train, images, k, device)
+        evaluator.head_losses = [head["loss"] for head in self.metrics.get("heads", [])] or None
+        return evaluator
 
-    def keep(self, found: dict) -> None:
+    def keep(self, results: dict) -> None:
         """Write ``probes.json`` into the run directory."""
         with atomic(self.path / "probes.json") as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
 
     def parts(self) -> tuple[data.Images, data.Images]:
         """Training and test images; where there is no test part, every fifth image is one."""
@@ -97,14 +97,14 @@ class Trained:
         backbone's output, "features". Maps are averaged over a grid that leaves at most ``at_most``
         numbers (Zhang et al., ECCV 2016). Each layer is in a file that is mapped into memory, and
         is gone with the tensor: of many images all layers may be larger than the memory."""
-        backbone, found, start = self.method.backbone, {}, 0
+        backbone, features, start = self.method.backbone, {}, 0
 
         def keep(name: str, rows: Tensor) -> None:
-            if name not in found:
+            if name not in features:
                 shape = len(pixels), rows.shape[1]
                 file = tempfile.TemporaryFile(dir=self.path)  # noqa: SIM115
-                found[name] = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
-            found[name][start : start + len(rows)] = rows
+                features[name] = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+            features[name][start : start + len(rows)] = rows
 
         def hook(name, module, inputs, output):
             side = max(1, min(output.shape[-1], int((at_most / output.shape[1]) ** 0.5)))
@@ -121,7 +121,7 @@ class Trained:
         finally:
             for hook in hooks:
                 hook.remove()
-        return found
+        return features
 
 
 def embed(run: Path, data_dir: str) -> None:
@@ -187,8 +187,8 @@ def load_weights(
 def new_method(config: Config, metrics: dict, weights: dict, channels: int) -> Method:
     """The method of a finished run, with its weights, for images of so many channels. Where these
     are the backbone's alone, everything else is as before any training."""
-    found, backbone = metrics["data"], backbones.build(config, channels)
-    method = METHODS[config.method](config, backbone, found["n_clusters"], found["n_train"])
+    sizes, backbone = metrics["data"], backbones.build(config, channels)
+    method = METHODS[config.method](config, backbone, sizes["n_clusters"], sizes["n_train"])
     if all(name.startswith("backbone.") for name in weights):
         rest = method.state_dict().items()
         weights = {k: v for k, v in rest if not k.startswith("backbone.")} | weights
@@ -258,9 +258,9 @@ def seen_by(namespace: Mapping[str, Any]) -> tuple[Trained, data.Images, bool]:
 def newest_run() -> str:
     """Of the runs here that have their weights, the directory of the one that finished last."""
     files = (ROOT / "results" / "local").rglob("model.pt")
-    found = [f for f in files if (f.parent / "metrics.json").exists()]
-    found = [f for f in found if ".partial" not in f.parent.name]
-    if not found:
+    finished = [f for f in files if (f.parent / "metrics.json").exists()]
+    finished = [f for f in finished if ".partial" not in f.parent.name]
+    if not finished:
         nothing = "run_dir is empty, and no run of this machine has weights"
         raise ConfigError(f"{nothing}: run notebooks/train.ipynb first, or name a run directory")
-    return str(max(found, key=lambda file: file.stat().st_mtime).parent)
+    return str(max(finished, key=lambda file: file.stat().st_mtime).parent)

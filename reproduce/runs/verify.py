@@ -30,8 +30,8 @@ def verify(run: str | Path, data_dir: str = "") -> list[Check]:
     evaluator = trained.evaluator()
     if evaluator.scores is None or not metrics.get("scores"):
         raise wrong_run(run, "has no scores: its images have no labels")
-    found, _, _ = evaluator.finish()
-    again = dict(scores_of(found))
+    measured, _, _ = evaluator.finish()
+    again = dict(scores_of(measured))
     if not (trained.path / "model.pt").exists():
         alone = ["kmeans_pixels", "k-means on backbone"]
         alone += ["kmeans_embedding"] * (method.space == "backbone")
