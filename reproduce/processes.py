@@ -116,9 +116,9 @@ def gather_rows(x: Tensor) -> Tensor:
     n = int(reduce_(torch.tensor(len(x), device=x.device)))
     sizes = [n * (r + 1) // world() - n * r // world() for r in range(world())]
     padded = torch.cat([x, x.new_zeros(max(sizes) - len(x), *x.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+    shares = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(shares, padded)
+    return torch.cat([part[:size] for part, size in zip(shares, sizes)])
 
 
 def reduce_(x: Tensor, op: str = "sum") -> Tensor:

@@ -46,6 +46,6 @@ def read_index(folder: Path) -> dict:
 
 def index_hash(index: dict) -> str:
     """SHA-256 over all that a packed data set holds: its identity."""
-    parts = [index[name] for name in ("side", "classes", "skipped", "rows")]
-    parts += [shard["sha256"] for shard in index["shards"]]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    held = [index[name] for name in ("side", "classes", "skipped", "rows")]
+    held += [shard["sha256"] for shard in index["shards"]]
+    return hashlib.sha256(json.dumps(held).encode()).hexdigest()

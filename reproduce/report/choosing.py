@@ -33,16 +33,16 @@ def candidates(table: pd.DataFrame, score: str = "aligned_average_acc") -> pd.Da
     rows = rows.assign(acc=100 * rows[score].astype(float))
     epochs = rows.assign(choice="epoch", group=rows["path"], candidate=rows["epoch"])
     last = rows.sort_values("epoch").drop_duplicates("path", keep="last")
-    found = [epochs]
+    choices = [epochs]
     for choice, (block, factor) in DESIGNS.items():
         cells = results.cells(table, block)
         levels = [*campaign.cells(block)[0].levels]
         others = [level for level in levels if factor and level != factor]
         group = cells[others].astype(str).agg(", ".join, axis=1) if others else block
         cells = cells.assign(choice=choice, group=group, candidate=cells["cell"])
-        found.append(cells[["path", "choice", "group", "candidate"]].merge(last, on="path"))
+        choices.append(cells[["path", "choice", "group", "candidate"]].merge(last, on="path"))
     columns = ["choice", "group", "candidate", "acc", *monitors]
-    return pd.concat([part[columns] for part in found], ignore_index=True)
+    return pd.concat([part[columns] for part in choices], ignore_index=True)
 
 
 def price(rows: pd.DataFrame) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def price(rows: pd.DataFrame) -> pd.DataFrame:
     the candidate that is best by the monitor lies below that of the best by label, in points. Both
     are means over the groups with two candidates or more; "groups" and "candidates" say how many
     there are. The monitor "none" is a candidate drawn at random."""
-    found = []
+    prices = []
     for (choice, _), group in rows.groupby(["choice", "group"], sort=False):
         each = group.groupby("candidate")[["acc", *BETTER]].mean()
         for monitor, sign in {**BETTER, "none": 0}.items():
@@ -67,8 +67,8 @@ def price(rows: pd.DataFrame) -> pd.DataFrame:
                 chosen = part["acc"][(sign * part[monitor]).idxmax()]
                 if part[monitor].nunique() > 1 and part["acc"].nunique() > 1:
                     rho = sign * stats.spearmanr(part[monitor], part["acc"]).statistic
-            found.append((choice, monitor, len(part), rho, best - chosen))
+            prices.append((choice, monitor, len(part), rho, best - chosen))
     names = ["choice", "monitor", "candidates", "correlation", "regret"]
-    each = pd.DataFrame(found, columns=names).groupby(["choice", "monitor"], sort=False)
+    each = pd.DataFrame(prices, columns=names).groupby(["choice", "monitor"], sort=False)
     count = {"groups": ("regret", "size"), "candidates": ("candidates", "sum")}
     return each.agg(**count, correlation=("correlation", "mean"), regret=("regret", "mean"))

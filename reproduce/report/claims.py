@@ -40,19 +40,19 @@ def measure(table: pd.DataFrame, file: Path = CLAIMS, only: Collection[str] = ()
     written = [claim for claim in written if claim["family"] in families]
     runs = _Runs(table)
     told = pd.DataFrame(written).rename(columns={"verdict": "recorded"})
-    found = told.reindex(columns=["id", *WRITTEN]).join(_rows(runs, written))
-    for _, family in found[found["contrast"].notna()].groupby("family", sort=False):
-        found.loc[family.index, "survives"] = statistics.survives(family)
-    found["verdict"] = _verdicts(found)
+    measured = told.reindex(columns=["id", *WRITTEN]).join(_rows(runs, written))
+    for _, family in measured[measured["contrast"].notna()].groupby("family", sort=False):
+        measured.loc[family.index, "survives"] = statistics.survives(family)
+    measured["verdict"] = _verdicts(measured)
     others = [_by_lowest_loss(claim) for claim in written]
     differ = [claim != other for claim, other in zip(written, others)]
-    found["by_lowest_loss"] = _verdicts(told.join(_rows(runs, others))).where(differ, "")
-    found["runs"] = [_paths(runs, claim) for claim in written]
-    found["ours"] = [_ours(row) for row in found.to_dict("records")]
-    found["shown"] = [statistics.points(row) for row in found.to_dict("records")]
+    measured["by_lowest_loss"] = _verdicts(told.join(_rows(runs, others))).where(differ, "")
+    measured["runs"] = [_paths(runs, claim) for claim in written]
+    measured["ours"] = [_ours(row) for row in measured.to_dict("records")]
+    measured["shown"] = [statistics.points(row) for row in measured.to_dict("records")]
     empty = ["n", "ours", "shown", "by_lowest_loss"]
-    found.loc[found["verdict"] == "not run", empty] = ""
-    return found[found["id"].isin(only)] if only else found
+    measured.loc[measured["verdict"] == "not run", empty] = ""
+    return measured[measured["id"].isin(only)] if only else measured
 
 
 class _Runs:
@@ -93,15 +93,15 @@ def _row(runs: _Runs, claim: Mapping[str, Any]) -> pd.Series:
 
 def _sides(runs: _Runs, claim: Mapping[str, Any]) -> list[tuple[pd.DataFrame, str]]:
     """The runs of each setting that a claim names, in order, and the score that is read of them."""
-    found = []
+    sides = []
     for side in (claim["ours"], claim["against"]):
         for one in side if isinstance(side, list) else [side]:
             if isinstance(one, dict):
                 settings = {name: value for name, value in one.items() if name != "rule"}
-                found.append((runs.select(settings), f"{one.get('rule', claim['rule'])}_acc"))
+                sides.append((runs.select(settings), f"{one.get('rule', claim['rule'])}_acc"))
             else:  # a threshold in percent, beside each of our runs
-                found.append((found[0][0].assign(threshold=one / 100), "threshold"))
-    return found
+                sides.append((sides[0][0].assign(threshold=one / 100), "threshold"))
+    return sides
 
 
 def _by_lowest_loss(claim: Mapping[str, Any]) -> dict:
@@ -113,18 +113,18 @@ def _by_lowest_loss(claim: Mapping[str, Any]) -> dict:
     return {**claim, "rule": "lowest_loss_head"}
 
 
-def _verdicts(found: pd.DataFrame) -> pd.Series:
-    said = [statistics.verdict(row, row["direction"]) for row in found.to_dict("records")]
-    return pd.Series(said, found.index)
+def _verdicts(measured: pd.DataFrame) -> pd.Series:
+    said = [statistics.verdict(row, row["direction"]) for row in measured.to_dict("records")]
+    return pd.Series(said, measured.index)
 
 
 def _paths(runs: _Runs, claim: Mapping[str, Any]) -> list[tuple[int, str]]:
     if "effect" in claim:
-        parts = [runs.cells(claim["block"])]
+        tables = [runs.cells(claim["block"])]
     else:
-        parts = [part for part, _ in _sides(runs, claim)]
-    found = pd.concat(parts)[["seed", "path"]].drop_duplicates("path")
-    return [*found.itertuples(index=False, name=None)]
+        tables = [table for table, _ in _sides(runs, claim)]
+    paths = pd.concat(tables)[["seed", "path"]].drop_duplicates("path")
+    return [*paths.itertuples(index=False, name=None)]
 
 
 def _ours(row: Mapping[str, Any]) -> str:
@@ -139,7 +139,7 @@ def _ours(row: Mapping[str, Any]) -> str:
 # ---- as tables
 
 
-def shown(found: pd.DataFrame) -> pd.DataFrame:
+def shown(measured: pd.DataFrame) -> pd.DataFrame:
     """``measure`` in words, as the pages print it."""
     names = {
         "data": "data",
@@ -151,22 +151,22 @@ def shown(found: pd.DataFrame) -> pd.DataFrame:
         "by_lowest_loss": "by lowest loss",
         "asked": "asked",
     }
-    return found[[*names]].rename(columns=names)
+    return measured[[*names]].rename(columns=names)
 
 
-def markdown(found: pd.DataFrame, folder: Path, with_runs: bool = False) -> str:
+def markdown(measured: pd.DataFrame, folder: Path, with_runs: bool = False) -> str:
     """The table of claims, each with a link to the section that it belongs to, as seen from a file
     in ``folder``; ``with_runs``: and to each of its runs."""
-    table = shown(found)
+    table = shown(measured)
     here = os.path.relpath(results.runs.ROOT / "results", folder)
     table["section"] = [
         f"[{heading}]({Path(here, f'{stem}.ipynb')}#{anchor})"
-        for stem, heading, anchor in map(section, found["section"])
+        for stem, heading, anchor in map(section, measured["section"])
     ]
     if with_runs:
         table["runs"] = [
             " ".join(f"[{seed}]({os.path.relpath(path, folder)})" for seed, path in runs)
-            for runs in found["runs"]
+            for runs in measured["runs"]
         ]
     lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -302,15 +302,15 @@ def speed(rates: pd.DataFrame, ax) -> None:
         "lightly's step": ["lightly"],
     }
     for y, row in enumerate(rates.to_dict("records")):
-        found = {}
+        by_part = {}
         for part, names in columns.items():
             values = [row.get(f"{name}_images_per_second") for name in names]
             known = [value for value in values if value is not None and value == value]
             if known:
-                found[part] = known[0]
+                by_part[part] = known[0]
                 ax.plot(known[0], y, "o", color=PARTS[part], ms=7, zorder=3)
-        ax.hlines(y, min(found.values()), max(found.values()), color="0.8", linewidth=1.5)
-        step = found["whole step"]
+        ax.hlines(y, min(by_part.values()), max(by_part.values()), color="0.8", linewidth=1.5)
+        step = by_part["whole step"]
         ax.annotate(f"{step:,.0f}", (step, y - 0.32), ha="center", size="small", va="bottom")
     ax.set_yticks(range(len(rates)), rates["what"])
     ax.set(xscale="log", xlabel="images per second", ylim=(len(rates) - 0.4, -0.9))

@@ -251,12 +251,12 @@ def change(setting: str, given: Any) -> str:
 
 def changes(differing: Mapping[str, Any]) -> list[str]:
     """Settings that differ, in words, those of a group together; the fewest words that say it."""
-    left, found = dict(differing), []
+    left, groups = dict(differing), []
     for name, group in GROUPS.items():
         if group.items() <= left.items():
-            found.append(name)
+            groups.append(name)
             left = {k: v for k, v in left.items() if k not in group}
-    return [*found, *(change(k, v) for k, v in left.items())]
+    return [*groups, *(change(k, v) for k, v in left.items())]
 
 
 # ---- tables

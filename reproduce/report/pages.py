@@ -32,9 +32,9 @@ ONE_RUN = "train", "linear_evaluation", "features", "clusters", "own_images"
 
 def notebooks() -> list[Path]:
     """The notebooks that read many runs, in the order of their pages."""
-    found = {p.stem: p for p in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-    order = dict.fromkeys([*names.PAGES, *found])
-    return [found[name] for name in order if name in found and name not in ONE_RUN]
+    by_stem = {p.stem: p for p in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    order = dict.fromkeys([*names.PAGES, *by_stem])
+    return [by_stem[name] for name in order if name in by_stem and name not in ONE_RUN]
 
 
 def build(results_dir: str | Path = ROOT / "results" / "local", jobs: int = 2) -> Path:

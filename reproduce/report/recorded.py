@@ -27,14 +27,14 @@ def _each(
     """The tables that ``read`` makes of each run directory, below each other, with "seed" and the
     columns of ``table`` named in ``keep``; runs that lack the file are left out. ``names``: the
     columns that there are at least, also without any run."""
-    parts = [pd.DataFrame(columns=[*names.split(), "seed", *keep])]
+    by_run = [pd.DataFrame(columns=[*names.split(), "seed", *keep])]
     for run in table.to_dict("records"):
         path = Path(run["path"])
         with runs.whole_or_left_out(path), contextlib.suppress(FileNotFoundError):
             part = pd.DataFrame(read(path))
-            parts.append(part.assign(**{name: run[name] for name in ["seed", *keep]}))
-    full = [part for part in parts if len(part)]
-    return pd.concat(full, ignore_index=True) if full else parts[0]
+            by_run.append(part.assign(**{name: run[name] for name in ["seed", *keep]}))
+    full = [part for part in by_run if len(part)]
+    return pd.concat(full, ignore_index=True) if full else by_run[0]
 
 
 def history(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
@@ -57,8 +57,8 @@ def heads(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
     """One row per run and clustering head: "head", "loss", "acc", "rank" of its loss from 1."""
 
     def read(path: Path) -> pd.DataFrame:
-        found = pd.DataFrame(runs.read_metrics(path).get("heads", []), columns=["loss", "acc"])
-        return found.assign(head=found.index, rank=found["loss"].rank(method="first").astype(int))
+        rows = pd.DataFrame(runs.read_metrics(path).get("heads", []), columns=["loss", "acc"])
+        return rows.assign(head=rows.index, rank=rows["loss"].rank(method="first").astype(int))
 
     return _each(table, keep, "head loss acc rank", read)
 

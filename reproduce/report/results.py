@@ -267,9 +267,9 @@ def stars(kind: str) -> list[tuple[str, dict]]:
 def grid(table: pd.DataFrame) -> pd.DataFrame:
     """The runs over lambda1 and entropy with the authors' other settings, CIFAR-10 first."""
     settings = [{"preset": s["settings"], **s.get("with", {})} for _, s in stars("lambda1")]
-    parts = [select(table, "lambda1", "entropy", **one) for one in settings]
-    varied = [part for part in parts if part["lambda1"].nunique() > 1]  # one weight is no grid
-    return pd.concat(varied or parts)
+    by_setting = [select(table, "lambda1", "entropy", **one) for one in settings]
+    varied = [part for part in by_setting if part["lambda1"].nunique() > 1]  # one weight is no grid
+    return pd.concat(varied or by_setting)
 
 
 def variants(table: pd.DataFrame, star: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
@@ -283,13 +283,13 @@ def variants(table: pd.DataFrame, star: Mapping[str, Any]) -> dict[str, pd.DataF
 def cells(table: pd.DataFrame, block: str) -> pd.DataFrame:
     """The runs of a design of notebooks/campaign.yaml, with its factors' levels as columns and the
     name of the "cell"; every seed of a cell's setting that ``table`` has."""
-    parts = [pd.DataFrame(columns=[*table.columns, "cell"])]
+    by_cell = [pd.DataFrame(columns=[*table.columns, "cell"])]
     for cell in campaign.cells(block):
         identity = Config.from_params(cell.settings).identity()
         levels = {f"{factor}": level for factor, level in cell.levels.items()}
-        parts.append(select(table, **identity).assign(**levels, cell=cell.name))
-    full = [part for part in parts if len(part)]
-    return pd.concat(full, ignore_index=True) if full else parts[0]
+        by_cell.append(select(table, **identity).assign(**levels, cell=cell.name))
+    full = [part for part in by_cell if len(part)]
+    return pd.concat(full, ignore_index=True) if full else by_cell[0]
 
 
 def complete(table: pd.DataFrame, block: str) -> bool:

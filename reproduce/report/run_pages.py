@@ -86,13 +86,13 @@ def write_settings(rows: list[dict], stated: list[dict], folder: Path, **site) -
 
 def _seeds(same: pd.DataFrame, rules: list[str], here: Path) -> list[dict]:
     """The runs of one setting: scores, machine, commit, and links to what there is of each."""
-    found = []
+    seeds = []
     for run in same.sort_values("seed").to_dict("records"):
         path = Path(run["path"])
         origin = read_json(path / "provenance.json")
         there = [file for file in FILES if (path / file).exists()]
         page = relative(path / "train.html", here) if (path / "train.html").exists() else ""
-        found.append(
+        seeds.append(
             {
                 "seed": run["seed"],
                 "scores": [100 * run[f"{rule}_acc"] for rule in rules],
@@ -104,7 +104,7 @@ def _seeds(same: pd.DataFrame, rules: list[str], here: Path) -> list[dict]:
                 "files": [(file, relative(path / file, here)) for file in there],
             }
         )
-    return found
+    return seeds
 
 
 def headline(row: dict) -> str:

@@ -82,8 +82,8 @@ class Contrast:
     def shares(self) -> pd.Series:
         """What each run adds to the error: summed over the runs, their squares are the variance,
         and their products with those of another contrast the covariance of the two."""
-        parts = [w * (x - x.mean()) / np.sqrt(len(x) * (len(x) - 1)) for w, x in self.terms]
-        return pd.concat(parts).groupby(level=0).sum()
+        by_term = [w * (x - x.mean()) / np.sqrt(len(x) * (len(x) - 1)) for w, x in self.terms]
+        return pd.concat(by_term).groupby(level=0).sum()
 
 
 def compare(
@@ -130,8 +130,8 @@ def compare_each(
     pairs: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], score: str = "aligned_average_acc"
 ) -> pd.DataFrame:
     """``compare`` for each pair, one row each, in the order of the pairs."""
-    found = [compare(a, b, score) for a, b in pairs.values()]
-    return pd.DataFrame(found, pd.Index(list(pairs)), COMPARED).infer_objects()
+    rows = [compare(a, b, score) for a, b in pairs.values()]
+    return pd.DataFrame(rows, pd.Index(list(pairs)), COMPARED).infer_objects()
 
 
 def _row(contrast: Contrast, test: str, means: list[float]) -> pd.Series:
@@ -179,16 +179,16 @@ def _same_computation(a: pd.DataFrame, b: pd.DataFrame, score: str) -> bool:
 # ---- several differences at once
 
 
-def survives(found: pd.DataFrame) -> pd.Series:
+def survives(family: pd.DataFrame) -> pd.Series:
     """Of a family, rows of ``compare``, which differ from 0 in its simultaneous 95 % interval too.
 
     The same computation twice, and what has no interval, does not count in the family.
     """
-    tested = found[found["p"].notna()]
+    tested = family[family["p"].notna()]
     shares = pd.DataFrame({i: c.shares for i, c in enumerate(tested["contrast"])}).T.fillna(0.0)
     df = [c.df if c.error else np.inf for c in tested["contrast"]]
     level = simultaneous_level(shares.to_numpy(), df)
-    return found["p"].astype(float) <= level
+    return family["p"].astype(float) <= level
 
 
 def simultaneous_level(shares: np.ndarray, df: Sequence[float], common: bool = False) -> float:
@@ -280,9 +280,9 @@ def _design(
     levels = runs[[*factors]].astype(float)
     for name in factors:
         if {*levels[name]} != {0.0, 1.0}:
-            found = " and ".join(map(str, sorted(runs[name].unique()))) or "nothing"
+            values = " and ".join(map(str, sorted(runs[name].unique()))) or "nothing"
             raise ConfigError(
-                f"factor {name!r} of a model must be 0 and 1 in its runs, not {found}"
+                f"factor {name!r} of a model must be 0 and 1 in its runs, not {values}"
             )
     columns = {"mean": np.ones(len(runs))}
     for order in range(1, interactions + 1):
@@ -340,16 +340,16 @@ def points(row: Mapping[str, Any]) -> str:
     return f"{signed(row['difference'])} [{low}, {high}]{dagger}"
 
 
-def shown(found: pd.DataFrame, a: str = "with it", b: str = "without") -> pd.DataFrame:
+def shown(rows: pd.DataFrame, a: str = "with it", b: str = "without") -> pd.DataFrame:
     """Rows of ``compare`` or ``linear_model`` as a notebook shows them: "n", the means and
     "difference [95 %]", in percent and points; of a model also HC3's interval, and what an effect
     is aliased with. a, b: headings of the two means, the second of which was subtracted."""
-    told = [points(row) for row in found.to_dict("records")]
-    table = found[["n", *(name for name in ("a", "b") if name in found)]]
+    told = [points(row) for row in rows.to_dict("records")]
+    table = rows[["n", *(name for name in ("a", "b") if name in rows)]]
     table = table.rename(columns={"a": a, "b": b}).assign(**{"difference [95 %]": told})
-    if "aliased" in found:
+    if "aliased" in rows:
         columns = {"low_hc3": "low", "high_hc3": "high"}
-        loose = found.drop(columns=["low", "high", "survives"]).rename(columns=columns)
+        loose = rows.drop(columns=["low", "high", "survives"]).rename(columns=columns)
         table["HC3"] = [points(row) for row in loose.to_dict("records")]
-        table["aliased with"] = found["aliased"]
+        table["aliased with"] = rows["aliased"]
     return table
