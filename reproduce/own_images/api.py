@@ -63,10 +63,10 @@ def of_features(features, k: int, files: Iterable[str] = (), **settings) -> Clus
     given = Grouping.from_params({"n_clusters": k, **settings})
     if not k and given.grouping != "hdbscan":
         given = replace(given, n_clusters=choose_k(stability(values, given))[0])
-    found = group(values, given)
-    made = Edits(names=found.names)
-    verdict = judge(found.sizes, found.votes, found.voters).sentence
-    return Clusters(found.model, values, names, found.probabilities.numpy(), made, verdict)
+    grouped = group(values, given)
+    made = Edits(names=grouped.names)
+    verdict = judge(grouped.sizes, grouped.votes, grouped.voters).sentence
+    return Clusters(grouped.model, values, names, grouped.probabilities.numpy(), made, verdict)
 
 
 def array(features) -> np.ndarray:
@@ -195,8 +195,8 @@ class Clusters:
         if values.ndim != 2 or values.shape[1] != self.features.shape[1]:
             wanted = f"[N, {self.features.shape[1]}]"
             raise ConfigError(f"features must be an array {wanted}, got {list(values.shape)}")
-        found = self.model(torch.from_numpy(finite(values, "features")))
-        p = (found[0] if isinstance(found, tuple) else found).numpy()
+        output = self.model(torch.from_numpy(finite(values, "features")))
+        p = (output[0] if isinstance(output, tuple) else output).numpy()
         names = [f"row {i}" for i in range(len(values))]
         return self.rows(names, p, replace(self.edits, moved={}))
 

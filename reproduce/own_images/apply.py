@@ -174,8 +174,7 @@ def apply(
     notes = [*made.notes, *(left_out(Path(folder), list(bad)) if folder else [])]
     notes += familiar.warning(unlike, sizes.total())
     by_cluster = [sizes[k] for k in range(max(clusterer.n_clusters, max(sizes) + 1))]
-    found = {"images": sizes.total(), "skipped": list(bad), "sizes": by_cluster}
-    return {**found, "notes": notes}
+    return {"images": sizes.total(), "skipped": list(bad), "sizes": by_cluster, "notes": notes}
 
 
 def folder_of(source: str) -> str:

@@ -144,7 +144,7 @@ def trained_with(folder: str, given: dict, gpu: bool | None) -> tuple[dict, str]
 
 def overview(folder: Path, files: list[Path]) -> tuple[int, int, bool]:
     """How many images, the median of their shorter sides in pixels, and whether they are grey."""
-    looked = [found for i in evenly(len(files), 60) if (found := glance(files[i]))]
+    looked = [seen for i in evenly(len(files), 60) if (seen := glance(files[i]))]
     if not looked:
         n, why = min(60, len(files)), fill(np.empty((3, 8, 8), np.uint8), files[0])
         none = f"folder {str(folder)!r}: none of {n} files can be read as an image"

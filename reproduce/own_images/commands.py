@@ -51,9 +51,9 @@ def apply(args) -> None:
 
     if args.batch < 1:
         raise ConfigError(f"batch must be a whole number of at least 1, got {args.batch}")
-    found = new.apply(args.run, args.images, args.out, args.embedding, args.batch, args.skip)
-    print(*(f"note: {note}\n" for note in found["notes"]), sep="", end="")
-    print(f"{found['images']:,} images; by cluster: {' '.join(map(str, found['sizes']))}")
+    applied = new.apply(args.run, args.images, args.out, args.embedding, args.batch, args.skip)
+    print(*(f"note: {note}\n" for note in applied["notes"]), sep="", end="")
+    print(f"{applied['images']:,} images; by cluster: {' '.join(map(str, applied['sizes']))}")
     print(args.out)
 
 
@@ -69,14 +69,14 @@ def clusters(args) -> None:
     path, data_dir = clustered(plan)
     if args.edits:
         edits.take(path, args.edits)
-    found = tables.write(path, plan.folder, given_here["bad_images"] == "skip")
+    own = tables.write(path, plan.folder, given_here["bad_images"] == "skip")
     from reproduce.report import pages
 
     notebook = path / "clusters.ipynb"
     where = {"run_dir": str(path), "data_dir": data_dir}
     pages.execute(NOTEBOOKS / "clusters.ipynb", notebook, **where)
     pages.to_html(notebook, path / "clusters.html", up=None)
-    tell_of(found, out)
+    tell_of(own, out)
 
 
 def clustered(plan) -> tuple[Path, str]:
@@ -104,20 +104,20 @@ def how_many(word: str) -> int:
     return 0 if word == "auto" else int(word)
 
 
-def tell_of(found, out: Path | None) -> None:
+def tell_of(own, out: Path | None) -> None:
     """Write the page of one's own images, and say where everything is and how to go on."""
     from reproduce.own_images import page, tables
 
-    index = page.write(found, out and out / "page")
+    index = page.write(own, out and out / "page")
     if out:
-        tables.write_table(out, found.table)
-    for note in found.edits.notes:
+        tables.write_table(out, own.table)
+    for note in own.edits.notes:
         print(f"note:   {note}")
-    print(f"run:    {found.run}")
-    print(f"table:  {(out or found.run) / 'clusters.csv'}")
-    print(f"look:   {found.run / 'clusters.html'}")
+    print(f"run:    {own.run}")
+    print(f"table:  {(out or own.run) / 'clusters.csv'}")
+    print(f"look:   {own.run / 'clusters.html'}")
     print(f"work:   open {index} to name clusters, move and merge, and save clusters.json")
-    run = shlex.quote(str(found.run))
+    run = shlex.quote(str(own.run))
     print(f"sort:   python -m reproduce sort {run} OUT --edits clusters.json")
 
 
@@ -125,22 +125,22 @@ def sort(args) -> None:
     from reproduce.own_images import sort as sorting
 
     if args.undo:
-        found = sorting.undo(args.out)
-        print(f"{found.folders.total():,} images taken back")
-        for name in found.gone[:10]:
+        done = sorting.undo(args.out)
+        print(f"{done.folders.total():,} images taken back")
+        for name in done.gone[:10]:
             print(f"note: {name!r} is another file now, or its place is taken: it stays")
         return
     dry = args.how == "move" and not args.yes
-    found = sorting.sort(args.run, args.out, args.how, args.threshold, dry, args.edits)
-    for note in found.notes:
+    done = sorting.sort(args.run, args.out, args.how, args.threshold, dry, args.edits)
+    for note in done.notes:
         print(f"note: {note}")
-    for name, n in sorted(found.folders.items()):
+    for name, n in sorted(done.folders.items()):
         print(f"{n:7,}  {printable(name)}")
-    if found.unsure:
-        print(f"{found.unsure:7,}  are less sure than {args.threshold:g} and stay where they are")
-    if found.gone:
-        named = ", ".join(repr(printable(name)) for name in found.gone[:5])
-        print(f"note: {len(found.gone)} images are gone from the folder: {named}")
+    if done.unsure:
+        print(f"{done.unsure:7,}  are less sure than {args.threshold:g} and stay where they are")
+    if done.gone:
+        named = ", ".join(repr(printable(name)) for name in done.gone[:5])
+        print(f"note: {len(done.gone)} images are gone from the folder: {named}")
     if dry:
         print("nothing was moved yet: --yes moves them, and --undo brings them back")
     else:

@@ -69,9 +69,9 @@ def duplicates(
     for kind, group in zip(KINDS, (first, one[picture], one[everything])):
         who = np.arange(len(files)) if kind == KINDS[0] else one
         finer = who if kind == KINDS[0] else one[picture] if kind == KINDS[2] else one
-        found = pd.DataFrame({"group": group, "i": who, "finer": finer})
-        several = found.groupby("group")["finer"].transform("nunique") > 1
-        for number, (_, members) in enumerate(found[several].groupby("group")):
+        grouped = pd.DataFrame({"group": group, "i": who, "finer": finer})
+        several = grouped.groupby("group")["finer"].transform("nunique") > 1
+        for number, (_, members) in enumerate(grouped[several].groupby("group")):
             order = sorted(members["i"], key=lambda i: (-sizes[i], files[i]))
             for i in order:
                 r = float(every[order[0]] @ every[i])
@@ -90,18 +90,18 @@ def pixels_of(small: np.ndarray) -> Tensor:
 
 def compared(x: Tensor, pixels: Tensor) -> Alike:
     """Each image with its nearest by features and by pixels; each pair once."""
-    found = [probes.nearest(values, values, NEAR, itself=True) for values in (x, pixels)]
-    found = [(cosine.numpy(), index.numpy()) for cosine, index in found]
-    near = [index for _, index in found]
+    nearest = [probes.nearest(values, values, NEAR, itself=True) for values in (x, pixels)]
+    nearest = [(cosine.numpy(), index.numpy()) for cosine, index in nearest]
+    near = [index for _, index in nearest]
     usual, common = np.zeros(len(x)), 0.0
     if len(x) > NEAR:
-        usual, common = found[1][0][:, -1], float(np.median(found[0][0][:, -1]))
+        usual, common = nearest[1][0][:, -1], float(np.median(nearest[0][0][:, -1]))
     a = np.concatenate([np.arange(len(x)).repeat(n.shape[1]) for n in near])
     b = np.concatenate([n.ravel() for n in near])
     a, b = np.unique(np.sort(np.stack([a, b]), 0), axis=1)
-    x, parts = F.normalize(x, dim=-1), torch.arange(len(a)).split(1 << 16)
+    x, chunks = F.normalize(x, dim=-1), torch.arange(len(a)).split(1 << 16)
     products = [
-        np.concatenate([(v[a[p]] * v[b[p]]).sum(-1).numpy() for p in parts] or [np.zeros(0)])
+        np.concatenate([(v[a[p]] * v[b[p]]).sum(-1).numpy() for p in chunks] or [np.zeros(0)])
         for v in (x, pixels)
     ]
     return Alike(a, b, *products, np.maximum(usual[a], usual[b]), common)
@@ -176,10 +176,10 @@ def write(
 
 def told(twice: pd.DataFrame, alone: pd.DataFrame) -> str:
     """What was found, in a sentence."""
-    parts = []
+    words = []
     for kind in KINDS:
         groups = twice[twice["kind"] == kind].groupby("group").size()
         if len(groups):
-            parts.append(f"{int((groups - 1).sum()):,} copies of {kind} in {len(groups):,} groups")
-    parts.append(f"{len(alone):,} images like no other")
-    return ", ".join(parts)
+            words.append(f"{int((groups - 1).sum()):,} copies of {kind} in {len(groups):,} groups")
+    words.append(f"{len(alone):,} images like no other")
+    return ", ".join(words)

@@ -44,9 +44,9 @@ class Edits:
     known_by: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def clusters(self, files: Iterable[str], found: Iterable[int]) -> np.ndarray:
+    def clusters(self, files: Iterable[str], assigned: Iterable[int]) -> np.ndarray:
         """int64 ``[N]``: where the images are, of those that the run found for them."""
-        pairs = zip(files, found, strict=True)
+        pairs = zip(files, assigned, strict=True)
         where = [self.group(self.moved.get(file, int(k))) for file, k in pairs]
         return np.array(where, np.int64)
 
@@ -84,20 +84,20 @@ class Edits:
         return best, best - together.max(-1)
 
 
-def fitted(edits: Edits, found: Mapping[str, int], n_clusters: int) -> Edits:
+def fitted(edits: Edits, assigned: Mapping[str, int], n_clusters: int) -> Edits:
     """The edits in the numbers of a run that found these clusters for its files.
 
     A cluster is found again where more than half of the images it is known by are now, if most of
     those known there belong to it and to what it was merged with. What is not found keeps its name,
     as a cluster of the images that were moved to it by hand."""
-    again, notes = found_again(edits, found), []
+    again, notes = found_again(edits, assigned), []
     if not edits.known_by:  # written by hand, for this run
         again = {k: k for k in range(n_clusters)}
     wanted = {*edits.names, *edits.merged.values(), *edits.moved.values()} | again.keys()
     number, merged = {}, {}
     for old in sorted({edits.group(k) for k in wanted}):
-        parts = [old, *(k for k, whole in edits.merged.items() if whole == old)]
-        there = [again[k] for k in parts if k in again]
+        joined = [old, *(k for k, whole in edits.merged.items() if whole == old)]
+        there = [again[k] for k in joined if k in again]
         split_off = old if old >= n_clusters else n_clusters
         while split_off in number.values():
             split_off += 1
@@ -108,32 +108,33 @@ def fitted(edits: Edits, found: Mapping[str, int], n_clusters: int) -> Edits:
             notes.append(f"{FILE}: {lost}, which keeps those that were moved to it")
     names = {number[k]: name for k, name in edits.names.items() if k in number}
     moved = {file: number[edits.group(k)] for file, k in edits.moved.items()}
-    if gone := [repr(printable(file)) for file in moved if file not in found]:
+    if gone := [repr(printable(file)) for file in moved if file not in assigned]:
         shown = ", ".join(gone[:5]) + f" and {len(gone) - 5} more" * (len(gone) > 5)
         notes.insert(0, f"{FILE}: {len(gone)} of the images that it moves are gone: {shown}")
-    return Edits(names, merged, moved, known_by(found, found.values(), n_clusters), tuple(notes))
+    known = known_by(assigned, assigned.values(), n_clusters)
+    return Edits(names, merged, moved, known, tuple(notes))
 
 
-def found_again(edits: Edits, found: Mapping[str, int]) -> dict[int, int]:
+def found_again(edits: Edits, assigned: Mapping[str, int]) -> dict[int, int]:
     """{one of the clusters that the edits were made on: the run's cluster that it is now}."""
-    there = {k: [f for f in files if f in found] for k, files in edits.known_by.items()}
+    there = {k: [f for f in files if f in assigned] for k, files in edits.known_by.items()}
     inside: dict[int, Counter] = {}  # of today's clusters: known images by where they belong
     for before, files in there.items():
         for file in files:
-            inside.setdefault(found[file], Counter())[edits.group(before)] += 1
+            inside.setdefault(assigned[file], Counter())[edits.group(before)] += 1
     again: dict[int, int] = {}
     for before, files in sorted(there.items()):
-        now, n = Counter(found[file] for file in files).most_common(1)[0] if files else (-1, 0)
+        now, n = Counter(assigned[file] for file in files).most_common(1)[0] if files else (-1, 0)
         if 2 * n > len(files) and now not in again.values():
             own = inside[now][edits.group(before)]
             again |= {before: now} if 2 * own > inside[now].total() else {}
     return again
 
 
-def known_by(files: Iterable[str], found: Iterable[int], n_clusters: int, n: int = 60) -> dict:
+def known_by(files: Iterable[str], assigned: Iterable[int], n_clusters: int, n: int = 60) -> dict:
     """``Edits.known_by`` for a run: at most n images of each cluster, evenly drawn."""
     of: dict[int, list[str]] = {k: [] for k in range(n_clusters)}
-    for file, k in zip(files, found, strict=True):
+    for file, k in zip(files, assigned, strict=True):
         of[int(k)].append(file)
     return {k: tuple(every[:: -(-len(every) // n)]) if every else () for k, every in of.items()}
 

@@ -59,21 +59,21 @@ def make(
     run directory. What is made already is not made again. on_batch, on_each: called with how many
     images, or K to choose from, are done, and of how many."""
     s = settings
-    found = take(
+    features = take(
         s.folder, s.weights, s.features, s.names, s.image_size, s.letterbox, s.data_dir, on_batch
     )
-    if found.skipped and s.bad_images == "stop":
-        raise unreadable(found.folder, found.skipped, " (-p bad_images skip leaves them out)")
+    if features.skipped and s.bad_images == "stop":
+        raise unreadable(features.folder, features.skipped, " (-p bad_images skip leaves them out)")
     path = run_path(settings)
-    follow(path, settings, found)
-    if is_made(path, found):
+    follow(path, settings, features)
+    if is_made(path, features):
         return path
-    check(len(found), settings)
+    check(len(features), settings)
     table = None
     if not settings.n_clusters and settings.grouping != "hdbscan":
-        table = stability(found.values, settings, on_each=on_each)
+        table = stability(features.values, settings, on_each=on_each)
         settings = dataclasses.replace(settings, n_clusters=choose_k(table)[0])
-    write(path, settings, found, group(found.values, settings), table)
+    write(path, settings, features, group(features.values, settings), table)
     return path
 
 
@@ -263,7 +263,7 @@ class FeatureClusterer(Clusterer):
             if values.shape[1] != own:
                 widths = f"{values.shape[1]} columns, and those of the run {own}"
                 raise ConfigError(f"features: {source!r} has {widths}")
-            return parts([f"row {i}" for i in range(len(values))], values, {}, size)
+            return in_batches([f"row {i}" for i in range(len(values))], values, {}, size)
         here = Path(os.path.realpath(os.path.expanduser(source)))
         if str(here) != self.config.folder or not here.is_dir():
             return None
@@ -274,9 +274,11 @@ class FeatureClusterer(Clusterer):
         if not same or any(f.exists() and f.stat().st_mtime > then for f in now_there):
             return None  # images have come, gone or changed since
         values = np.load(self.path / "features.npy")
-        return parts(files, values, skipped, size)
+        return in_batches(files, values, skipped, size)
 
 
-def parts(files: list[str], values: np.ndarray, bad: dict[str, str], size: int) -> Iterator[Batch]:
+def in_batches(
+    files: list[str], values: np.ndarray, bad: dict[str, str], size: int
+) -> Iterator[Batch]:
     for i in range(0, len(files), size):
         yield files[i : i + size], torch.from_numpy(values[i : i + size]), bad if i == 0 else {}

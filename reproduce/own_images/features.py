@@ -75,12 +75,12 @@ def take(
     way = {"reader": READER, **seen}
     place = kept_in(path, way, data_dir)
     stamp = stamps(path, files)
-    if found := kept(place, path, lambda about: about["stamps"] == stamp):
-        return found
+    if earlier := kept(place, path, lambda about: about["stamps"] == stamp):
+        return earlier
     digests = [*map(digest, files)]
     content = images_hash(path, files, digests)
-    if found := kept(place, path, lambda about: about["images_sha256"] == content):
-        return found  # a folder that has moved
+    if earlier := kept(place, path, lambda about: about["images_sha256"] == content):
+        return earlier  # a folder that has moved
     taken = taken_by(network, path, files, letterbox, on_batch)
     good = [i for i, file in enumerate(files) if relative(file, path) not in taken.skipped]
     taken.digests = [digests[i] for i in good]
@@ -147,10 +147,10 @@ def read(
         for i in range(size, len(files) + size, size):
             part, pixels, reasons = ahead
             ahead = begin(files[i : i + size])  # decoded while the network sees the part before
-            found = {relative(file, folder): reason for file, reason in zip(part, reasons)}
-            images = torch.from_numpy(pixels[[not reason for reason in found.values()]])
-            bad = {name: reason for name, reason in found.items() if reason}
-            yield [name for name in found if name not in bad], images, bad
+            reason_of = {relative(file, folder): reason for file, reason in zip(part, reasons)}
+            images = torch.from_numpy(pixels[[not reason for reason in reason_of.values()]])
+            bad = {name: reason for name, reason in reason_of.items() if reason}
+            yield [name for name in reason_of if name not in bad], images, bad
 
 
 def smaller(images: Tensor) -> np.ndarray:

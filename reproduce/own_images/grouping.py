@@ -304,13 +304,13 @@ def by_density(x: Tensor, settings: Grouping) -> Grouped:
     least = settings.min_size or max(5, len(x) // 100)
     if least > len(x) // 2:
         raise ConfigError(f"min_size is {least}, but there are {len(x)} images")
-    found = []
+    clusterings = []
     for seed in (settings.seed, settings.seed + 1):
         placed = x.numpy()
         if x.shape[1] > 10:
             placed = umap(placed, 5, seed, near=min(30, len(x) - 1), apart=0.0)
-        found.append(HDBSCAN(min_cluster_size=least, copy=True).fit_predict(placed))
-    label, other = (torch.from_numpy(f.astype(np.int64)) for f in found)
+        clusterings.append(HDBSCAN(min_cluster_size=least, copy=True).fit_predict(placed))
+    label, other = (torch.from_numpy(f.astype(np.int64)) for f in clusterings)
     k = int(label.max()) + 2
     if k < 3:
         few = f"finds {k - 1} clusters of {least} images or more"

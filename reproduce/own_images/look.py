@@ -90,12 +90,12 @@ class LookParameters(Settings):
 def from_notebook(namespace: Mapping[str, Any]) -> Look:
     """What the notebook's parameters name (pass ``globals()``); its figures draw names as text."""
     given = LookParameters.from_notebook(namespace)
-    found = look(given.run_dir or newest_run(), given.at_most, given.data_dir)
+    run = look(given.run_dir or newest_run(), given.at_most, given.data_dir)
     plots.draw_names_as_text()
     plots.show_in_notebook()
-    if missing := plots.without_font("".join(found.names.values())):
+    if missing := plots.without_font("".join(run.names.values())):
         print(f"no font of this machine draws {missing}: install one, as fonts-noto-cjk on Debian")
-    return found
+    return run
 
 
 @torch.no_grad()
@@ -131,8 +131,8 @@ def look(run_dir: str, at_most: int = 4000, data_dir: str = "", batch: int = 256
 @torch.no_grad()
 def look_at_features(clusterer: FeatureClusterer, at_most: int) -> Look:
     """Load a run on features; images that are gone since are white."""
-    found, folder = clusters_of(clusterer.path), Path(clusterer.config.folder)
-    files, assignments = [*found], np.fromiter(found.values(), int)
+    assigned, folder = clusters_of(clusterer.path), Path(clusterer.config.folder)
+    files, assignments = [*assigned], np.fromiter(assigned.values(), int)
     drawn = evenly(len(files), at_most)
     shown = [files[i] for i in drawn]
     features = torch.from_numpy(np.load(clusterer.path / "features.npy")[drawn])
@@ -150,16 +150,16 @@ def look_at_features(clusterer: FeatureClusterer, at_most: int) -> Look:
 def complete(run_dir: str, data_dir: str = "") -> Verdict:
     """Write into a trained run's directory what one on features has: features.npy, verdict.json,
     duplicates.csv and outliers.csv, over all images of its folder."""
-    found = look(run_dir, data_dir=data_dir)
-    files = [*clusters_of(found.path)]
-    with np.load(found.path / "embeddings.npz") as stored:
+    run = look(run_dir, data_dir=data_dir)
+    files = [*clusters_of(run.path)]
+    with np.load(run.path / "embeddings.npz") as stored:
         features = stored["embedding"].astype(np.float32)
-    with atomic(found.path / "features.npy") as place, open(place, "wb") as file:
+    with atomic(run.path / "features.npy") as place, open(place, "wb") as file:
         np.save(file, features)
-    folder, levels = Path(found.config.folder), found.clusterer.levels
-    duplicates.write(found.path, folder, files, features, levels=levels)
-    said = found.verdict
-    with atomic(found.path / "verdict.json") as place:
+    folder, levels = Path(run.config.folder), run.clusterer.levels
+    duplicates.write(run.path, folder, files, features, levels=levels)
+    said = run.verdict
+    with atomic(run.path / "verdict.json") as place:
         place.write_text(json.dumps(said.json(), indent=1) + "\n", encoding="utf-8")
     return said
 
@@ -172,14 +172,14 @@ def rows_of(files: list[str], probabilities: Tensor, votes: np.ndarray) -> pd.Da
     return table
 
 
-def near_duplicates(found: Look, n: int = 8) -> pd.DataFrame:
+def near_duplicates(run: Look, n: int = 8) -> pd.DataFrame:
     """The n closest pairs among the images looked at: positions a, b, cosine, and both files."""
-    cosine, other = probes.nearest(found.features, found.features, 1, itself=True)
-    pairs = np.stack([np.arange(len(found.features)), other[:, 0].numpy()], 1)
+    cosine, other = probes.nearest(run.features, run.features, 1, itself=True)
+    pairs = np.stack([np.arange(len(run.features)), other[:, 0].numpy()], 1)
     pairs = pd.DataFrame(np.sort(pairs, 1), columns=["a", "b"])
     pairs["cosine"] = cosine[:, 0].numpy()
     pairs = pairs.drop_duplicates(["a", "b"]).nlargest(n, "cosine")
-    files = found.table["file"]
+    files = run.table["file"]
     return pairs.assign(file_a=files[pairs["a"]].values, file_b=files[pairs["b"]].values)
 
 
@@ -193,7 +193,7 @@ def table(frame: pd.DataFrame, formats: Mapping[str, str], **more) -> Styler:
     return shown.set_table_attributes('class="dataframe tex2jax_ignore"')
 
 
-def related(found: Look) -> pd.DataFrame:
+def related(run: Look) -> pd.DataFrame:
     """Runs on the same images, wherever they lay, that differ from this one in K and seed alone: K,
     seed, assignments, and the agreement between their heads."""
 
@@ -205,14 +205,14 @@ def related(found: Look) -> pd.DataFrame:
             return read_json(path / "provenance.json")["features"]
         return read_json(path / "metrics.json")["data"]["sha256"]
 
-    rows, own, seen = [], rest(read_json(found.path / "config.json")), images(found.path)
-    for file in sorted(found.path.resolve().parent.glob("*/apply.npz")):
+    rows, own, seen = [], rest(read_json(run.path / "config.json")), images(run.path)
+    for file in sorted(run.path.resolve().parent.glob("*/apply.npz")):
         path = file.parent
         if ".partial" in path.name or not (is_featured(path) or (path / "model.pt").exists()):
             continue
         config = read_json(path / "config.json")
         if rest(config) == own and images(path) == seen:
-            other = found if path.samefile(found.path) else look(str(path), 1000, found.data_dir)
+            other = run if path.samefile(run.path) else look(str(path), 1000, run.data_dir)
             heads = agreement(other.votes)
             rows.append((len(other.sizes), config["seed"], other.assignments, heads))
     runs = pd.DataFrame(rows, columns=["K", "seed", "assignments", "between_heads"])
@@ -222,7 +222,7 @@ def related(found: Look) -> pd.DataFrame:
 # ---- pictures
 
 
-def sheet(found: Look, rows: list[tuple], captions: list[str] | None = None):
+def sheet(run: Look, rows: list[tuple], captions: list[str] | None = None):
     """Rows of images: (title, positions, colour of the edge). Returns a figure."""
     import matplotlib.pyplot as plt
 
@@ -237,7 +237,7 @@ def sheet(found: Look, rows: list[tuple], captions: list[str] | None = None):
             ax.grid(False)
             ax.spines[:].set_visible(False)
         for ax, i in zip(line, positions):
-            show(ax, found.pixels[i], aspect="equal")
+            show(ax, run.pixels[i], aspect="equal")
             ax.spines[:].set(visible=True, color=colour, linewidth=2)
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", labelpad=8)
     for ax, text in zip(axes[-1], captions or []):
@@ -251,22 +251,22 @@ def show(ax, pixels: np.ndarray, **where) -> None:
     ax.imshow(image, cmap="gray", vmin=0, vmax=255, **where)
 
 
-def umap_of(found: Look, at_most: int) -> tuple[np.ndarray, np.ndarray]:
+def umap_of(run: Look, at_most: int) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates ``[P, 2]`` of at most so many images, and their positions ``[P]``: those in
     clusters.csv, where it has all of them."""
-    drawn = evenly(len(found.table), at_most).numpy()
-    known = tables.places(found.path, found.table["file"].iloc[drawn].tolist())
+    drawn = evenly(len(run.table), at_most).numpy()
+    known = tables.places(run.path, run.table["file"].iloc[drawn].tolist())
     if known is not None:
         return known, drawn
-    x = found.features[drawn].numpy()
+    x = run.features[drawn].numpy()
     if len(x) < 5:  # too few for neighbours
         return np.pad(x, ((0, 0), (0, 2)))[:, :2], drawn
     return umap(x, 2, 0, near=min(15, len(x) - 1)), drawn
 
 
-def draw_thumbnails(found: Look, xy: np.ndarray, drawn: np.ndarray, ax, cells: int = 20) -> None:
+def draw_thumbnails(run: Look, xy: np.ndarray, drawn: np.ndarray, ax, cells: int = 20) -> None:
     """The same map in small images, one in each of ``cells`` x ``cells`` places that has any."""
-    cluster, palette = found.table["cluster"].to_numpy()[drawn], found.palette
+    cluster, palette = run.table["cluster"].to_numpy()[drawn], run.palette
     low, size = xy.min(0), np.ptp(xy, 0).max() / cells + 1e-9
     place = ((xy - low) // size).astype(int)
     away = np.square((xy - low) / size - place - 0.5).sum(1)
@@ -274,7 +274,7 @@ def draw_thumbnails(found: Look, xy: np.ndarray, drawn: np.ndarray, ax, cells: i
     for i in nearest.groupby(["x", "y"])["away"].idxmin():
         x, y = low + place[i] * size
         extent = (x + 0.05 * size, x + 0.95 * size, y + 0.05 * size, y + 0.95 * size)
-        show(ax, found.pixels[drawn[i]], extent=extent)
+        show(ax, run.pixels[drawn[i]], extent=extent)
         edge = (extent[0], extent[2]), 0.9 * size, 0.9 * size
         ax.add_patch(Rectangle(*edge, fill=False, edgecolor=palette[cluster[i]], linewidth=2))
     ax.set(xlim=(low[0], low[0] + cells * size), ylim=(low[1], low[1] + cells * size))

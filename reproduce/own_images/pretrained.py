@@ -95,19 +95,19 @@ def find(source: str, side: int = 0) -> Network:
     kind, _, rest = source.partition(":")
     loaders = {"timm": timm, "torchvision": torchvision, "hub": hub}
     if source in ("photos", "imagenet"):
-        found = photos(source) if source == "photos" else torchvision(source, "resnet18")
+        network = photos(source) if source == "photos" else torchvision(source, "resnet18")
     elif kind in loaders and rest:
-        found = loaders[kind](source, rest)
+        network = loaders[kind](source, rest)
     else:
         path = Path(os.path.expanduser(source))
         if not path.exists():
             near = difflib.get_close_matches(source, ["photos", "imagenet", "scratch"], 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {KNOWN}"
             raise unusable(source, f"is not there: {hint}")
-        found = of_run(source, path) if (path / "config.json").exists() else of_file(source, path)
-    if side and found.ready is None:
-        found.side = side
-    return found
+        network = of_run(source, path) if (path / "config.json").exists() else of_file(source, path)
+    if side and network.ready is None:
+        network.side = side
+    return network
 
 
 def photos(source: str) -> Network:

@@ -61,24 +61,24 @@ def sort(
     folder = Path(edits.home(path))
     check_target(target, folder)
     table = tables.edited(path, made)
-    found = Sorted(notes=list(made.notes))
+    done = Sorted(notes=list(made.notes))
     wanted: list[tuple[Path, int]] = []
     for file, k, p in zip(table["file"], table["cluster"], table["probability"]):
         source = folder / edits.plain(file)
         if p < threshold and edits.plain(file) not in made.moved:
-            found.unsure += 1
+            done.unsure += 1
         elif os.path.lexists(source) or (target / LOG).exists():
             wanted.append((source, k))
         else:
-            found.gone.append(edits.plain(file))
+            done.gone.append(edits.plain(file))
     names = folder_names({k: made.title(k) for _, k in wanted})
     rows = plan(wanted, names, target, how)
     for row in rows:
-        found.folders[os.path.dirname(row["to"])] += 1
+        done.folders[os.path.dirname(row["to"])] += 1
     if not dry:
         carry_out(rows, target)
         tables.write_table(path, table)  # which may have become another by hand
-    return found
+    return done
 
 
 def check_target(target: Path, folder: Path) -> None:
@@ -134,8 +134,8 @@ def present(folder: Path) -> set[str]:
 
 def stamp(file: Path) -> tuple[str, str]:
     try:
-        found = file.stat()
-        return str(found.st_size), str(found.st_mtime_ns)
+        stat = file.stat()
+        return str(stat.st_size), str(stat.st_mtime_ns)
     except OSError:
         return "", ""
 
@@ -179,7 +179,7 @@ def move(source: Path, to: Path) -> None:
 def undo(out: str) -> Sorted:
     """Take back the sort in a folder: copies and links go, what was moved goes back. A copy that
     was changed since stays, and so does what can't go back; the log then keeps its line."""
-    target, found, kept = Path(os.path.expanduser(out)), Sorted(), []
+    target, done, kept = Path(os.path.expanduser(out)), Sorted(), []
     if not (target / LOG).exists():
         raise wrong(target, f"has no {LOG}: there is nothing to undo")
     for row in read_log(target):
@@ -194,16 +194,16 @@ def undo(out: str) -> Sorted:
         else:
             kept.append(row)
             continue
-        found.folders[os.path.dirname(row["to"])] += 1
-    for name in found.folders:
+        done.folders[os.path.dirname(row["to"])] += 1
+    for name in done.folders:
         if not any((target / name).iterdir()):
             (target / name).rmdir()
-    found.gone = [row["to"] for row in kept]
+    done.gone = [row["to"] for row in kept]
     if kept:
         write_log(target, kept)
     else:
         (target / LOG).unlink()
-    return found
+    return done
 
 
 # ---- the log

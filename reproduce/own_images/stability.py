@@ -76,16 +76,16 @@ def choose_k(table: pd.DataFrame) -> tuple[int, str]:
     k, top = int(best["K"]), best["heads"]
     others = table[table["K"] != k]
     alike = others.loc[others["heads"] >= top - AS_STABLE, "K"].astype(int).tolist()
-    found = f"K = {k}: heads that were trained apart agree by {top:.2f} (1: the same, 0: chance)"
+    said = f"K = {k}: heads that were trained apart agree by {top:.2f} (1: the same, 0: chance)"
     if alike:
         named = ", ".join(map(str, alike[:8]))
-        return k, f"{found}, and by nearly as much with K = {named}: any of these may be right"
+        return k, f"{said}, and by nearly as much with K = {named}: any of these may be right"
     if top < 0.5:
         return (
             k,
-            f"{found}, more than with any other K, but little: the images form no clear groups",
+            f"{said}, more than with any other K, but little: the images form no clear groups",
         )
     if not len(others):
-        return k, found
+        return k, said
     next_k, next_best = others.loc[others["heads"].idxmax(), ["K", "heads"]]
-    return k, f"{found}; the next best is K = {int(next_k)} with {next_best:.2f}"
+    return k, f"{said}; the next best is K = {int(next_k)} with {next_best:.2f}"

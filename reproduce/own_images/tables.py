@@ -183,7 +183,7 @@ def similar(run: Path, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     if not len(there):
         raise ConfigError(f"folder: none of its {len(features)} images is one of run {str(run)!r}")
     x = torch.from_numpy(features[there])
-    cosine, near = (found.numpy() for found in probes.nearest(x, x, NEAR, itself=True))
+    cosine, near = (t.numpy() for t in probes.nearest(x, x, NEAR, itself=True))
     n, typicality = len(features), np.full(len(features), np.nan)
     typicality[there] = cosine.mean(-1) if cosine.shape[1] else 1.0
     xy, nearest = np.full((n, 2), np.nan, np.float32), np.zeros((n, near.shape[1]), np.int64)

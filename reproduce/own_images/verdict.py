@@ -36,19 +36,19 @@ class Verdict:
 def judge(sizes: np.ndarray, votes: np.ndarray, voters: str = "heads") -> Verdict:
     """A verdict on clusters of ``sizes`` ``[K]``, on which votes ``[V, M]`` were cast. voters: what
     they are called."""
-    found, n = agreement(votes), max(1, int(sizes.sum()))
+    agreed, n = agreement(votes), max(1, int(sizes.sum()))
     largest, empty = float(sizes.max() / n), int((sizes == 0).sum())
     small = int(((sizes > 0) & (sizes < SMALL * n / len(sizes))).sum())
     who = f"{len(votes)} {voters} from random starts of their own"
-    said = f"{who} agree by {found:.2f} (1: the same)"
+    said = f"{who} agree by {agreed:.2f} (1: the same)"
     if largest > COLLAPSED and len(sizes) > 1:
         level, words = "collapsed", f"{largest:.0%} of the images are in one cluster: do not use it"
-    elif np.isnan(found) or len(votes) < 2:
+    elif np.isnan(agreed) or len(votes) < 2:
         level, words = "mixed", "nothing says how sure it is: there is one vote"
-    elif found >= SOUND:
+    elif agreed >= SOUND:
         hint = "the pictures say whether you want them"
         level, words = "sound", f"The clusters are stable: {said}; {hint}"
-    elif found >= FAIR:
+    elif agreed >= FAIR:
         level, words = "mixed", f"The clusters hold for most images: {said}; look at the doubtful"
     else:
         advice = "try another K, other weights, or more images"
@@ -58,7 +58,7 @@ def judge(sizes: np.ndarray, votes: np.ndarray, voters: str = "heads") -> Verdic
         notes.append(f"{empty} of {len(sizes)} clusters are empty, K is too large")
     if small:
         notes.append(f"{small} {'is' if small == 1 else 'are'} very small")
-    return Verdict(level, found, largest, empty, small, "; ".join([words, *notes]) + ".")
+    return Verdict(level, agreed, largest, empty, small, "; ".join([words, *notes]) + ".")
 
 
 def sentence_of(run: Path) -> str:

@@ -95,7 +95,7 @@ def content(own: Own, order: np.ndarray, folder: Path) -> dict:
     table, n, k = own.table.iloc[order], len(order), own.probabilities.shape[1]
     number, files = np.empty(n, int), [own.files[i] for i in order]
     number[order] = np.arange(n)
-    found = table["run_cluster"].to_numpy()
+    assigned = table["run_cluster"].to_numpy()
     p = own.probabilities[order]
     best = np.argsort(-p, axis=1, kind="stable")[:, :3]
     top = np.zeros((n, 3, 2), int)
@@ -104,7 +104,7 @@ def content(own: Own, order: np.ndarray, folder: Path) -> dict:
     near[np.isnan(table["typicality"].to_numpy())] = -1  # without features none is alike
     x, y = on_map(table[["x", "y"]].to_numpy())
     numbered = {file: i for i, file in enumerate(files)}
-    known_by = edits.known_by(files, found, k)
+    known_by = edits.known_by(files, assigned, k)
     place = os.path.relpath(os.path.realpath(own.folder), os.path.realpath(folder))
     return {
         "run": own.run.resolve().name,
@@ -113,7 +113,7 @@ def content(own: Own, order: np.ndarray, folder: Path) -> dict:
         "k": k,
         "verdict": sentence_of(own.run),
         "files": files,
-        "cluster": found.tolist(),
+        "cluster": assigned.tolist(),
         "top": top.ravel().tolist(),
         "typicality": thousandths(table["typicality"].to_numpy()).tolist(),
         "x": x.tolist(),
@@ -192,8 +192,8 @@ def small_picture(path: Path, side: int, levels: tuple[int, ...] = ()) -> Image.
 
 def stamp(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
-        return found.st_size, found.st_mtime_ns
+        stat = path.stat()
+        return stat.st_size, stat.st_mtime_ns
     except OSError:
         return 0, 0
 

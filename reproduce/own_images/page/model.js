@@ -28,12 +28,12 @@ function certainty(i) {
 
 /** The three likeliest clusters of an image as they are now: [[cluster, thousandths], …]. */
 function likeliest(i) {
-  const found = new Map();
+  const shares = new Map();
   for (let j = 6 * i; j < 6 * i + 6; j += 2) {
     const k = group(run.top[j]);
-    if (run.top[j + 1] > 0) found.set(k, (found.get(k) ?? 0) + run.top[j + 1]);
+    if (run.top[j + 1] > 0) shares.set(k, (shares.get(k) ?? 0) + run.top[j + 1]);
   }
-  return [...found].sort((a, b) => b[1] - a[1]);
+  return [...shares].sort((a, b) => b[1] - a[1]);
 }
 
 function recount() {
