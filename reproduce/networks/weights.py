@@ -84,8 +84,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     none of a file where others have it, as MoCo's queue and second encoder, is another part."""
     said = f"weights: {str(path)!r}"
     if not path.is_file():
-        known = "the directory of a run of this machine, a file with a state dict, or 'imagenet'"
-        raise ConfigError(f"{said} is not there: name {known}")
+        choices = "the directory of a run of this machine, a file with a state dict, or 'imagenet'"
+        raise ConfigError(f"{said} is not there: name {choices}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever another file makes of the unpickler
@@ -96,7 +96,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     pairs = state.items() if isinstance(state, dict) else [(None, state)]
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in pairs):
         raise ConfigError(f"{said} must hold a state dict, names and tensors")
-    while known := [p for p in PREFIXES if any(name.startswith(p) for name in state)]:
-        prefix = known[0]
+    while prefixes := [p for p in PREFIXES if any(name.startswith(p) for name in state)]:
+        prefix = prefixes[0]
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return state

@@ -171,13 +171,13 @@ def torchrun(config: Config, run: Run) -> Iterator[dict]:
         torchrun, stopped = subprocess.Popen([sys.executable, "-m", *command], **streams), 0
         try:
             for line in torchrun.stdout:
-                said = json.loads(line)
-                if "step" in said and run.on_step:
-                    run.on_step(said["step"], said["steps"])
-                elif "note" in said:
-                    run.notes.append(said["note"])
-                elif "epoch" in said:
-                    yield said
+                row = json.loads(line)
+                if "step" in row and run.on_step:
+                    run.on_step(row["step"], row["steps"])
+                elif "note" in row:
+                    run.notes.append(row["note"])
+                elif "epoch" in row:
+                    yield row
             code = torchrun.wait()
         except Stopped as stop:
             code = stopped = stop.status - 128
@@ -186,14 +186,14 @@ def torchrun(config: Config, run: Run) -> Iterator[dict]:
             torchrun.wait()
         errors.seek(0)
         text = errors.read()
-        said = re.findall(r"^error: (.*(?:\n  .*)*)", text, re.M)
-        for sentence in said:
+        sentences = re.findall(r"^error: (.*(?:\n  .*)*)", text, re.M)
+        for sentence in sentences:
             if sentence.startswith("diverged: "):
                 raise Diverged(sentence[10:])
         kept = re.search(r"^stopped after .*?continues", text, re.M)  # others may be on its line
         if stopped or kept:
             raise Stopped(stopped or signal.SIGTERM, kept[0] if kept else "stopped")
-        causes = [sentence for sentence in said if processes.GONE not in sentence]
+        causes = [sentence for sentence in sentences if processes.GONE not in sentence]
         if code and causes:
             raise ConfigError(causes[0])
         if code:  # a process was killed, or has an error of its own: with its traceback
