@@ -137,8 +137,8 @@ class Blocks:
         self.size = min(len(x), max(1, fits))
         self.buffer = torch.ones(self.size, x.shape[1] + 1, dtype=dtype, device=device)
         self.buffered = False  # whether all samples are in the buffer as they should be
-        own = torch.tensor([len(x)], device=device)
-        count = (gather_rows(own) if sharded else own).tolist()
+        n_own = torch.tensor([len(x)], device=device)
+        count = (gather_rows(n_own) if sharded else n_own).tolist()
         self.first, self.total = sum(count[: rank()]) if sharded else 0, sum(count)
         self.origin, self.scale = self.buffer.new_zeros(x.shape[1]), 1.0
         # of |x|, while it is first read

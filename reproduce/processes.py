@@ -145,9 +145,9 @@ def agree(**facts) -> None:
         dist.all_gather_object(every, facts)
     for other, theirs in enumerate(every):
         for name in {**every[0], **theirs}:  # in one order everywhere
-            first, own = every[0].get(name), theirs.get(name)
-            if first != own:
-                what = f"{name} {short_repr(own)}, process 0 has {short_repr(first)}"
+            first, value = every[0].get(name), theirs.get(name)
+            if first != value:
+                what = f"{name} {short_repr(value)}, process 0 has {short_repr(first)}"
                 where = f"process {other} of {world()} has {what}"
                 raise ConfigError(f"{where}: start all with the same settings, code and data")
 

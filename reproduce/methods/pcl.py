@@ -59,11 +59,11 @@ class PCL(MoCo):
         prototypes, phi = [], []
         for i, k in enumerate(self.sizes):
             kmeans = self.kmeans(k, self.config.seed + epoch).fit(z)
-            centers, own = kmeans.cluster_centers_, kmeans.labels_
-            distance, own = map(gather_rows, ((z - centers[own]).norm(dim=-1), own))
-            self.cluster[i] = own
+            centers, labels = kmeans.cluster_centers_, kmeans.labels_
+            distance, labels = map(gather_rows, ((z - centers[labels]).norm(dim=-1), labels))
+            self.cluster[i] = labels
             prototypes.append(F.normalize(centers, dim=-1))
-            phi.append(losses.concentration(distance, own, k, self.config.temperature))
+            phi.append(losses.concentration(distance, labels, k, self.config.temperature))
         self.prototypes, self.phi = torch.cat(prototypes), torch.cat(phi)
         return {}
 

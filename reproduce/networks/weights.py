@@ -38,22 +38,22 @@ def load_backbone(config: Config, backbone: nn.Module) -> tuple[Tensor, Tensor] 
             if before != config.normalize:
                 what = f"the images of the run in weights had {before}: add -p normalize {before}"
                 raise ConfigError(f"normalize is {config.normalize}, but {what}")
-    own = backbone.state_dict()
+    expected = backbone.state_dict()
     there = {k: list(v.shape) for k, v in state.items() if not k.startswith("fc.")}
     those = f"weights: those of {short_repr(config.weights)}"
     unfit = f"{those} do not fit backbone {config.backbone!r}"
-    for name, value in own.items():
+    for name, value in expected.items():
         if there.get(name) != list(value.shape):
             sizes = f"{there.get(name, 'missing')} there, and {list(value.shape)} here"
             same = "backbone, width, stem, sobel and channels must be those of the weights"
             raise ConfigError(f"{unfit}: {name} is {sizes}; {same}")
-    if extra := sorted(set(there) - set(own)):
+    if extra := sorted(set(there) - set(expected)):
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise ConfigError(f"{unfit}, which has no {extra[0]}{more}")
-    for name in own:
+    for name in expected:
         if not state[name].isfinite().all():
             raise ConfigError(f"{those} are not finite: {name} holds NaN or infinity")
-    backbone.load_state_dict({name: state[name] for name in own})
+    backbone.load_state_dict({name: state[name] for name in expected})
     return moments
 
 

@@ -95,8 +95,8 @@ def plan(folder: str, given: dict, gpu: bool | None = None) -> Plan:
     heads on them in seconds. Small grey images (drawings, digits, scans), of which such a network
     knows little, train one of their own; so does everything where ``weights`` is "scratch", a
     setting of the training is given, or the package with the weights is not installed."""
-    own = {f.name for f in dataclasses.fields(Grouping)}
-    trained = sorted(given.keys() - own)
+    of_grouping = {f.name for f in dataclasses.fields(Grouping)}
+    trained = sorted(given.keys() - of_grouping)
     named = {"features", "grouping", "min_size", "steps", "axes", "names"} & given.keys()
     source, given = given.get("weights", ""), dict(given)
     if source == "scratch" or (trained and not named):

@@ -78,9 +78,9 @@ class Edits:
         all that was merged, and what it has more than the next; below 0 where that has more since
         it was merged. Both ``[N]``."""
         together, rows = self.probabilities(p), np.arange(len(p))
-        own = np.array([self.group(k) for k in p.argmax(-1).tolist()], int)
-        best = together[rows, own].copy()
-        together[rows, own] = -np.inf
+        clusters = np.array([self.group(k) for k in p.argmax(-1).tolist()], int)
+        best = together[rows, clusters].copy()
+        together[rows, clusters] = -np.inf
         return best, best - together.max(-1)
 
 
@@ -126,8 +126,8 @@ def found_again(edits: Edits, assigned: Mapping[str, int]) -> dict[int, int]:
     for before, files in sorted(there.items()):
         now, n = Counter(assigned[file] for file in files).most_common(1)[0] if files else (-1, 0)
         if 2 * n > len(files) and now not in again.values():
-            own = inside[now][edits.group(before)]
-            again |= {before: now} if 2 * own > inside[now].total() else {}
+            shared = inside[now][edits.group(before)]
+            again |= {before: now} if 2 * shared > inside[now].total() else {}
     return again
 
 
@@ -245,12 +245,12 @@ def to_json(edits: Edits) -> dict:
 def take(run: Path, source: str) -> None:
     """Make a ``clusters.json`` from anywhere, as the page saved it, that of a run; one that differs
     and is there already is kept as clusters.before.json."""
-    path, own = Path(os.path.expanduser(source)), run / FILE
+    path, target = Path(os.path.expanduser(source)), run / FILE
     read(path)
     content = path.read_bytes()
-    if own.exists() and own.read_bytes() == content:
+    if target.exists() and target.read_bytes() == content:
         return
-    if own.exists():
-        own.replace(run / "clusters.before.json")
-    with atomic(own) as temporary:
+    if target.exists():
+        target.replace(run / "clusters.before.json")
+    with atomic(target) as temporary:
         temporary.write_bytes(content)

@@ -26,8 +26,8 @@ class Familiar:
     def __init__(self, features: np.ndarray):
         x = torch.from_numpy(np.ascontiguousarray(features, np.float32))
         self.bank = F.normalize(x[evenly(len(x), AT_MOST)], dim=-1)
-        own, _ = probes.nearest(self.bank, self.bank, 1, itself=True)
-        self.least = float(own[:, 0].quantile(RARE)) if own.shape[1] else -1.0
+        cosine, _ = probes.nearest(self.bank, self.bank, 1, itself=True)
+        self.least = float(cosine[:, 0].quantile(RARE)) if cosine.shape[1] else -1.0
 
     def similarity(self, features: Tensor) -> np.ndarray:
         """The cosine ``[N]`` of each of the features ``[N, D]`` with the nearest of the run."""

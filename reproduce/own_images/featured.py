@@ -259,9 +259,9 @@ class FeatureClusterer(Clusterer):
         None for other images, which the network has to see."""
         if source.endswith(".npy"):
             values = read_values(source)
-            own = np.load(self.path / "features.npy", mmap_mode="r").shape[1]
-            if values.shape[1] != own:
-                widths = f"{values.shape[1]} columns, and those of the run {own}"
+            width = np.load(self.path / "features.npy", mmap_mode="r").shape[1]
+            if values.shape[1] != width:
+                widths = f"{values.shape[1]} columns, and those of the run {width}"
                 raise ConfigError(f"features: {source!r} has {widths}")
             return in_batches([f"row {i}" for i in range(len(values))], values, {}, size)
         here = Path(os.path.realpath(os.path.expanduser(source)))

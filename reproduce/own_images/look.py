@@ -67,13 +67,13 @@ class Look:
 
     def typical(self, cluster: int, n: int) -> np.ndarray:
         """Positions of its surest images, the surest first."""
-        own = self.table[self.table["cluster"] == cluster]
-        return own.sort_values(["probability", "margin"], ascending=False).index[:n].to_numpy()
+        members = self.table[self.table["cluster"] == cluster]
+        return members.sort_values(["probability", "margin"], ascending=False).index[:n].to_numpy()
 
     def doubtful(self, cluster: int, n: int) -> np.ndarray:
         """Positions of the images that were nearest to another cluster, the most doubtful first."""
-        own = self.table[self.table["cluster"] == cluster]
-        return own.sort_values("margin").index[:n].to_numpy()
+        members = self.table[self.table["cluster"] == cluster]
+        return members.sort_values("margin").index[:n].to_numpy()
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,13 @@ def related(run: Look) -> pd.DataFrame:
             return read_json(path / "provenance.json")["features"]
         return read_json(path / "metrics.json")["data"]["sha256"]
 
-    rows, own, seen = [], rest(read_json(run.path / "config.json")), images(run.path)
+    rows, settings, content = [], rest(read_json(run.path / "config.json")), images(run.path)
     for file in sorted(run.path.resolve().parent.glob("*/apply.npz")):
         path = file.parent
         if ".partial" in path.name or not (is_featured(path) or (path / "model.pt").exists()):
             continue
         config = read_json(path / "config.json")
-        if rest(config) == own and images(path) == seen:
+        if rest(config) == settings and images(path) == content:
             other = run if path.samefile(run.path) else look(str(path), 1000, run.data_dir)
             heads = agreement(other.votes)
             rows.append((len(other.sizes), config["seed"], other.assignments, heads))

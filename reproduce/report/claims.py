@@ -107,8 +107,8 @@ def _sides(runs: _Runs, claim: Mapping[str, Any]) -> list[tuple[pd.DataFrame, st
 def _by_lowest_loss(claim: Mapping[str, Any]) -> dict:
     """The claim by the head of the lowest loss, where some side is by the aligned average."""
     sides = [side for side in (claim.get("ours"), claim.get("against")) if isinstance(side, dict)]
-    own = bool(sides) and all("rule" in side for side in sides)
-    if claim["rule"] != "aligned_average" or own:
+    own_rules = bool(sides) and all("rule" in side for side in sides)
+    if claim["rule"] != "aligned_average" or own_rules:
         return {**claim}
     return {**claim, "rule": "lowest_loss_head"}
 

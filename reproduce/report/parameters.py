@@ -18,7 +18,7 @@ def cell() -> str:
     stands together, under what that is and who reads it; first what most methods read."""
     parts = [part for m in METHODS.values() for part in reversed(m.Settings.__mro__)]
     names = {part: [*inspect.get_annotations(part)] for part in parts}
-    read_by = {part: readers(own[0]) for part, own in names.items() if own}
+    read_by = {part: readers(of_part[0]) for part, of_part in names.items() if of_part}
     text = ["# The method", line("method")]
     for part, methods in sorted(read_by.items(), key=lambda item: -len(item[1])):
         who = "every run" if len(methods) == len(METHODS) else ", ".join(methods)

@@ -162,8 +162,8 @@ def _networks(runs: pd.DataFrame, side: str) -> pd.Index:
     """The trained network that each run reads: the run that its ``weights`` name, else its own."""
     if "path" not in runs:
         return pd.Index([f"{side} {i}" for i in range(len(runs))])
-    own, start = runs["path"], runs.get("start", runs["path"])
-    networks = pd.Index(start.where(start != "", own))
+    paths, start = runs["path"], runs.get("start", runs["path"])
+    networks = pd.Index(start.where(start != "", paths))
     if networks.has_duplicates:
         twice = networks[networks.duplicated()][0]
         raise ConfigError(f"a side of a comparison has two runs on the network of {twice}")

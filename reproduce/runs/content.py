@@ -45,7 +45,7 @@ def alike(run: Run):
     they lie and what is done with files that cannot be read: directory, SHA-256, folder."""
     names = {f.name: f.default for f in dataclasses.fields(Config) if f.metadata["identity"]}
     by_content = {"folder": "", "bad_images": ""}
-    own = {**run.config.identity(), **by_content}
+    ours = {**run.config.identity(), **by_content}
     for file in sorted(run.path.parent.glob("*/metrics.json")):
         path = file.parent
         try:
@@ -53,7 +53,7 @@ def alike(run: Run):
         except ConfigError:
             continue  # damaged; whoever reads that run says it
         theirs = {name: config.get(name, default) for name, default in names.items()}
-        if path.suffix != ".partial" and {**theirs, **by_content} == own:
+        if path.suffix != ".partial" and {**theirs, **by_content} == ours:
             yield path, metrics.get("data", {}).get("sha256"), theirs["folder"]
 
 

@@ -55,8 +55,8 @@ def content_policy(style: str, script: str, images: str = "data:") -> str:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         return f"'sha256-{digest}'" if text else "'none'"
 
-    own = f"style-src {alone(style)}; script-src {alone(script)}"
-    return f"default-src 'none'; img-src {images}; {own}; base-uri 'none'; form-action 'none'"
+    inline = f"style-src {alone(style)}; script-src {alone(script)}"
+    return f"default-src 'none'; img-src {images}; {inline}; base-uri 'none'; form-action 'none'"
 
 
 # ---- formulas

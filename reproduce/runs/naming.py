@@ -27,8 +27,8 @@ def run_name(config: Config) -> str:
 
     Of a name longer than ``LONGEST`` the longest parts are left out. It is for readers alone: a
     directory is found by the hash at its end (``place.with_hash``)."""
-    own = {name: getattr(config, name) for name in METHODS[config.method].named}
-    first, last = told(own), [f"seed-{config.seed}", config.hash()]
+    named = {name: getattr(config, name) for name in METHODS[config.method].named}
+    first, last = told(named), [f"seed-{config.seed}", config.hash()]
     words = told(differences(config))
     for longest in sorted(words, key=size, reverse=True):
         if size("_".join([*first, *words, *last])) > LONGEST:
@@ -45,14 +45,14 @@ def differences(config: Config) -> dict[str, Any]:
     from the defaults where these are as near; without seed and ``named``. The nearest is the one
     that leaves the fewest, of equals the first by name."""
     aside = {"dataset", "method", "seed", *METHODS[config.method].named}
-    own = {name: value for name, value in config.identity().items() if name not in aside}
+    settings = {name: value for name, value in config.identity().items() if name not in aside}
     default = Config(dataset=config.dataset, method=config.method).identity()
     bases = [default]
     for preset in presets():
         base = {**Config().identity(), **preset}
         if (base["dataset"], base["method"]) == (config.dataset, config.method):
             bases.append(base)
-    changed = [{n: v for n, v in own.items() if v != base[n]} for base in bases]
+    changed = [{n: v for n, v in settings.items() if v != base[n]} for base in bases]
     return min(changed, key=len)
 
 

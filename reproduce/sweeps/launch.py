@@ -223,8 +223,8 @@ def slurm_executor(folder: Path, jobs: int, options: dict):
     general = submitit.AutoExecutor._typed_parameters()
     parameters = {"name": "reproduce", "slurm_array_parallelism": max(1, jobs)}
     for name, value in options.items():
-        own = name in general or name.startswith("slurm_")
-        parameters[name if own else f"slurm_{name}"] = value
+        known = name in general or name.startswith("slurm_")
+        parameters[name if known else f"slurm_{name}"] = value
     executor = submitit.AutoExecutor(folder, cluster=CLUSTER, slurm_max_num_timeout=REQUEUED)
     try:
         executor.update_parameters(**parameters)
