@@ -34,10 +34,15 @@ def not_narrowed(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """x_i . y_j, ``[..., N, n]`` and ``[..., M, n]`` -> ``[..., N, M]``"""
+    with not_narrowed(x):
+        return x @ y.mT
+
+
 def gram(x: Tensor) -> Tensor:
     """x_i . x_j, ``[..., N, n]`` -> ``[..., N, N]``"""
-    with not_narrowed(x):
-        return x @ x.mT
+    return products(x, x)
 
 
 def info_nce(similarity: Tensor) -> Tensor:
@@ -54,29 +59,38 @@ def info_nce(similarity: Tensor) -> Tensor:
     return (similarity.masked_fill(itself, float("-inf")).logsumexp(-1) - positive).mean(-1)
 
 
-def feature_contrast(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
+def feature_contrast(
+    z1: Tensor, z2: Tensor, temperature: float = 0.1, nearest: Tensor | None = None
+) -> Tensor:
     """NT-Xent on L2-normalised features (SimCLR, eq. 1; CRLC's L_FC, released as
     ``ConInstContrast_v2`` in ``online_criteria.py``).
 
     z1, z2: ``[..., B, D]`` -> ``[...]``, above 0; log(2B - 1) where all features are equal.
+    nearest: ``[..., 2B, D]``, what ``nearest_neighbours`` finds for the rows of z1, then of z2.
 
-    f(i, j) = cos(z_i, z_j) / temperature, then ``info_nce``"""
+    f(i, j) = cos(z_i, z_j) / temperature, then ``info_nce``;  nearest: cos(nearest_i, z_j)"""
     same_shape("feature_contrast", z1, z2)
     z = normalized(torch.cat([z1, z2], -2))
-    return info_nce(gram(z) / temperature)
+    return info_nce(products(z if nearest is None else nearest, z) / temperature)
 
 
-def views_contrast(z: Tensor, temperature: float = 0.1, decoupled: bool = False) -> Tensor:
+def views_contrast(
+    z: Tensor, temperature: float = 0.1, decoupled: bool = False, nearest: Tensor | None = None
+) -> Tensor:
     """NT-Xent of each pair of views of an image against all views of all other images, in one
     matrix product; with two views that of ``feature_contrast``. decoupled: the positive leaves the
     denominator (DCL, Yeh et al., ECCV 2022, arXiv 2110.06848).
 
-    z: ``[V, B, D]``, at least two images. Returns a scalar, above 0 if not decoupled.
+    z: ``[V, B, D]``, at least two images. nearest: as z, what ``nearest_neighbours`` finds for it.
+    Returns a scalar, above 0 if not decoupled.
 
     mean over i and v != w of  log(1 + N(i, v) / exp f(iv, iw));  decoupled: without the 1
-    N(i, v) = sum over j != i and all u of exp f(iv, ju),   f = cosine / temperature"""
+    N(i, v) = sum over j != i and all u of exp f(iv, ju),   f = cosine / temperature
+    nearest: f(iv, ju) is of nearest_iv and z_ju"""
     v, b = z.shape[:2]
-    similarity = gram(normalized(z.flatten(0, 1))) / temperature  # [V B, V B]
+    rows = normalized(z.flatten(0, 1))
+    similarity = products(rows if nearest is None else nearest.flatten(0, 1), rows)
+    similarity = similarity / temperature  # [V B, V B]
     image = torch.arange(b, device=z.device).repeat(v)
     same = image == image.unsqueeze(-1)
     negatives = similarity.masked_fill(same, float("-inf")).logsumexp(-1).view(v, 1, b)
@@ -85,6 +99,18 @@ def views_contrast(z: Tensor, temperature: float = 0.1, decoupled: bool = False)
     each = above if decoupled else F.softplus(above)
     others = 1 - torch.eye(v, device=z.device).unsqueeze(-1)
     return (each * others).sum() / (v * (v - 1) * b)
+
+
+@torch.no_grad()
+def nearest_neighbours(z: Tensor, queue: Tensor) -> Tensor:
+    """Each projection's nearest neighbour by cosine in a queue of earlier ones, a constant. Where
+    it stands for the projection in a contrast, the image's other views have it as their positive
+    (NNCLR, Dwibedi et al., ICCV 2021, arXiv 2104.14548, section 3.2).
+
+    z: ``[..., D]``; queue: ``[Q, D]``, rows of length one. Returns rows of the queue ``[..., D]``.
+
+    argmax over q in the queue of z . q"""
+    return queue[products(at_least_float32(z), queue).argmax(-1)]
 
 
 def covariance(z: Tensor) -> Tensor:

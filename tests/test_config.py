@@ -409,6 +409,26 @@ CONTRADICTIONS = [
         dict(muon_rate=0.5, optimizer="muon"),
     ),
     (
+        dict(neighbour_queue=1024),
+        ["neighbour_queue is 1024", "neighbour_weight is 0"],
+        dict(neighbour_queue=1024, neighbour_weight=0.5),
+    ),
+    (
+        dict(neighbour_from=0.5),
+        ["neighbour_from is 0.5", "neighbour_weight is 0"],
+        dict(neighbour_from=0.5, neighbour_weight=0.5),
+    ),
+    (
+        dict(neighbour_weight=0.5, lambda2=0),
+        ["neighbour_weight is 0.5", "lambda2 is 0"],
+        dict(neighbour_weight=0.5, lambda2=1),
+    ),
+    (
+        dict(neighbour_weight=0.5, neighbour_queue=100),
+        ["neighbour_queue is 100", "multiple of 64"],
+        dict(neighbour_weight=0.5, neighbour_queue=128),
+    ),
+    (
         dict(method="byol", shuffle_keys=True),
         ["shuffle_keys is True", "batchnorm_split is 1"],
         dict(method="byol", shuffle_keys=True, batchnorm_split=2),
@@ -541,6 +561,7 @@ def test_a_setting_that_the_method_does_not_know(name):
         ("directions", "moco byol simsiam pcl propos"),
         ("n_views", "crlc deepcluster"),
         ("neighbours", "crlc cc"),
+        ("neighbour_weight", "crlc"),
         ("freeze", "crlc pcl cc propos"),
         ("queue_size", "moco pcl"),
         ("cluster_temperature", "cc propos"),

@@ -137,22 +137,70 @@ def test_feature_contrast_in_closed_form(temperature):
     )
 
 
-def loop_views_contrast(z, temperature, decoupled):
-    """Of each view of each image its other views, against every view of every other image."""
+def loop_views_contrast(z, temperature, decoupled, pair=False, queue=None):
+    """Of each view of each image its other views, against every view of every other image, or
+    against those two views of each; with a queue, a view's neighbour there in the place of the
+    view."""
     z = z / z.square().sum(-1, keepdim=True).sqrt()
     (n_views, n), terms = z.shape[:2], []
+    rows = z if queue is None else loop_nearest(z, queue)
     for i in range(n):
         for v in range(n_views):
             for w in range(n_views):
                 if v != w:
-                    positive = torch.exp(z[v, i] @ z[w, i] / temperature)
+                    positive = torch.exp(rows[v, i] @ z[w, i] / temperature)
                     total = 0.0 if decoupled else positive
                     for j in range(n):
-                        for u in range(n_views):
+                        for u in (v, w) if pair else range(n_views):
                             if j != i:
-                                total = total + torch.exp(z[v, i] @ z[u, j] / temperature)
+                                total = total + torch.exp(rows[v, i] @ z[u, j] / temperature)
                     terms.append(torch.log(total / positive))
     return sum(terms) / len(terms)
+
+
+def loop_nearest(z, queue):
+    """The row of the queue with the largest cosine, one vector at a time."""
+    found, queue = [], queue.detach()
+    for x in z.detach().flatten(0, -2):
+        cosines = [float(x @ q / (x.norm() * q.norm())) for q in queue]
+        found.append(queue[cosines.index(max(cosines))])
+    return torch.stack(found).view(z.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(6, 4), (3, 5, 4)])
+def test_nearest_neighbours_are_those_of_the_loop(shape, dtype):
+    """Of projections of any length; no gradient goes to or comes from them."""
+    z = (3 * torch.randn(shape, dtype=torch.float64)).to(dtype).requires_grad_()
+    queue = F.normalize(torch.randn(9, 4), dim=-1).to(losses.at_least_float32(z).dtype)
+    found = losses.nearest_neighbours(z, queue.requires_grad_())
+    assert torch.equal(found, loop_nearest(z.to(queue.dtype), queue)) and not found.requires_grad
+    close = F.normalize(queue[0] + 1e-3 * torch.randn(9, 4), dim=-1).detach()
+    found = losses.nearest_neighbours(z, close)
+    with torch.autocast("cpu", torch.bfloat16):  # to bfloat16 all of them would be one
+        assert torch.equal(losses.nearest_neighbours(z, close), found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n_views", [2, 4])
+@pytest.mark.parametrize("negatives", ["pair", "all", "decoupled"])
+def test_contrasts_of_neighbours_are_the_loop(negatives, n_views, dtype):
+    """Values, and gradients through the views to which a neighbour is compared."""
+    queue = F.normalize(torch.randn(7, 5), dim=-1).to(dtype)
+
+    def fast(z):
+        nearest = losses.nearest_neighbours(z, queue)
+        if negatives != "pair":
+            return losses.views_contrast(z, 0.3, negatives == "decoupled", nearest)
+        pairs = [(i, j) for i in range(n_views) for j in range(i)]
+        each = [losses.feature_contrast(*z[[*p]], 0.3, nearest[[*p]].flatten(0, 1)) for p in pairs]
+        return torch.stack(each).mean()
+
+    def slow(z):
+        how = negatives == "decoupled", negatives == "pair", queue.double()
+        return loop_views_contrast(z, 0.3, *how)
+
+    agree(fast, slow, [3 * torch.randn(n_views, 3, 5, dtype=torch.float64)], dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -35,7 +35,9 @@ TINY = dict(
     learning_rate=0.005,
 )
 OWN = {  # what makes a method's own parts take part within two epochs
-    "crlc": dict(n_heads=2, views="apart"),
+    "crlc": dict(
+        n_heads=2, views="apart", neighbour_weight=0.5, neighbour_queue=64, neighbour_from=0.5
+    ),
     "moco": dict(queue_size=128, shuffle_keys=True),
     "pcl": dict(queue_size=128, prototypes="5 8", prototype_warmup=1, shuffle_keys=True),
     "propos": dict(prototype_warmup=1, sigma=0.1),

@@ -206,14 +206,16 @@ def test_an_interrupted_run_continues_to_the_same_bits(config, tmp_path, stop_af
     [
         {},
         {"optimizer": "muon"},
+        {"neighbour_weight": 0.5, "neighbour_queue": 128},
         {**PLAIN, "method": "pcl", "prototypes": "5 20", "queue_size": 256, "prototype_warmup": 1},
         {**PLAIN, "method": "propos", "sigma": 0.1, "prototype_warmup": 1},
         {**PLAIN, "method": "deepcluster", "pseudo_clusters": 20, "sampler": "endless"},
     ],
-    ids=["crlc", "muon", "pcl", "propos", "deepcluster"],
+    ids=["crlc", "muon", "neighbours", "pcl", "propos", "deepcluster"],
 )
 def test_a_run_interrupted_within_an_epoch_continues_to_the_same_bits(config, tmp_path, change):
-    """After the first step of the second epoch, where prototypes are in the loss already."""
+    """After the first step of the second epoch, where prototypes or neighbours are in the loss
+    already."""
     config = config.replace(**change, checkpoint_minutes=0)
     whole, _ = train(config.replace(results_dir=str(tmp_path / "whole")))
     stopped = Run(config)

@@ -37,7 +37,7 @@ class Method(nn.Module):
     space = "backbone"  # which of the ``outputs`` is clustered, where ``cluster_space`` is 'own'
     unit_length = True  # features for k-means are given the length one
     directions = "mean"  # of a symmetric loss, where the setting of that name is 'own'
-    warm = False  # whether prototypes have entered the loss
+    warm = False  # whether what enters the loss later has: prototypes, neighbours
     named: tuple[str, ...] = ()  # the settings that stand in the names of its runs
     renewed: tuple[nn.Parameter, ...] = ()  # what ``before_epoch`` starts anew, without momentum
 
@@ -117,6 +117,11 @@ class Method(nn.Module):
         a network's output for every training image, or for this process's share of them. Returns
         what history should tell of them."""
         return {}
+
+    @classmethod
+    def cold_epochs(cls, config) -> int:
+        """The number of first epochs whose loss lacks what enters later: all, if nothing does."""
+        return config.epochs
 
     def order(self, n: int, generator: torch.Generator) -> Tensor | None:
         """The n images of an epoch, for a method that draws them; None: as ``sampler`` says."""

@@ -50,9 +50,13 @@ class PCL(MoCo):
         self.register_buffer("phi", torch.ones(n))
         self.register_buffer("cluster", torch.zeros(len(self.sizes), n_images, dtype=torch.long))
 
+    @classmethod
+    def cold_epochs(cls, config) -> int:
+        return config.prototype_warmup
+
     def before_epoch(self, epoch: int, extract) -> dict:
         """k-means at every granularity, on the target's projections of all training images."""
-        self.warm = epoch > self.config.prototype_warmup
+        self.warm = epoch > self.cold_epochs(self.config)
         if not self.warm:
             return {}
         z = F.normalize(extract(self.target), dim=-1)

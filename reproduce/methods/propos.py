@@ -48,9 +48,13 @@ class ProPos(BYOL):
         self.n_clusters = n_clusters
         self.register_buffer("cluster", torch.zeros(n_images, dtype=torch.long))
 
+    @classmethod
+    def cold_epochs(cls, config) -> int:
+        return config.prototype_warmup
+
     def before_epoch(self, epoch: int, extract) -> dict:
         """k-means on the target's normalised projections of all training images."""
-        self.warm = epoch > self.config.prototype_warmup
+        self.warm = epoch > self.cold_epochs(self.config)
         if self.warm:
             z = F.normalize(extract(self.target), dim=-1)
             kmeans = self.kmeans(self.n_clusters, self.config.seed + epoch)

@@ -82,6 +82,9 @@ SETTINGS = {
     "freeze": "frozen backbone",
     "limit": "images at most",
     "pca": "whitened axes",
+    "neighbour_weight": "share of neighbours as positives",
+    "neighbour_queue": "projections among which neighbours are sought",
+    "neighbour_from": "share of the run before neighbours are positives",
     "ema": "rate of the target network",
 }
 PHRASES = {  # a setting with its value, where the name before the value does not say it
@@ -94,6 +97,9 @@ PHRASES = {  # a setting with its value, where the name before the value does no
     "eval_size": "scored at {} pixels",
     "batch_size": "batches of {}",
     "pseudo_clusters": "{} pseudo-clusters",
+    "neighbour_weight": "neighbours as positives in {} of the feature contrast",
+    "neighbour_queue": "neighbours among {} projections",
+    "neighbour_from": "neighbours after {} of the run",
 }
 VALUES: dict[str, dict[Any, str]] = {
     "method": METHODS,

@@ -43,7 +43,8 @@ vote_neighbours precision compile"""
 SAME = {  # so that one count does for many runs
     f.name: f.default
     for f in dataclasses.fields(Config)
-    if f.name != "covariance_weight"  # a product more, where it is not 0
+    # a product more, where they are not 0
+    if f.name not in ("covariance_weight", "neighbour_weight")
     and (types_of(Config)[f.name] is float or f.name in ALIKE.split() or not f.metadata["identity"])
 }
 
@@ -56,7 +57,7 @@ def operations(compute: Callable[[], object]) -> int:
 
 
 def of_step(config: Config, channels: int, n_clusters: int, warm: bool = False) -> int:
-    """Operations of one step of the optimiser; warm: prototypes have entered the loss."""
+    """Operations of one step of the optimiser; warm: what enters the loss later has."""
     return _of_step(dataclasses.replace(config, **SAME), channels, n_clusters, warm)
 
 
@@ -87,7 +88,7 @@ def build(config: Config, channels: int, n_clusters: int) -> Method:
 
 def of_epochs(config: Config, epochs: int, channels: int, n_clusters: int, n_train: int) -> float:
     """PFLOP of the steps of the first so many epochs."""
-    cold = config.prototype_warmup if config.method in readers("prototype_warmup") else epochs
+    cold = METHODS[config.method].cold_epochs(config)
     kinds = Counter((config.view_size_in(e), e > cold) for e in range(1, epochs + 1))
     total = 0
     for (size, warm), n in kinds.items():

@@ -17,6 +17,7 @@ from test_losses import (
 )
 from torch import nn
 
+from reproduce import ConfigError, fit
 from reproduce.config import Config
 from reproduce.methods import METHODS
 from reproduce.methods.base import HeadsLinear, heads_mlp
@@ -33,6 +34,7 @@ def made(**settings):
     torch.manual_seed(0)
     config = Config.from_params({**SMALL, **settings})
     method = CRLC(config, backbones.build(config, 1), K, 100).double().train()
+    assert method.before_epoch(1, None) == {}
     for (
         p
     ) in method.heads.parameters():  # logits of some size, so that clamp and confidence play a part
@@ -84,6 +86,13 @@ def from_the_formulas(method, views):
     else:
         both = torch.stack([z[:B], z[B:]])
         fc = loop_views_contrast(both, c.temperature, c.negatives == "decoupled")
+    beside = {"covariance": loop_covariance(z)} if c.covariance_weight else {}
+    fc_in_loss = fc + sum(c.covariance_weight * term for term in beside.values())
+    if c.neighbour_weight:
+        how = c.negatives == "decoupled", c.negatives == "pair", method.queue
+        near = loop_views_contrast(torch.stack([z[:B], z[B:]]), c.temperature, *how)
+        beside["neighbour_contrast"] = near if method.warm else torch.zeros_like(near)
+        fc_in_loss = fc_in_loss + method.warm * c.neighbour_weight * (near - fc)
     pcs, entropies, heads = [], [], []
     for head in range(c.n_heads):
         logits = mlp(method.heads, head, features)
@@ -104,10 +113,8 @@ def from_the_formulas(method, views):
         entropies.append(entropy)
         heads.append(pc - c.lambda1 * entropy + c.logit_clamp_weight * clamp)
     mean = lambda terms: sum(terms) / len(terms)  # noqa: E731
-    beside = {"covariance": loop_covariance(z)} if c.covariance_weight else {}
-    fc_beside = fc + sum(c.covariance_weight * term for term in beside.values())
     return beside | {
-        "loss": c.lambda2 * fc_beside + mean(heads),
+        "loss": c.lambda2 * fc_in_loss + mean(heads),
         "feature_contrast": fc,
         "probability_contrast": mean(pcs),
         "entropy": mean(entropies),
@@ -116,6 +123,7 @@ def from_the_formulas(method, views):
 
 
 CLAMPED = dict(logit_clamp=0.5, logit_clamp_weight=0.3)
+NEIGHBOURS = dict(neighbour_weight=0.4, neighbour_queue=3 * B, neighbour_from=0)
 CHANGES = [  # the settings, and the settings from which they must differ
     (dict(), None),
     (dict(lambda1=0.3), {}),
@@ -144,6 +152,11 @@ CHANGES = [  # the settings, and the settings from which they must differ
     (dict(head_init="torch"), {}),
     (dict(negatives="decoupled"), {}),
     (dict(covariance_weight=0.3), {}),
+    (NEIGHBOURS, {}),
+    (dict(NEIGHBOURS, neighbour_weight=1), NEIGHBOURS),
+    (dict(NEIGHBOURS, neighbour_from=0.5), NEIGHBOURS),
+    (dict(NEIGHBOURS, negatives="all", covariance_weight=0.3), dict(negatives="all")),
+    (dict(NEIGHBOURS, negatives="decoupled"), NEIGHBOURS),
     (dict(projector_batchnorm=True), {}),
     (dict(views="apart"), {}),
     (dict(batchnorm_split=2), {}),
@@ -165,6 +178,7 @@ def test_loss_is_that_of_the_formulas(settings, other):
         "entropy",
         "head_losses",
         *["covariance"] * ("covariance_weight" in settings),
+        *["neighbour_contrast"] * ("neighbour_weight" in settings),
     ]
     assert ours["head_losses"].shape == (method.config.n_heads,)
     for name in ours:
@@ -250,7 +264,9 @@ def test_a_method_never_sees_a_label():
             assert not words & {"label", "labels", "target", "targets", "y", "classes"}
 
 
-@pytest.mark.parametrize("settings", [{}, {"entropy": "sample"}, {"views": "apart"}, CLAMPED])
+@pytest.mark.parametrize(
+    "settings", [{}, {"entropy": "sample"}, {"views": "apart"}, CLAMPED, NEIGHBOURS]
+)
 def test_more_views_are_averaged_over_their_pairs(settings):
     """Three views' loss is the mean over the three pairs, with the features of one common pass."""
     method, _ = made(n_views=3, **settings)
@@ -272,6 +288,54 @@ def test_the_order_of_images_and_of_views_does_not_matter():
     torch.testing.assert_close(
         method.loss([*views], torch.randperm(B) + 50)["loss"], loss
     )  # which images: not asked
+
+
+# ---- neighbours as positives
+
+
+def test_the_queue_has_the_first_views_of_the_last_steps():
+    """From the first step on, though no neighbour is in the loss yet; as long rows of length
+    one."""
+    method, _ = made(**{**NEIGHBOURS, "neighbour_from": 1})
+    kept = [*method.queue.clone()]
+    assert len(kept) == 3 * B and all(abs(float(row.norm()) - 1) < 1e-6 for row in kept)
+    for step in range(5):
+        views = torch.rand(2, B, 1, 8, 8, dtype=torch.float64)
+        loss_of(method, views)
+        first = method.projections(method.encode([*views]))[:B].detach()
+        method.after_step(step, 5)
+        kept = [*(row / row.norm() for row in first), *kept][: 3 * B]
+        torch.testing.assert_close(method.queue, torch.stack(kept))
+    assert not method.queue.requires_grad and "queue" in method.state_dict()
+
+
+def test_neighbours_change_no_weight_at_the_start():
+    """And without them there is no queue, so that runs from before can be read."""
+    without, with_them = made()[0].state_dict(), made(**NEIGHBOURS)[0].state_dict()
+    assert {*with_them} - {*without} == {"queue"}
+    assert all(torch.equal(without[name], with_them[name]) for name in without)
+
+
+@pytest.mark.parametrize(
+    "epochs, share, first", [(12, 0.33, 5), (4, 0.33, 2), (30, 0.1, 4), (3, 0, 1), (2, 1, None)]
+)
+def test_neighbours_enter_after_a_share_of_the_epochs(epochs, share, first):
+    method, _ = made(**{**NEIGHBOURS, "neighbour_from": share, "epochs": epochs})
+    warm = []
+    for epoch in range(1, epochs + 1):
+        method.before_epoch(epoch, None)
+        warm += [epoch] * method.warm
+    assert warm == [*range(first or epochs + 1, epochs + 1)]
+    said = [note for note in method.config.sentences("notes") if "neighbour_from" in note]
+    never = f"neighbour_from is {method.config.neighbour_from} and epochs {epochs}"
+    assert said == ([] if first else [f"{never}: no neighbour ever enters the loss"])
+
+
+def test_a_queue_that_holds_each_image_is_refused(tmp_path):
+    queue = {"neighbour_weight": 0.5, "limit": 200, "results_dir": str(tmp_path)}
+    config = Config.from_params({**queue, "neighbour_queue": 256, "data_dir": str(tmp_path)})
+    with pytest.raises(ConfigError, match="neighbour_queue is 256, more than the 200 images"):
+        list(fit(config))
 
 
 # ---- the passes through the network

@@ -39,6 +39,9 @@ SMALL = dict(
     predictor_hidden=4,
     batch_size=B,
     queue_size=24,
+    neighbour_weight=0.5,
+    neighbour_queue=24,
+    neighbour_from=0,
     prototypes="2 3",
     prototype_warmup=0,
     pseudo_clusters=4,
@@ -822,7 +825,10 @@ def test_compiled_it_learns_the_same(tmp_path, monkeypatch, method):
     kernels takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     own = {
-        "crlc": {"n_heads": 2, "views": "apart", "batchnorm_split": 2},
+        "crlc": {
+            **{"n_heads": 2, "views": "apart", "batchnorm_split": 2},
+            **{"neighbour_weight": 0.5, "neighbour_queue": 64, "neighbour_from": 0.5},
+        },
         "pcl": {"prototypes": "5 10", "prototype_warmup": 1, "queue_size": 64},
     }
     settings = {

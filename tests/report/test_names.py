@@ -50,6 +50,10 @@ def test_a_group_that_names_a_side_has_its_settings():
     [
         ({"preset": "digits-quick"}, "the recipe for digits"),
         ({"preset": "digits-quick", "lambda1": 0.3}, "the recipe for digits; λ1 0.3"),
+        (
+            {"preset": "digits-quick", "neighbour_weight": 0.5},
+            "the recipe for digits; neighbours as positives in 0.5 of the feature contrast",
+        ),
         ({"preset": "digits-quick", "method": "byol"}, "BYOL; the recipe for digits"),
         ({"preset": "cifar10-cpu"}, "the authors' settings, 4 epochs"),
         ({**names.COURSE, "stem": "cifar"}, "CENG501's settings, 4 epochs; stem for small images"),

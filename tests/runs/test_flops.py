@@ -103,6 +103,8 @@ CASES = [
     ("simclr", {"sobel": True, "backbone": "compact", "width": 2, "precision": "bfloat16"}),
     ("crlc", {"optimizer": "muon"}),
     ("crlc", {"n_views": 3, "negatives": "all", "covariance_weight": 0.1}),
+    ("crlc", {"n_views": 3, "neighbour_weight": 0.5, "neighbour_queue": 32}),
+    ("crlc", {"negatives": "all", "neighbour_weight": 1, "neighbour_queue": 64}),
     ("crlc", {"projector_batchnorm": True}),
     ("byol", {"eval_batchnorm": "measured"}),
     ("crlc", {"augmentation": "images", "view_sizes": "6x1 12x1", "eval_flip": True}),
