@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -53,6 +54,15 @@ def opened(made, visit):
     return visit(made / "page" / "index.html")
 
 
+def wait_for(shown, true_of, seconds=20):
+    """Until there are so many tiles. (The browser's own waiting evaluates text, which the page's
+    policy forbids.)"""
+    until = time.monotonic() + seconds
+    while not true_of(tiles := shown.locator(".tile .open").count()):
+        assert time.monotonic() < until, f"{tiles} tiles after {seconds} seconds"
+        shown.wait_for_timeout(20)
+
+
 def on_page(shown) -> dict[str, str]:
     """{file: the title of its cluster}, by clicking through all clusters."""
     found = {}
@@ -61,7 +71,7 @@ def on_page(shown) -> dict[str, str]:
         shown.locator("#clusters a").nth(i).click()
         title = shown.locator("#clusters a .title").nth(i).inner_text()
         count = int(shown.locator("#clusters a .count").nth(i).inner_text())
-        shown.wait_for_function("n => document.querySelectorAll('.tile').length <= n", arg=count)
+        wait_for(shown, lambda tiles: tiles <= count)
         while shown.locator(".tile").count() < count:
             shown.mouse.wheel(0, 4000)
             shown.wait_for_timeout(50)
@@ -215,7 +225,7 @@ def test_by_keyboard_alone(opened):
     assert not opened.locator("#viewer").is_visible()
     opened.keyboard.press("/")
     opened.keyboard.type("TRIP 014")
-    opened.wait_for_function("document.querySelectorAll('.tile .open').length == 1")
+    wait_for(opened, lambda tiles: tiles == 1)
     labels = opened.locator(".tile .open").evaluate_all("all => all.map(e => e.ariaLabel)")
     assert len(labels) == 1 and labels[0].startswith("2023/trip/014.png")
 
@@ -320,7 +330,7 @@ def test_pictures_are_loaded_as_they_come_into_sight(made, visit):
     assert shown.locator(".tile").count() == 120 < 142
     shown.mouse.move(600, 500)
     shown.mouse.wheel(0, 9000)
-    shown.wait_for_function("document.querySelectorAll('.tile').length === 142")
+    wait_for(shown, lambda tiles: tiles == 142)
 
 
 def test_nothing_runs_that_a_name_says(made, browser):
