@@ -335,7 +335,7 @@ def points(row: Mapping[str, Any]) -> str:
     if row["test"] == "none":
         alone = np.isfinite(row["difference"])
         return f"{signed(row['difference'])}, n = 1" if alone else "not run"
-    low, high = (f"{row[k]:.1f}".replace("-", "−") for k in ("low", "high"))
+    low, high = (f"{row[k]:z.1f}".replace("-", "−") for k in ("low", "high"))
     dagger = " †" if row.get("survives") else ""
     return f"{signed(row['difference'])} [{low}, {high}]{dagger}"
 
