@@ -468,9 +468,11 @@ def test_a_run_from_disk_is_the_run_from_memory(place, changes):
         changes["weights"] = str(trained(settings(place, "images", method="simclr")).path)
     memory = trained(settings(place, "images", **changes))
     sessions = {}  # of the processes that read, which no signal to this one's group reaches
+    before = {child.pid for child in multiprocessing.active_children()}  # of other tests
 
     def look(done, total):
-        sessions[done] = {os.getsid(child.pid) for child in multiprocessing.active_children()}
+        reading = {child.pid for child in multiprocessing.active_children()} - before
+        sessions[done] = {*map(os.getsid, reading)}
 
     disk = trained(settings(place, "packed", workers=workers, **changes), look)
     last = sessions[max(sessions)]

@@ -257,12 +257,16 @@ def test_a_page_is_made_again_when_what_it_is_made_of_has_changed(tmp_path):
     assert made_again() and "has collapsed" in page.read_text()
 
 
-def test_a_card_has_the_first_picture_with_its_text():
+def test_a_card_has_the_first_picture_with_its_text(tmp_path):
     found = pages.card(ROOT / "results" / "details.ipynb")
     cells = json.loads((ROOT / "results" / "details.ipynb").read_text(encoding="utf-8"))["cells"]
     shown = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     said = [output["metadata"]["image/png"]["alt"] for output in shown]
     assert found["alt"] == said[0] and found["png"] and found["href"] == "details.html"
-    assert "in fifteen points." in found["text"], "the words of a link, without its address"
+    text = "# A title\n\nIt *differs* in [fifteen](a.html) `points`."
+    words = nbformat.v4.new_markdown_cell(text)
+    nbformat.write(nbformat.v4.new_notebook(cells=[words]), tmp_path / "a.ipynb")
+    text = pages.card(tmp_path / "a.ipynb")["text"]
+    assert "in fifteen" in text and "a.html" not in text, "the words of a link without its address"
     without = pages.card(ROOT / "results" / "report.ipynb")
     assert without["png"] == "" and without["title"]
