@@ -123,7 +123,7 @@ def source_tree() -> str:
             name = item.name
             if item.is_dir() and name != "__pycache__":
                 entries[f"{name}/"] = f"40000 {name}\0".encode() + tree(item)
-            elif item.suffix == ".py":
+            elif item.is_file() and item.suffix != ".pyc" and not name.startswith("."):
                 entries[name] = f"100644 {name}\0".encode() + digest("blob", item.read_bytes())
         return digest("tree", b"".join(entry for _, entry in sorted(entries.items())))
 

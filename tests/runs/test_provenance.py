@@ -1,12 +1,14 @@
 """Where a run comes from is taken before it trains, and once for each part of it."""
 
 import datetime
+import subprocess
 
 import pytest
 import torch
 
 from reproduce import fit
 from reproduce.config import Config
+from reproduce.files import ROOT
 from reproduce.runs import directory, provenance
 from reproduce.runs.directory import Run
 
@@ -97,3 +99,23 @@ def test_the_processor_is_more_than_its_name(monkeypatch):
     told = provenance.processor()
     provenance.processor.cache_clear()
     assert told["name"] and told["instructions"] == ["avx2"]
+
+
+def test_the_source_is_the_tree_that_git_has(tmp_path, monkeypatch):
+    """Also of the files that are not Python; what Python and other programs leave is no part."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        packed = subprocess.run([*git, "archive", "HEAD", "reproduce"], capture_output=True)
+        tree = subprocess.run([*git, "rev-parse", "HEAD:reproduce"], capture_output=True, text=True)
+    except OSError:
+        pytest.skip("no git on this machine")
+    if packed.returncode:
+        pytest.skip("no checkout")
+    subprocess.run(["tar", "x", "-C", str(tmp_path)], input=packed.stdout, check=True)
+    package = tmp_path / "reproduce"
+    assert any(file.suffix == ".js" for file in package.rglob("*"))
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "a.pyc").write_bytes(b"a")
+    (package / ".DS_Store").write_bytes(b"b")
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    assert provenance.source_tree() == tree.stdout.strip()
