@@ -118,4 +118,4 @@ def test_the_source_is_the_tree_that_git_has(tmp_path, monkeypatch):
     (package / "__pycache__" / "a.pyc").write_bytes(b"a")
     (package / ".DS_Store").write_bytes(b"b")
     monkeypatch.setattr(provenance, "PACKAGE", package)
-    assert provenance.source_tree() == tree.stdout.strip()
+    assert provenance.source_tree.__wrapped__() == tree.stdout.strip()
