@@ -277,7 +277,7 @@ def restarts(
 class Nearest(nn.Module):
     """A vote among all images that were clustered, each with the weight exp(cosine / 0.01): the
     nearest few decide, and each of them for itself. reference ``[M, D]`` of length one, label
-    ``[M]``; the last cluster is that of images that belong nowhere."""
+    ``[M]``; images that belong nowhere, if there are any, are the last cluster."""
 
     kind = "nearest"
 
@@ -298,7 +298,8 @@ class Nearest(nn.Module):
 
 def by_density(x: Tensor, settings: Grouping) -> Grouped:
     """HDBSCAN (Campello et al., 2013) on five coordinates of UMAP, or on the features where these
-    are at most ten: K is found, and images in no dense region belong nowhere, the last cluster."""
+    are at most ten: K is found. Images in no dense region belong nowhere; if there are any, they
+    are the last cluster."""
     from sklearn.cluster import HDBSCAN
 
     least = settings.min_size or max(5, len(x) // 100)
@@ -311,21 +312,22 @@ def by_density(x: Tensor, settings: Grouping) -> Grouped:
             placed = umap(placed, 5, seed, near=min(30, len(x) - 1), apart=0.0)
         clusterings.append(HDBSCAN(min_cluster_size=least, copy=True).fit_predict(placed))
     label, other = (torch.from_numpy(f.astype(np.int64)) for f in clusterings)
-    k = int(label.max()) + 2
-    if k < 3:
-        few = f"finds {k - 1} clusters of {least} images or more"
+    k = int(label.max()) + 1
+    if k < 2:
+        few = f"finds {k} clusters of {least} images or more"
         raise ConfigError(f"grouping is 'hdbscan', which {few}: name a K, or a smaller min_size")
-    label[label < 0] = k - 1
+    names = {k: NOWHERE} if (label < 0).any() else {}
+    label[label < 0] = k
     model = Nearest(F.normalize(x, dim=-1), label)
     votes = np.stack([label.numpy(), alike(label, other)])
-    return Grouped(model, model(x), votes, {k - 1: NOWHERE})
+    return Grouped(model, model(x), votes, names)
 
 
 def alike(label: Tensor, other: Tensor) -> np.ndarray:
     """Another clustering ``[N]``, -1 for none, in the numbers of this one: each of its clusters is
     the one that it shares most images with."""
-    shared = metrics.contingency(label.numpy(), (other + 1).numpy())  # [others + 1, K]
-    return shared.argmax(1)[other.numpy() + 1]
+    row = np.unique(other.numpy(), return_inverse=True)[1]  # -1 may be among them, or not
+    return metrics.contingency(label.numpy(), row).argmax(1)[row]
 
 
 def umap(x: np.ndarray, d: int, seed: int, near: int = 15, apart: float = 0.1) -> np.ndarray:

@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import pytest
+import sklearn.cluster
 import torch
 from folders import blobs, crops
 from PIL import Image
@@ -489,6 +490,23 @@ def test_hdbscan_has_images_that_belong_nowhere(tmp_path):
     torch.testing.assert_close(found.model(torch.from_numpy(x).float()), found.probabilities)
     said = judge(found.sizes, found.votes, found.voters)
     assert said.agreement > 0.8 and "2 clusterings from random starts" in said.sentence
+
+
+@pytest.mark.parametrize("nowhere", [(), (1,), (0,), (0, 1)])
+def test_hdbscan_where_none_belongs_nowhere(monkeypatch, nowhere):
+    """By either of the two clusterings, whose clusters have other numbers."""
+    x = np.eye(2, 4).repeat(20, 0) * 10 + np.random.default_rng(0).normal(size=(40, 4))
+    first, second = np.arange(40) // 20, 1 - np.arange(40) // 20
+    for i, labels in enumerate((first, second)):
+        labels[:3] = -1 if i in nowhere else labels[:3]
+    made = iter((first, second))
+    monkeypatch.setattr(sklearn.cluster.HDBSCAN, "fit_predict", lambda *_: next(made))
+    result = grouping.group(x, Grouping(grouping="hdbscan"))
+    outside = 0 in nowhere
+    assert result.names == ({2: grouping.NOWHERE} if outside else {})
+    assert result.probabilities.shape == (40, 3 if outside else 2)
+    assert (result.votes[0, :3] == (2 if outside else 0)).all()
+    assert (result.votes[1, 3:] == np.arange(3, 40) // 20).all()
 
 
 @pytest.mark.parametrize("letterbox", [False, True])
