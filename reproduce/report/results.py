@@ -215,7 +215,7 @@ def parts_in_words(run: Mapping[str, Any]) -> tuple[str, list[str]]:
     given = {n: run[n].item() if hasattr(run[n], "item") else run[n] for n in SETTING_NAMES}
     said = {
         name: names.changes({n: v for n, v in given.items() if n != "method" and v != start[n]})
-        for name, start in _starts().items()
+        for name, start in _starts(run["method"]).items()
     }
     return min(said.items(), key=lambda pair: len(pair[1]))
 
@@ -226,13 +226,17 @@ def start_rank(start: str) -> int:
 
 
 @functools.cache
-def _starts() -> dict[str, dict]:
-    """The settings that have a plain name, each in full, then the presets that have none."""
+def _starts(method: str = "crlc") -> dict[str, dict]:
+    """The settings that have a plain name, each in full, then the presets that have none. method:
+    whose part of the recipe of equal compute is one of them."""
     known, named = presets(), {}
     for name, start in names.STARTS.items():
         preset = start["preset"]
         changed = {k: v for k, v in start.items() if k != "preset"}
         named[name] = {**known[preset], **changed}
+    recipe = campaign.blocks()["rates"]
+    changed = recipe["factors"]["method"].get(method, {})
+    named["the recipe of equal compute"] = {**known[recipe["settings"]], **changed}
     called = {start["preset"] for start in names.STARTS.values()}
     return named | {name: full for name, full in known.items() if name not in called}
 

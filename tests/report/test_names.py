@@ -82,6 +82,7 @@ def test_every_committed_setting_has_words_of_its_own():
     assert "_" not in text and "True" not in text and "False" not in text
     assert max(said.count(",") for _, said in words) <= 5, "groups have one name"
     assert "new heads after 45 epochs of CENG501's settings" in text.splitlines()
+    assert "SimCLR; the recipe of equal compute; learning rate 0.3" in text.splitlines()
 
 
 def test_the_command_of_a_run_gives_its_settings_again():
