@@ -1,10 +1,16 @@
 """Deep image clustering: methods, losses, and the one loop that trains them; one's own images."""
 
+import atexit
+import gc
+
 from reproduce.config import Config
 from reproduce.settings import ConfigError, Diverged
 from reproduce.train import fit
 
 __all__ = ["Clusters", "Config", "ConfigError", "Diverged", "cluster", "fit"]
+
+# Python ends with a search for cycles among all objects, torch's too: one to three seconds
+atexit.register(gc.freeze)
 
 
 def __getattr__(name: str):

@@ -420,7 +420,6 @@ def test_photographs_of_a_data_set_are_not_shown(tmp_path, monkeypatch):
     "words, sentence",
     [
         (["-p", "lamda1", "0.3"], "unknown parameter 'lamda1': did you mean 'lambda1'?"),
-        (["-p", "normalize", "no"], "normalize must be true or false"),
         (["-p", "dataset", "folder", "-p", "folder", "nowhere"], "'nowhere' does not exist"),
     ],
 )

@@ -145,10 +145,12 @@ def _row(contrast: Contrast, test: str, means: list[float]) -> pd.Series:
 
 def check_side(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs, if they are of one setting, one per seed; else ConfigError."""
+    names = [name for name in Config().identity() if name in runs and name != "seed"]
+    first = runs[names].iloc[:1].to_numpy()
     varied = [
         f"{name} is {' and '.join(sorted(map(str, runs[name].unique())))}"
-        for name in Config().identity()
-        if name in runs and name != "seed" and runs[name].nunique(dropna=False) > 1
+        for name, same in zip(names, (runs[names].to_numpy() == first).all(0))
+        if not same and runs[name].nunique(dropna=False) > 1
     ]
     if varied:
         raise ConfigError(f"a side of a comparison must be one setting, but {', '.join(varied)}")
@@ -171,7 +173,8 @@ def _networks(runs: pd.DataFrame, side: str) -> pd.Index:
 
 
 def _same_computation(a: pd.DataFrame, b: pd.DataFrame, score: str) -> bool:
-    pairs = a.merge(b, on="seed")
+    what = ["seed", "weights_sha256", score]
+    pairs = a[what].merge(b[what], on="seed")
     equal = [(pairs[f"{name}_x"] == pairs[f"{name}_y"]).all() for name in ("weights_sha256", score)]
     return len(pairs) > 0 and all(equal)
 
@@ -212,8 +215,10 @@ def simultaneous_level(shares: np.ndarray, df: Sequence[float], common: bool = F
     t = (vectors * np.sqrt(size.clip(0))) @ rng.standard_normal((k, DRAWS))
     free = np.where(np.isfinite(df), df, 1e9)[:, None]
     t /= np.sqrt(rng.chisquare(free[:1] if common else free, (1 if common else k, DRAWS)) / free)
-    smallest = (2 * special.stdtr(free, -np.abs(t))).min(0)
-    return float(np.clip(np.quantile(smallest, 0.05), 0.05 / k, 0.05))
+    p = np.ones_like(t)
+    far = np.abs(t) > special.stdtrit(free, 0.975)  # the others' p is above any level
+    p[far] = 2 * special.stdtr(np.broadcast_to(free, t.shape)[far], -np.abs(t[far]))
+    return float(np.clip(np.quantile(p.min(0), 0.05), 0.05 / k, 0.05))
 
 
 # ---- a block of runs

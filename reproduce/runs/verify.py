@@ -50,3 +50,9 @@ def scores_of(metrics: dict) -> Iterator[tuple[str, float]]:
         length = ", length 1" if one["normalized"] else ""
         name = f"k-means on {one['space']}{length}, best of {one['restarts']}"
         yield from ((f"{name} {score}", one[score]) for score in SCORES if score in one)
+
+
+def one_start(score: str) -> bool:
+    """Whether a score is of k-means from a single random start: from another rounding, such as that
+    of weights in half precision or of another processor, it may come out points apart."""
+    return ", best of 1 " in score

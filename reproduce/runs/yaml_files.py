@@ -15,9 +15,9 @@ class Ambiguous(yaml.YAMLError):
     """YAML that a reader takes for something else than its writer meant."""
 
 
-class Loader(yaml.SafeLoader):
-    """As ``yaml.SafeLoader``, but a name that stands twice, of which the last would win, and a
-    number like 010, which is 8, are errors."""
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """As ``yaml.SafeLoader`` (by libyaml where PyYAML has it), but a name that stands twice, of
+    which the last would win, and a number like 010, which is 8, are errors."""
 
     def construct_mapping(self, node, deep=False):
         lines: dict[tuple, int] = {}

@@ -39,11 +39,19 @@ def test_every_score_comes_out_again(run, capsys):
 def test_a_score_that_was_changed_differs(run, capsys):
     metrics = run.json("metrics.json")
     metrics["scores"]["aligned_average"]["acc"] += 0.05
+    protocol = next(p for p in metrics["kmeans_protocols"] if p["restarts"] == 1)
+    protocol["acc"] -= 0.07
     (run.path / "metrics.json").write_text(json.dumps(metrics))
-    assert main(["verify", str(run.path), "--data-dir", run.config.data_dir]) == 0
+    words = ["verify", str(run.path), "--data-dir", run.config.data_dir]
+    assert main(words) == 1
     said = capsys.readouterr().out
     (row,) = [line for line in said.splitlines() if "aligned_average acc" in line]
     assert row.endswith("-5.00") and "largest difference 5.00 points" in said
+    assert [line for line in said.splitlines() if "best of 1 acc" in line and line.endswith("7.00")]
+    assert main([*words, "--within", "5.01"]) == 0
+    for wrong in ("-1", "nan"):
+        assert main([*words, "--within", wrong]) == 2
+        assert "within must be a number of points of at least 0" in capsys.readouterr().err
 
 
 def test_from_a_backbone_alone_only_what_features_give(run):

@@ -445,6 +445,8 @@ def test_no_run_is_started_that_would_end_too_late(tmp_path, monkeypatch, capsys
 
 def test_jobs_that_return_raise_and_die(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "CLUSTER", "local")
+    # for how long the result of a job that died may still arrive over a network's file system
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 1)
 
     def work(what):
         if what == "raise":
