@@ -99,7 +99,7 @@ from pathlib import Path
 from reproduce.networks.weights import moments_of
 from reproduce.runs.trained import load_weights, new_method
 
-run = Path("{run}")
+(run,) = Path("results").glob("*/*/*_{hash}")
 config, metrics, weights = load_weights(run, backbone_alone=True)
 backbone = new_method(config, metrics, weights, channels=3).backbone.eval()
 mean, std = moments_of(run)  # of each channel of its training images
@@ -144,6 +144,7 @@ def card(run: Path) -> str:
         "labels": origin["labels"],
         "moments": ", normalised by its moments" if checked.normalize else ", as they are",
         "run": path,
+        "hash": checked.hash(),
         "heads": results.command(heads),
         "command": results.command(config),
     }

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -213,15 +214,18 @@ def test_a_run_that_was_begun_under_another_name_goes_on_to_the_same_bits(config
     assert same[0] == same[1] and whole.path.name == naming.run_name(config)
 
 
-def test_committed_runs_are_found_under_the_names_they_have():
-    """The settings ``weights`` of others hold these names."""
+def test_committed_runs_are_found_and_named_by_what_differs():
+    """Those that others start from keep the names that the setting ``weights`` of these holds."""
     committed = directory.find()
-    others = 0
+    configs = {path: read_json(path / "config.json") for path in committed}
+    starts = {Path(config["weights"]).name for config in configs.values() if config.get("weights")}
+    assert len(starts) > 10 and starts < {path.name for path in committed}
+    for path in committed:
+        config = Config.from_params({**configs[path], "results_dir": RESULTS})
+        assert path.name == naming.run_name(config) or path.name in starts
     for path in committed[::12]:
-        run = Run(Config.from_params({**read_json(path / "config.json"), "results_dir": RESULTS}))
+        run = Run(Config.from_params({**configs[path], "results_dir": RESULTS}))
         assert run.path == path and run.finished
-        others += naming.run_name(run.config) != path.name
-    assert others > 5
 
 
 def test_a_finished_run_of_another_name_is_shown_skipped_and_listed(config, capsys, monkeypatch):
