@@ -26,11 +26,12 @@ def candidates(table: pd.DataFrame, score: str = "aligned_average_acc") -> pd.Da
     several such choices), "candidate" (what could be chosen), "acc" in percent, and the monitors.
 
     A recipe, rate or λ1 is chosen among the cells of a design that differ in nothing else, by the
-    last evaluation; an epoch among the evaluations of a run."""
-    monitors = [*BETTER]
-    rows = results.history(table, "path").reindex(columns=["path", "epoch", score, *monitors])
-    rows = rows.dropna(subset=[score]).dropna(subset=monitors, how="all")
-    rows = rows.assign(acc=100 * rows[score].astype(float))
+    last evaluation; an epoch among the evaluations of a run. "acc" is ``score``, or that of k-means
+    on the features where a method has no heads."""
+    monitors, scores = [*BETTER], [score, "kmeans_embedding_acc"]
+    rows = results.history(table, "path").reindex(columns=["path", "epoch", *scores, *monitors])
+    rows = rows.assign(acc=100 * rows[scores].astype(float).bfill(axis=1).iloc[:, 0])
+    rows = rows.dropna(subset=["acc"]).dropna(subset=monitors, how="all")
     epochs = rows.assign(choice="epoch", group=rows["path"], candidate=rows["epoch"])
     last = rows.sort_values("epoch").drop_duplicates("path", keep="last")
     choices = [epochs]

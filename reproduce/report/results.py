@@ -72,6 +72,7 @@ def load(
     ``local``: the runs that this machine made, in the folder ``local``, instead of the committed.
     A run that cannot be read is left out, with a sentence on stderr. The new runs of a design are
     left out until all are there, unless ``under_way``: no difference changes while they come in.
+    Once a design is whole, the run by which one of its settings was chosen is left out, too.
     """
     folder = root(results_dir) / ("local" if local else "")
     counted = flops.read(folder)
@@ -91,8 +92,8 @@ def load(
     table = table.drop(columns=[*first])
     if under_way:
         return table
-    waiting = _code(table["path"]).isin(_under_way({*_code(table["path"])}))
-    return table[~waiting].reset_index(drop=True)
+    code = _code(table["path"])
+    return table[~code.isin(_left_out({*code}))].reset_index(drop=True)
 
 
 def _code(paths: pd.Series) -> pd.Series:
@@ -100,10 +101,19 @@ def _code(paths: pd.Series) -> pd.Series:
     return paths.astype(str).str.rpartition("_")[2] if len(paths) else paths.astype(str)
 
 
-def _under_way(made: set[str]) -> set[str]:
-    """The hashes of runs that were made for a design of which others are missing."""
-    each = campaign.hashes()
-    return {code for every, new in each if not every <= made for code in new & made}
+def _left_out(made: set[str]) -> set[str]:
+    """The hashes of runs that were made for a design of which others are missing; and of those that
+    chose a setting for a design that is whole."""
+    designs, blocks = campaign.planned(), campaign.blocks()
+    whole = {name for name, runs in designs.items() if {run.hash for run in runs} <= made}
+    choosing = {name for name in designs if blocks[name].get("chooses")}
+    chosen = {run.setting for name in whole - choosing for run in designs[name]}
+    return {
+        run.hash
+        for name, runs in designs.items()
+        for run in runs
+        if run.new and (name not in whole or (name in choosing and run.setting in chosen))
+    }
 
 
 def _row(path: Path, counted: Mapping[Path, dict]) -> dict:

@@ -49,7 +49,7 @@ def differences(config: Config) -> dict[str, Any]:
     default = Config(dataset=config.dataset, method=config.method).identity()
     bases = [default]
     for preset in presets():
-        base = {**Config().identity(), **preset}
+        base = {**Config(method=preset.get("method", config.method)).identity(), **preset}
         if (base["dataset"], base["method"]) == (config.dataset, config.method):
             bases.append(base)
     changed = [{n: v for n, v in settings.items() if v != base[n]} for base in bases]

@@ -39,6 +39,15 @@ class Cell:
     seeds: tuple[int, ...]  # of its runs
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A run of a design."""
+
+    hash: str  # of its settings with the seed
+    setting: str  # the same without
+    new: bool  # first made for this design, whose own seeds begin at "seeds"
+
+
 def blocks() -> dict[str, list[dict] | dict]:
     """Each block as the file has it: the list of its stars, or its design."""
     return {str(k): v for k, v in read_settings(NOTEBOOKS / "campaign.yaml").items()}
@@ -124,27 +133,24 @@ def designs() -> dict[str, list[Cell]]:
     for block, design in blocks().items():
         if isinstance(design, dict):
             by_block[block] = cells_of(block, design, taken)
-            taken |= {setting(cell): cell.seeds for cell in by_block[block]}
+            if not design.get("chooses"):  # the runs that chose a setting do not answer for it
+                taken |= {setting(cell): cell.seeds for cell in by_block[block]}
     return by_block
 
 
-def hashes() -> list[tuple[set[str], set[str]]]:
-    """Of each design the hashes of all its runs, and of those that were first made for it: whose
-    seeds are its own, from "seeds" on."""
+def planned() -> dict[str, list[Planned]]:
+    """The runs of every design."""
     firsts = sorted(design["seeds"] for design in blocks().values() if isinstance(design, dict))
-    pairs = []
+    by_block = {}
     for name, cells in designs().items():
         first = blocks()[name]["seeds"]
         end = min((seeds for seeds in firsts if seeds > first), default=2**31)
-        every, new = set(), set()
-        for cell in cells:
-            config = Config.from_params(cell.settings)
-            for seed in cell.seeds:
-                code = dataclasses.replace(config, seed=seed).hash()
-                every.add(code)
-                new |= {code} if first <= seed < end else set()
-        pairs.append((every, new))
-    return pairs
+        by_block[name] = [
+            Planned(of_seed(cell, seed), setting(cell), first <= seed < end)
+            for cell in cells
+            for seed in cell.seeds
+        ]
+    return by_block
 
 
 def cells_of(block: str, design: dict, taken: dict[str, tuple[int, ...]]) -> list[Cell]:
@@ -200,7 +206,12 @@ def of_cell(design: dict, entry: str, cell: str) -> int:
 
 def setting(cell: Cell) -> str:
     """The hash of a cell's settings without its seed."""
-    return dataclasses.replace(Config.from_params(cell.settings), seed=0).hash()
+    return of_seed(cell, 0)
+
+
+def of_seed(cell: Cell, seed: int) -> str:
+    """The hash of a cell's settings with this seed."""
+    return dataclasses.replace(Config.from_params(cell.settings), seed=seed).hash()
 
 
 def drawn(name: str, changes: dict) -> list[Config]:

@@ -206,3 +206,21 @@ def test_runs_of_a_design_count_when_all_are_there(tmp_path, monkeypatch):
     assert sorted(results.load(tmp_path, under_way=True)["seed"]) == [0, 0, 100]
     write_run(tmp_path, entropy="sample", seed=101)
     assert sorted(results.load(tmp_path)["seed"]) == [0, 0, 100, 101]
+
+
+def test_a_run_that_chose_a_setting_does_not_answer_for_it(tmp_path, monkeypatch):
+    """Three runs choose between two settings; the design that has the chosen one takes others."""
+    levels = {0: {}, 1: {"entropy": "sample"}}
+    design = {"settings": "digits-quick", "factors": {"E": levels}, "order": 1}
+    search = {**design, "runs": 1, "before": {"none": 1}, "seeds": 100, "chooses": "entropy"}
+    answer = {**design, "cells": ["E"], "runs": 2, "seeds": 200}
+    monkeypatch.setattr(campaign, "blocks", lambda: {"search": search, "answer": answer})
+    assert [cell.seeds for cell in campaign.cells("search")] == [(0,), (100,)]
+    assert [cell.seeds for cell in campaign.cells("answer")] == [(200, 201)]
+    write_run(tmp_path, entropy="batch", seed=0)
+    for seed in (100, 200):
+        write_run(tmp_path, entropy="sample", seed=seed)
+    assert sorted(results.load(tmp_path)["seed"]) == [0, 100]  # the answer is not whole
+    write_run(tmp_path, entropy="sample", seed=201)
+    assert sorted(results.load(tmp_path)["seed"]) == [0, 200, 201]
+    assert sorted(results.load(tmp_path, under_way=True)["seed"]) == [0, 100, 200, 201]

@@ -101,6 +101,15 @@ def test_the_nearest_preset_is_the_one_that_leaves_the_fewest_differences(preset
     assert said(of()) == f"{BATCH}_seed-0", "the defaults are as near as any"
 
 
+def test_a_preset_without_a_method_is_of_all_of_them(presets):
+    config = of(method="byol", width=8, momentum=0.8, learning_rate=0.1)
+    assert said(config) == "learning_rate-0.1_momentum-0.8_width-8_seed-0"
+    presets("a", "{width: 8, momentum: 0.8}")
+    assert said(config) == "learning_rate-0.1_seed-0"
+    presets("b", "{width: 8, momentum: 0.8, learning_rate: 0.1, method: moco}")
+    assert said(config) == "learning_rate-0.1_seed-0"
+
+
 def test_presets_that_cannot_be_read_change_nothing(presets):
     presets("good", "{epochs: 9, width: 8}")
     config = of(epochs=9, width=8, flip=0.1)
