@@ -161,8 +161,9 @@ def timm(source: str, name: str) -> Network:
         net = package.create_model(name, pretrained=True, num_classes=0)
     except (RuntimeError, ValueError, OSError) as error:
         known = package.list_models(pretrained=True)
-        if name.partition(".")[0] not in {model.partition(".")[0] for model in known}:
-            raise unknown_model(source, name, known) from None
+        networks = sorted({model.partition(".")[0] for model in known})
+        if name.partition(".")[0] not in networks:  # of one network there may be many weights
+            raise unknown_model(source, name, known if "." in name else networks) from None
         remedy = "connect to a network once, or copy its cache from a machine that has it"
         raise unusable(source, f"{not_downloaded(error)}: {remedy}") from None
     way = data.resolve_data_config({}, model=net)

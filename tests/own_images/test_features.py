@@ -389,7 +389,8 @@ def test_a_network_of_timm(monkeypatch):
 
     module = types.ModuleType("timm")
     module.__spec__ = types.SimpleNamespace()
-    module.create_model, module.list_models = create_model, lambda pretrained: ["colours"]
+    module.create_model = create_model
+    module.list_models = lambda pretrained: ["colours.a_in1k", "colours.b", "other_net.a_in1k"]
     way = {"input_size": (3, 12, 12), "crop_pct": 0.75, "mean": (0.1,) * 3, "std": (0.2,) * 3}
     data = types.ModuleType("timm.data")
     data.resolve_data_config = lambda given, model: way
@@ -401,8 +402,9 @@ def test_a_network_of_timm(monkeypatch):
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     expected = net((images[..., 2:14, 2:14] / 255 - 0.1) / 0.2)
     torch.testing.assert_close(found(images), expected)
-    with pytest.raises(ConfigError, match="the nearest are colours"):
-        pretrained.find("timm:color")
+    for name, near in (("color", "colours"), ("colors.b", "colours.b, colours.a_in1k")):
+        with pytest.raises(ConfigError, match=f"the nearest are {near}$"):
+            pretrained.find(f"timm:{name}")
 
 
 HUB = """
