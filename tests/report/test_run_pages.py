@@ -90,3 +90,18 @@ def test_a_runs_notebook_says_its_setting_and_leads_to_its_siblings(folder):
 
 def test_the_overviews_table_is_of_both_ends(folder):
     assert run_pages.ladder(results.load(folder)) == []
+
+
+@pytest.mark.parametrize("evaluations", [3, 4])
+def test_a_curve_is_drawn_of_four_evaluations(tmp_path, evaluations):
+    for seed, last in ((0, 0.5), (1, 0.7)):
+        path = write_run(tmp_path, seed=seed)
+        accs = [0.2, 0.3, 0.4][: evaluations - 1] + [last]
+        rows = "".join(f"{i + 1},2.0,{acc}\n" for i, acc in enumerate(accs))
+        (path / "history.csv").write_text(f"epoch,loss,aligned_average_acc\n{rows}")
+        metrics = json.loads((path / "metrics.json").read_text())
+        metrics["epochs"] = evaluations
+        (path / "metrics.json").write_text(json.dumps(metrics))
+    found = run_pages.curve(results.load(tmp_path))
+    drawn = {"curve": "M15 13.8L30 12.2L45 10.6L60 7.4", "said": "20% to 60%"}
+    assert found == (drawn if evaluations == 4 else {})
