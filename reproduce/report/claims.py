@@ -17,7 +17,7 @@ from reproduce.report import results, statistics
 from reproduce.runs.yaml_files import read_yaml
 from reproduce.sweeps.campaign import CLAIMS
 
-WRITTEN = ["sentence", "data", "family", "rule", "direction", "asked", "section", "recorded"]
+WRITTEN = ["effect", "sentence", "data", "family", "rule", "direction", "asked", "section", "recorded"]
 
 
 def measure(table: pd.DataFrame, file: Path = CLAIMS, only: Collection[str] = ()) -> pd.DataFrame:
@@ -128,7 +128,10 @@ def _paths(runs: _Runs, claim: Mapping[str, Any]) -> list[tuple[int, str]]:
 
 
 def _ours(row: Mapping[str, Any]) -> str:
-    """``36.3 ± 0.4``, or of a difference ``+6.8``; nothing of an effect."""
+    """``36.3 ± 0.4``, or of a difference ``+6.8``; of an interaction what its number is, and of
+    another effect nothing."""
+    if ":" in str(row["effect"]):
+        return "half of the change"
     if pd.isna(row["a"]):
         return ""
     if len(row["contrast"].terms) > 2:
