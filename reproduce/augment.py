@@ -55,7 +55,7 @@ class Augment:
         c, side = self.config, self.config.eval_size or self.config.phases[-1][0]
         if c.crop == "fixed":
             side, whole = side or x.shape[-1], x.shape[-1]
-            cut = round(whole * c.crop_scale**0.5)
+            cut = round(whole * c.crop_scale**0.5) or whole  # as the views
             first = (whole - cut) // 2
             x = x[..., first : first + cut, first : first + cut]
         return F.interpolate(x, (side, side), mode="bilinear", antialias=True) if side else x

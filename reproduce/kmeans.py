@@ -94,16 +94,17 @@ class KMeans:
         # sum_i |x_i - c|^2 = sum_i |x_i|^2 - 2 score_i, whose first term is common to all restarts
         scores = sum(nearest(block, centroids)[1].sum(-1, dtype=torch.float64) for block in x)
         best = int(x.shared(scores).argmax())
-        self.cluster_centers_ = (centroids[best] + x.origin) / x.scale
+        scale = 1.0 if x.cosine else x.scale  # of length one they have no scale to be undone
+        self.cluster_centers_ = (centroids[best] + x.origin) / scale
         self.n_iter_ = n_iter[best]
         # rounded as they are kept, so that whoever reads them finds the same clusters
-        centroids = (self.cluster_centers_ * x.scale - x.origin)[None]
+        centroids = (self.cluster_centers_ * scale - x.origin)[None]
         labels: list[Tensor] = []
         inertia: Any = 0.0  # a tensor from the first block on, as ``total`` and ``moments`` below
         for block in x:
             labels.append(nearest(block, centroids)[0])
             inertia += deviations(block, centroids, labels[-1]).sum(dtype=torch.float64)
-        self.inertia_ = float(x.shared(inertia)) / x.scale / x.scale
+        self.inertia_ = float(x.shared(inertia)) / scale / scale
         self.labels_ = torch.cat(labels, -1)[0]
         return self
 
@@ -176,7 +177,9 @@ class Blocks:
 
     def read(self, index: slice | Tensor) -> Tensor:
         """This process's samples ``[M, D + 1]``: of a slice, in the buffer."""
-        rows = self.x[index]
+        # of a tensor with one element numpy makes a scalar
+        plain = isinstance(self.x, np.ndarray) and isinstance(index, Tensor)
+        rows = self.x[index.numpy() if plain else index]  # type: ignore[union-attr]
         rows = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
         rows = rows.to(self.buffer.device, self.buffer.dtype)
         if isinstance(index, slice):

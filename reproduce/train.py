@@ -1,7 +1,6 @@
 """The one loop: ``fit`` trains a method and yields one plain row per epoch."""
 
 import contextlib
-import functools
 import os
 import shutil
 from collections.abc import Iterator
@@ -95,7 +94,8 @@ def fit_here(config: Config, run: Run) -> Iterator[dict]:
 
 def check(config: Config, images: data.Images) -> int:
     """The number of clusters; ConfigError where settings and data do not go together."""
-    n_train, n_eval = map(len, images.parts(config.split, config.limit))
+    train_part, eval_part = images.parts(config.split, config.limit)
+    n_train, n_eval = len(train_part), len(eval_part)
     least, n_clusters = min(n_train, n_eval), config.n_clusters or len(images.classes)
     named, say = f"data set {images.name!r}", "say how many clusters"
     if config.split == "test" and not n_eval:
@@ -109,6 +109,11 @@ def check(config: Config, images: data.Images) -> int:
         raise ConfigError(f"n_clusters is {n_clusters}, more than the {least} images to cluster")
     if n_clusters < 2:
         raise ConfigError(f"n_clusters is {n_clusters}: {named} has one class; {say}")
+    if config.split == "test" and eval_part.labelled and not (train_part.split < 2).any():
+        none = (
+            f"none of the {n_train} training images has a label for nearest neighbours to vote by"
+        )
+        raise ConfigError(f"limit is {config.limit}: {none}; take more images, or 0 for all")
     for sentence in config.sentences("misfits", n_train, n_clusters):
         raise ConfigError(sentence)
     return n_clusters
@@ -124,47 +129,47 @@ def train(
     method, augment = build_method(config, train_part, n_clusters, device)
     optimizer = build_optimizer(config, method)
     evaluator = Evaluator(config, method, augment, train_part, eval_part, n_clusters, device)
-    extract = functools.partial(evaluator.extract, pixels=evaluator.train_pixels, whole=False)
+    extract = evaluator.extract.for_training(evaluator.train_pixels)
     drawn = Draws(config, method, augment, evaluator, randomness.generator)
     keeper = Keeper(config, run, at, randomness, method, optimizer, evaluator)
     loss_of = torch.compile(method.loss) if config.compile else processes.loss_of(method)
     bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
 
-    if keeper.restore():
-        yield from at.history
-    else:
-        evaluator.evaluate(0, None)  # the probabilities before training
-
-    for epoch in range(at.epoch + 1, config.epochs + 1):
-        keeper.begin_epoch()
-        method.train()
-        if at.order is None:
-            at.row = {"epoch": epoch, **method.before_epoch(epoch, extract)}
-            at.row |= evaluator.pseudo_labels()
-            at.warm = method.warm
-            forget_momentum(optimizer, method.renewed)
-            drawn.begin_epoch(at)
-        method.warm = at.warm  # also where some of the epoch's steps are done already
-        for index, views in drawn.batches(at):
-            step = (epoch - 1) * drawn.steps + len(at.terms)  # of all
-            rate = set_rate(optimizer, config, step, drawn.steps)
-            with bfloat16:
-                named = loss_of(views, index)
-            optimizer.zero_grad(set_to_none=True)
-            named["loss"].backward()
-            optimizer.step()
-            method.after_step(step, drawn.total)
-            at.terms.append(torch.cat([t.detach().float().view(-1) for t in named.values()]))
-            if run.on_step:
-                run.on_step(step + 1, drawn.total)
-            if keeper.due_within() and not keeper.save():
-                break  # a loss is not finite: the epoch ends here, with the reason
-        row, head_losses = keeper.end_of_epoch(named, rate)
-        if epoch % config.evaluate_every == 0 or epoch == config.epochs:
-            row |= evaluator.evaluate(epoch, head_losses)
-        at.end_epoch()
-        keeper.after_epoch()
-        yield row
+    with keeper.until_divergence():
+        if keeper.restore():
+            yield from at.history
+        else:
+            evaluator.evaluate(0, None)  # the probabilities before training
+        for epoch in range(at.epoch + 1, config.epochs + 1):
+            keeper.begin_epoch()
+            method.train()
+            if at.order is None:
+                at.row = {"epoch": epoch, **method.before_epoch(epoch, extract)}
+                at.row |= evaluator.pseudo_labels()
+                at.warm = method.warm
+                forget_momentum(optimizer, method.renewed)
+                drawn.begin_epoch(at)
+            method.warm = at.warm  # also where some of the epoch's steps are done already
+            for index, views in drawn.batches(at):
+                step = (epoch - 1) * drawn.steps + len(at.terms)  # of all
+                rate = set_rate(optimizer, config, step, drawn.steps)
+                with bfloat16:
+                    named = loss_of(views, index)
+                optimizer.zero_grad(set_to_none=True)
+                named["loss"].backward()
+                optimizer.step()
+                method.after_step(step, drawn.total)
+                at.terms.append(torch.cat([t.detach().float().view(-1) for t in named.values()]))
+                if run.on_step:
+                    run.on_step(step + 1, drawn.total)
+                if keeper.due_within() and not keeper.save():
+                    break  # a loss is not finite: the epoch ends here, with the reason
+            row, head_losses = keeper.end_of_epoch(named, rate)
+            if epoch % config.evaluate_every == 0 or epoch == config.epochs:
+                row |= evaluator.evaluate(epoch, head_losses)
+            at.end_epoch()
+            keeper.after_epoch()
+            yield row
 
     keeper.finish()
 
@@ -177,6 +182,10 @@ def build_method(
     n, channels = images.pixels.shape[:2]
     backbone = backbones.build(config, channels)
     known = weights.load_backbone(config, backbone) if config.weights else None
+    if known and len(known[0]) != channels:
+        what = f"are of images with {len(known[0])} channels"
+        here = f"data set {images.name!r} has {channels}"
+        raise ConfigError(f"weights: those of {config.weights!r} {what}, but {here}")
     mean, std = known or data.moments(images)
     method: Any = METHODS[config.method](config, backbone, n_clusters, n)  # type: ignore[call-arg]
     method = method.to(device, memory_format=torch.channels_last)

@@ -116,7 +116,8 @@ def pack(source: str, packed: str, side: int, bad_images="stop", dataset="folder
 def state_of(images: Sources, names: list[str], side: int, levels: tuple[int, ...]) -> str:
     """A hash that changes with the images of one file of pixels, as they lie there, or with how
     they are read."""
-    stats = [(file.tar if isinstance(file, Member) else file).lstat() for file, _, _ in images]
+    files = [file.tar if isinstance(file, Member) else file for file, _, _ in images]
+    stats = [file.stat() if file.exists() else file.lstat() for file in files]
     state = [(n, *f[1:], s.st_size, s.st_mtime_ns) for n, f, s in zip(names, images, stats)]
     return hashlib.sha256(json.dumps([2, side, levels, state]).encode()).hexdigest()
 

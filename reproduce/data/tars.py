@@ -42,7 +42,7 @@ def list_tars(source: Path, tars: list[tuple[Path, int]]) -> tuple[Sources, list
                     folder, _, name = member.name.rpartition("/")
                     stem, _, kind = name.lower().partition(".")
                     key = tar, folder, name[: len(stem)]
-                    if kind == "cls":
+                    if kind == "cls" and member.isfile():
                         labels[key] = int(archive.extractfile(member).read())
                     elif member.isfile() and stem and f".{kind}" in SUFFIXES:
                         if key in files:

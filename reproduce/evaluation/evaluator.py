@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from reproduce.augment import Augment
 from reproduce.config import Config, readers
 from reproduce.data.sets import Images, evenly
 from reproduce.evaluation import monitors
-from reproduce.evaluation.extractor import Extractor, Outputs, outputs_of
+from reproduce.evaluation.extractor import Extractor, Outputs, outputs_of, put_back
 from reproduce.evaluation.probes import neighbours
 from reproduce.evaluation.rules import Clusterings, Rule, by_heads, by_kmeans
 from reproduce.evaluation.scores import Scores
@@ -78,6 +79,12 @@ class Evaluator:
         """Evaluate after so many epochs; returns columns for history, none before any training
         (epoch 0). head_losses: ``[H]``, by which heads are chosen; None where there are none.
         "previous_nmi": how much the leading rule's clusters are those of the evaluation before."""
+        measured = self.config.eval_batchnorm == "measured" and epoch < self.config.epochs
+        with put_back(self.method) if measured else contextlib.nullcontext():
+            return self.evaluated(epoch, head_losses)
+
+    def evaluated(self, epoch: int, head_losses: Tensor | None) -> dict[str, float]:
+        """``evaluate``, which may leave other statistics in batch norm."""
         self.head_losses = None if head_losses is None else [float(x) for x in head_losses]
         outputs = self.outputs()
         if outputs.heads is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -79,14 +80,18 @@ class Extractor:
             return {name: joined([out[name] for out in outputs], whole) for name in outputs[0]}
         return joined(outputs, whole)
 
+    def for_training(self, pixels: Tensor | packed.Pixels) -> Callable[..., Tensor]:
+        """What ``Method.before_epoch`` is given: a network's output for this process's share of
+        ``pixels``. Diverged where it is not finite."""
+        return lambda network: finite({"features": self(network, pixels, whole=False)})["features"]
+
     @torch.no_grad()
     def measure_batchnorm(self, pixels: Tensor | packed.Pixels) -> None:
         """Give batch norm the statistics of whole images, in the size of evaluation, in place of
         those of the views, whose crops enlarge what they show (Touvron et al., NeurIPS 2019). They
-        are means over batches of some of ``pixels``, uint8 ``[N, C, side, side]``. Training goes on
-        as it would have: it takes a batch's own."""
+        are means over batches of some of ``pixels``, uint8 ``[N, C, side, side]``."""
         training, some = self.method.training, evenly(len(pixels), MEASURED)
-        norms = [m for m in self.method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = batchnorms(self.method)
         momentum = [norm.momentum for norm in norms]
         self.method.eval()
         for norm in norms:
@@ -137,11 +142,27 @@ class Extractor:
         return Outputs(features, Heads(probabilities, clusters, aligned, alignment))
 
 
+def batchnorms(method: Method) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+@contextlib.contextmanager
+def put_back(method: Method):
+    """Afterwards batch norm has its running statistics again: what a method clusters before an
+    epoch does not depend on when it was evaluated."""
+    before = [{k: v.clone() for k, v in norm.state_dict().items()} for norm in batchnorms(method)]
+    try:
+        yield
+    finally:
+        for norm, state in zip(batchnorms(method), before):
+            norm.load_state_dict(state)
+
+
 def finite(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The outputs; Diverged where one is not finite, though all losses and weights were."""
     for name, values in outputs.items():
         if not values.isfinite().all():
-            raise Diverged(f"{name}: not finite in evaluation; lower learning_rate")
+            raise Diverged(f"{name}: not finite for whole images")
     return outputs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ class Keeper:
         low = uses_bfloat16(self.config, self.at.device)
         self.precision = "bfloat16" if low else "float32"
         self.any_asked, self.asked = processes.Asked(), 0  # the signal by which all processes stop
+        # of the network that the run starts from, with the moments of its images
+        start = dict(self.method.backbone.state_dict()) if self.config.weights else {}
+        augment = self.evaluator.augment
+        start |= {"mean": augment.mean, "std": augment.std} if start else {}
+        self.start = weights_digest({name: value.cpu() for name, value in start.items()})
 
     def save(self) -> bool:
         """Write a checkpoint, and return True; False where a loss term of the begun epoch is not
@@ -56,6 +62,7 @@ class Keeper:
             if not state["at"]["terms"].isfinite().all():
                 return False
             begun = {"device": at.device.type, "images": self.evaluator.train.sha256}
+            begun["start"] = self.start
             self.run.save_checkpoint({"format": FORMAT, **begun, **state})
             self.run.tell(done=self.done, kept=self.done)
         self.saved = time.perf_counter()
@@ -90,7 +97,7 @@ class Keeper:
 
     def load(self, state: dict) -> None:
         """Put everything where a checkpoint has it; ConfigError where that was begun on another
-        kind of device, on other images, or by an older version."""
+        kind of device, on other images, from other weights, or by an older version."""
         anew, device = "start anew with -p resume False", self.at.device.type
         if state.get("format") != FORMAT:
             raise self.refused("by an older version", anew)
@@ -99,6 +106,9 @@ class Keeper:
             raise self.refused(f"on {state['device']}", how)
         if state["images"] != self.evaluator.train.sha256:
             raise self.refused("on other images", anew)
+        if state.get("start", self.start) != self.start:
+            what = f"from other weights than {self.config.weights!r} holds now"
+            raise self.refused(what, f"put those back, or {anew}")
         for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
 
@@ -135,25 +145,34 @@ class Keeper:
         heads' mean losses ``[H]``, if there are heads.
 
         named: the terms of one step, for their names and sizes. Diverged where a term or a weight
-        is not finite; then history and the reason are left in the run directory."""
+        is not finite."""
         at, epoch = self.at, self.at.epoch + 1
         terms = torch.stack(at.terms).cpu()  # the one synchronisation of an epoch
-        try:
-            head_losses = record(named, terms, at.row, epoch)
-            if not torch.stack([p.isfinite().all() for p in self.method.parameters()]).all():
-                # by its last step
-                raise diverged(f"the weights are not finite after epoch {epoch}")
-        except Diverged as error:
-            if processes.rank() == 0:
-                why = {"status": "diverged", "epochs": at.epoch, "reason": str(error)}
-                self.run.write_json("metrics.json", why)
-                self.run.write_history(at.history)
-            raise
+        head_losses = record(named, terms, at.row, epoch)
+        if not torch.stack([p.isfinite().all() for p in self.method.parameters()]).all():
+            # by its last step
+            raise Diverged(f"the weights are not finite after epoch {epoch}")
         seconds = time.perf_counter() - self.began
         speed = len(terms) * self.config.batch_size / seconds
         at.row |= {"learning_rate": rate, "seconds": seconds, "images_per_second": speed}
         at.row["pflop"] = flops.of_epochs(self.config, epoch, *self.sizes)
         return at.row, head_losses
+
+    @contextlib.contextmanager
+    def until_divergence(self):
+        """Diverged with a remedy, where it comes without; then history and the reason are left in
+        the run directory."""
+        try:
+            yield
+        except Diverged as error:
+            remedy = "lower learning_rate, or see the run's history"
+            kept = "; the last checkpoint is kept" if self.run.has_checkpoint else ""
+            reason = f"{error}: {remedy}{kept}"
+            if processes.rank() == 0:
+                why = {"status": "diverged", "epochs": self.at.epoch, "reason": reason}
+                self.run.write_json("metrics.json", why)
+                self.run.write_history(self.at.history)
+            raise Diverged(reason) from None
 
     def finish(self) -> None:
         """Evaluate for the last time, and write what a finished run leaves behind."""
@@ -205,14 +224,9 @@ def record(named: dict[str, Tensor], terms: Tensor, row: dict, epoch: int) -> Te
         if wrong.any():
             step = int(wrong.any(1).nonzero()[0, 0])
             first = float(values[step][wrong[step]][0])
-            raise diverged(f"{name} is {first} at epoch {epoch}, step {step}")
+            raise Diverged(f"{name} is {first} at epoch {epoch}, step {step}")
         if name == "head_losses":
             head_losses = values.mean(0)
         else:
             row[name] = float(values.mean())
     return head_losses
-
-
-def diverged(what: str) -> Diverged:
-    kept = "or see the run's history; the last checkpoint is kept"
-    return Diverged(f"{what}: lower learning_rate, {kept}")

@@ -14,7 +14,7 @@ from reproduce.schedules import learning_rate
 
 def build_optimizer(config: Config, method: Method) -> torch.optim.Optimizer:
     """SGD, Adam, or Muon beside SGD; weight decay on every parameter, or only on tensors of two
-    dimensions and more.
+    dimensions and more, and never on Muon's kernels.
 
     In a group: "times", its own multiple of the rate, "constant", whether it stays at the peak, and
     "muon". Parameters that are new each epoch have no momentum where ``top_momentum`` is off."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from reproduce import processes
 from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.loop.devices import uses_bfloat16
@@ -79,7 +80,8 @@ def trial(config: Config, method: Method, augment: Augment, channels: int) -> Ca
             method.train()
             for pseudo in (v for k, v in method.named_buffers() if k == "pseudo_labels"):
                 pseudo.clamp_min_(0)  # there are none before the first epoch
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            # of several processes each tries by itself
+            with processes.alone(), torch.autocast("cpu", torch.bfloat16, enabled=low):
                 loss = method.loss(seen, torch.arange(b))["loss"]
             learnt = [p for p in method.parameters() if p.requires_grad]
             torch.autograd.grad(loss, learnt, allow_unused=True)

@@ -107,11 +107,10 @@ class CRLC(Method):
                 value, default = getattr(self, name), getattr(CRLC.Settings, name)
                 if value != default and not self.neighbour_weight:
                     yield f"{name} is {value}, but neighbour_weight is 0: no neighbour is sought"
-            if self.neighbour_weight and not self.lambda2:
-                yield (
-                    f"neighbour_weight is {self.neighbour_weight}, but lambda2 is 0: the feature "
-                    "contrast has no weight"
-                )
+            for name in ("neighbour_weight", "covariance_weight"):
+                value = getattr(self, name)
+                if value and not self.lambda2:
+                    yield f"{name} is {value}, but lambda2 is 0: the feature contrast has no weight"
             if self.neighbour_weight and self.neighbour_queue % self.batch_size:
                 yield (
                     f"neighbour_queue is {self.neighbour_queue}, which is not a multiple of "

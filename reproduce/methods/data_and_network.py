@@ -2,6 +2,7 @@
 
 Each dataclass builds on the one before, and refuses what cannot go together in it."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.files import is_packed, read_index, read_json
-from reproduce.settings import Settings, setting
+from reproduce.settings import ConfigError, Settings, setting, short_repr, types_of, validate
 
 LEAST_SIDE: dict[Any, int] = {  # pixels that a backbone needs, by its name and by (name, stem)
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "alexnet"), 16),
@@ -81,7 +82,9 @@ class Data(Settings):
         data = f"but dataset is {self.dataset!r}"
         if self.n_clusters == 1:
             yield "n_clusters is 1: it must be at least 2, or 0 for the number of classes"
-        if self.letterbox and (self.dataset not in FOLDERS or is_packed(Path(self.folder))):
+        if self.letterbox and (
+            self.dataset not in FOLDERS or is_packed(Path(os.path.expanduser(self.folder)))
+        ):
             yield f"letterbox is True, {data}: it is for a folder of image files, not packed"
         if self.dataset in FOLDERS:
             if not self.folder:
@@ -138,13 +141,22 @@ class Network(Data):
         """A run that the backbone starts from says which it is, and how its images were read."""
         values = super().completed(values)
         path = Path(os.path.expanduser(values.get("weights") or ""))
-        if not values.get("weights") or not (path / "config.json").exists():
+        if not values.get("weights") or not os.path.exists(path / "config.json"):
             return values
         before = read_json(path / "config.json", "weights")
         names = ["backbone", "width", "stem", "sobel", "normalize"]
         if values.get("dataset") == before.get("dataset") == "folder":
-            names += ["image_size", "letterbox"]
-        return {name: before[name] for name in names if name in before} | values
+            packed = is_packed(Path(os.path.expanduser(values.get("folder", ""))))
+            names += [] if packed else ["image_size", "letterbox"]
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        kinds = types_of(cls)  # type: ignore[arg-type]
+        known = {name: before[name] for name in names if name in before}
+        try:
+            known = {name: validate(fields[name], kinds[name], v) for name, v in known.items()}
+        except ConfigError as error:
+            where = f"weights: {short_repr(str(path / 'config.json'))} is of no run"
+            raise ConfigError(f"{where}: {error}") from None
+        return known | values
 
     @property
     def least_side(self) -> int:
@@ -228,7 +240,8 @@ class Augmentation(Network):
     flip: float = setting(0.5, "images: probability of a horizontal flip", (0, 1))
     jitter: float = setting(
         0.4,
-        "images: strength of the jitter of brightness, contrast, saturation; hue: a quarter",
+        "images of three channels: strength of the jitter of brightness, contrast, saturation; "
+        "hue: a quarter",
         (0, 2),
     )
     jitter_p: float = setting(0.8, "images: probability of the colour jitter", (0, 1))

@@ -36,13 +36,14 @@ class Optimisation(Augmentation):
     weight_decay: float = setting(5e-4, "weight decay, as an L2 penalty", (0, 10))
     decay: str = setting(
         "weights",
-        "what weight_decay acts on: tensors of 2 dimensions and more, or every parameter",
+        "what weight_decay acts on: tensors of 2 dimensions and more, or every parameter; never "
+        "muon's kernels",
         "weights all",
     )
     sampler: str = setting(
         "epoch",
         "order of the images; epoch: a new permutation in each, without its last part batch; "
-        "endless: one permutation after another",
+        "endless: one permutation after another; deepcluster draws by pseudo-label instead",
         "epoch endless",
     )
 

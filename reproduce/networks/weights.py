@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,12 @@ def moments_of(run: Path) -> tuple[Tensor, Tensor] | None:
     """The channel moments ``[C]`` that a run's images were normalised with, where it has them."""
     if not (run / "apply.npz").exists():
         return None
-    with np.load(run / "apply.npz") as file:
-        return torch.from_numpy(file["mean"]), torch.from_numpy(file["std"])
+    try:
+        with np.load(run / "apply.npz") as file:
+            return torch.from_numpy(file["mean"]), torch.from_numpy(file["std"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        what = "is damaged, so the moments of the run's images are not known"
+        raise ConfigError(f"weights: {short_repr(str(run / 'apply.npz'))} {what}") from None
 
 
 def imagenet(backbone: str) -> dict[str, Tensor]:

@@ -17,7 +17,17 @@ from reproduce.report import results, statistics
 from reproduce.runs.yaml_files import read_yaml
 from reproduce.sweeps.campaign import CLAIMS
 
-WRITTEN = ["effect", "sentence", "data", "family", "rule", "direction", "asked", "section", "recorded"]
+WRITTEN = [
+    "effect",
+    "sentence",
+    "data",
+    "family",
+    "rule",
+    "direction",
+    "asked",
+    "section",
+    "recorded",
+]
 
 
 def measure(table: pd.DataFrame, file: Path = CLAIMS, only: Collection[str] = ()) -> pd.DataFrame:

@@ -123,13 +123,14 @@ def of_evaluation(
 
 @functools.cache
 def _of_image(config: Config, channels: int, n_clusters: int) -> list[int]:
-    """Operations by which one image becomes the method's outputs, the backbone's features, and the
-    target network's projection (0 where there is none)."""
+    """Operations by which one image becomes the method's outputs, the features that it clusters,
+    and the target network's projection (0 where there is none)."""
     n, side = 2, config.eval_size or config.view_side
     with processes.alone(), torch.device("meta"), torch.no_grad():
         method = build(config, channels, n_clusters).eval()
         images = torch.empty(n, channels, side, side)
-        networks = method.outputs, method.backbone, getattr(method, "target", torch.nn.Identity())
+        features = getattr(method, "features", method.backbone)  # DeepCluster's wide layer, too
+        networks = method.outputs, features, getattr(method, "target", torch.nn.Identity())
         return [operations(functools.partial(network, images)) // n for network in networks]
 
 

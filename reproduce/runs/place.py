@@ -46,6 +46,10 @@ class Place:
         except (OSError, ValueError):
             return False
 
+    @property
+    def has_checkpoint(self) -> bool:
+        return any(self.partial.glob("checkpoint*.pt"))
+
     def json(self, file: str) -> dict:
         return json.loads((self.path / file).read_text())
 
@@ -154,8 +158,7 @@ def with_hash(folder: Path, code: str) -> list[Path]:
     else the first by name.
 
     A run is the same run under any name: an older version, or another preset, has named it
-    otherwise. Committed directories keep the names they have, since the setting ``weights`` of
-    other runs holds their paths, which are part of those runs' hashes."""
+    otherwise."""
     names: set[str] = set()
     with contextlib.suppress(OSError):  # whoever writes there says what is wrong with the folder
         there = [path for path in folder.glob(f"*_{code}*") if path.is_dir()]
@@ -163,7 +166,7 @@ def with_hash(folder: Path, code: str) -> list[Path]:
     runs = [Place(folder / name) for name in names if name.endswith(f"_{code}")]
 
     def rank(run: Place) -> tuple[bool, bool, str]:
-        kept = any(run.partial.glob("checkpoint*.pt"))
+        kept = run.has_checkpoint
         return not run.finished, not kept, run.path.name
 
     return [run.path for run in sorted(runs, key=rank)]

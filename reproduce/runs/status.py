@@ -39,7 +39,7 @@ def state(run: Place) -> tuple[str, str]:
         return "failed", f"{why}{kept}"
     if told.get("kept"):
         return "stopped", f"at {done(told, 'kept')}"
-    known = any(run.partial.glob("checkpoint*.pt"))
+    known = run.has_checkpoint
     return "stopped", "at a checkpoint" if known else "before its first checkpoint"
 
 

@@ -22,7 +22,7 @@ from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.data import packed
 from reproduce.evaluation import Evaluator, probes
-from reproduce.files import ROOT, atomic, read_json
+from reproduce.files import ROOT, atomic, is_packed, read_json
 from reproduce.methods import METHODS, Method
 from reproduce.networks import backbones
 from reproduce.networks.weights import moments_of
@@ -133,8 +133,10 @@ def embed(run: Path, data_dir: str) -> None:
 
 
 def like(config: Config, channels: int, folder: str) -> data.Images:
-    """A folder's images in the size of a run's, and grey where it has one channel."""
+    """A folder's images in the size of a run's, letterboxed as these, and grey where it has one
+    channel."""
     given = {"dataset": "folder", "folder": folder, "image_size": config.side}
+    given["letterbox"] = config.letterbox and not is_packed(Path(folder))
     images = data.load(Config.from_params({**given, "data_dir": config.data_dir}))
     if channels == 1:
         grey = images.pixels[:].float().mean(1, keepdim=True).round().byte()
