@@ -61,8 +61,9 @@ class Scores:
     # ---- at every evaluation
 
     def row(self, epoch: int, clusterings: Clusterings) -> dict[str, float]:
-        """The accuracy by each rule, as columns of history, and of the heads their mean."""
-        row = {}
+        """Columns of history: the NMI of the clusters that lead, the accuracy by each rule, and of
+        the heads their mean."""
+        row = {"nmi": metrics.nmi(self.labels, clusterings.leading.clusters)}
         for rule in clusterings.rules:
             row[f"{rule.name}_acc"] = metrics.accuracy(self.labels, rule.clusters)
             if rule.name == "first_head":

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reproduce import methods
+
 RULES = {
     "first_head": "first head",
     "mean_of_heads": "mean of heads",
@@ -34,17 +36,7 @@ DATA = {
     "tiny_imagenet": "Tiny-ImageNet",
     "imagenet": "ImageNet",
 }
-METHODS = {
-    "crlc": "CRLC",
-    "cc": "CC",
-    "simclr": "SimCLR",
-    "moco": "MoCo",
-    "byol": "BYOL",
-    "simsiam": "SimSiam",
-    "pcl": "PCL",
-    "propos": "ProPos",
-    "deepcluster": "DeepCluster",
-}
+METHODS = {name.lower(): name for name in methods.NAMES}
 PAGES = {  # in the order in which they are read
     "differences": "Fifteen differences",
     "details": "What each is worth",

@@ -367,6 +367,9 @@ def test_head_losses_are_those_of_each_epoch(photographs, tmp_path, monkeypatch)
     for row, before, now in zip(rest, kept, kept[1:], strict=False):
         same = normalized_mutual_info_score(before, now)
         assert float(row["previous_nmi"]) == pytest.approx(same, abs=1e-5)
+    for row, now in zip([first, *rest], kept, strict=True):
+        known = normalized_mutual_info_score(labels, now)
+        assert float(row["nmi"]) == pytest.approx(known, abs=1e-5)
 
 
 # ---- nearest neighbours
