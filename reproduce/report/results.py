@@ -303,7 +303,7 @@ def cells(table: pd.DataFrame, block: str) -> pd.DataFrame:
         levels = {f"{factor}": level for factor, level in cell.levels.items()}
         by_cell.append(select(table, **identity).assign(**levels, cell=cell.name))
     full = [part for part in by_cell if len(part)]
-    return pd.concat(full, ignore_index=True).copy() if full else by_cell[0]
+    return pd.concat(full, ignore_index=True) if full else by_cell[0]
 
 
 def complete(table: pd.DataFrame, block: str) -> bool:
