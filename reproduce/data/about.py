@@ -41,6 +41,7 @@ def left_out(folder: Path, unreadable: Sequence[str]) -> list[str]:
     kinds: dict[str, list[str]] = {
         "file that cannot be read": [name for name in unreadable if name not in heic],
         "HEIC photograph, which pip install -e '.[heic]' makes readable": heic,
+        **{kind: [] for kind in OTHERS},
     }
     for directory, folders, files in os.walk(folder):
         folders[:] = [d for d in folders if d.lower() not in RUBBISH and not d.startswith(".")]
@@ -48,7 +49,7 @@ def left_out(folder: Path, unreadable: Sequence[str]) -> list[str]:
             for kind, suffixes in OTHERS.items():
                 if Path(file).suffix.lower() in suffixes and not file.startswith("."):
                     name = relative(Path(directory, file), folder)
-                    kinds.setdefault(kind, []).append(name)
+                    kinds[kind].append(name)
     return [f"left out: {counted(names, kind)}" for kind, names in kinds.items() if names]
 
 

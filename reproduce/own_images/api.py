@@ -100,8 +100,8 @@ def from_notebook(namespace: Mapping[str, Any]) -> Clusters:
 
 class Clusters:
     """Clusters of N images: ``table``, ``predict``, ``similar``, ``sort_into``, ``merge``,
-    ``rename``; ``verdict`` says in words what they are worth; ``run`` is the run directory, None of
-    features alone. ``load`` opens a run."""
+    ``rename``; ``verdict`` says in words what they are worth, ``notes`` what was left out; ``run``
+    is the run directory, None of features alone. ``load`` opens a run."""
 
     def __init__(
         self,
@@ -125,8 +125,7 @@ class Clusters:
             raise ConfigError(f"run_dir: {str(run)!r} is not of a folder's images")
         out, kept = path / "clusters.csv", path / "probabilities.npy"
         if not (out.exists() and kept.exists()):
-            folder = clusterer.config.folder
-            apply(str(path), folder, str(out), skip=True, probabilities=str(kept), own=True)
+            tables.begin(path, clusterer.config.folder, skip=True)
         files = [edits.plain(file) for file in tables.read(out)["file"]]  # as they were then
         features = tables.features_of(path, files)
         p = np.load(path / "probabilities.npy")
@@ -160,6 +159,12 @@ class Clusters:
         table = pd.DataFrame({"file": pd.Series(files, dtype=object), "cluster": cluster})
         table["name"] = pd.Series([made.name(k) for k in cluster.tolist()], dtype=object)
         return table.assign(probability=probability, margin=margin)
+
+    @property
+    def notes(self) -> list[str]:
+        """Which files of the folder are not among the images, and what of clusters.json does not
+        fit them, in sentences."""
+        return tables.notes_of(self.run, self.edits) if self.run else []
 
     def list_of(self, name: str) -> pd.DataFrame:
         """A table of the run directory; ConfigError where there is none."""

@@ -129,8 +129,9 @@ def apply(
     cluster with an apostrophe. Of images that are not the run's own there are also similarity, the
     cosine with the nearest of the run's, and unlike: 1 where that is too low (``Familiar``).
 
-    Returns {"images", "skipped", "sizes", "notes"}. Where images cannot be read and ``skip`` is
-    False: a ConfigError that counts them all, and nothing is written.
+    Returns {"images", "skipped", "sizes", "left_out", "notes"}; the last two are sentences, and
+    what of the folder is left out is among the notes, too. Where images cannot be read and ``skip``
+    is False: a ConfigError that counts them all, and nothing is written.
     """
     clusterer = open_run(run, "cuda" if torch.cuda.is_available() else "cpu")
     arrays = [target for target in (embedding, probabilities) if target]
@@ -171,10 +172,11 @@ def apply(
             raise unreadable(Path(source), bad, "" if skip else " (--skip leaves them out)")
         for file, values in zip(raw, kept):
             write_header(file, "<f4", sizes.total(), values.shape[1])
-    notes = [*made.notes, *(left_out(Path(folder), list(bad)) if folder else [])]
-    notes += familiar.warning(unlike, sizes.total())
+    without = left_out(Path(folder), list(bad)) if folder else []
+    notes = [*made.notes, *without, *familiar.warning(unlike, sizes.total())]
     by_cluster = [sizes[k] for k in range(max(clusterer.n_clusters, max(sizes) + 1))]
-    return {"images": sizes.total(), "skipped": list(bad), "sizes": by_cluster, "notes": notes}
+    counted = {"images": sizes.total(), "skipped": list(bad), "sizes": by_cluster}
+    return {**counted, "left_out": without, "notes": notes}
 
 
 def folder_of(source: str) -> str:

@@ -154,4 +154,4 @@ def overview(folder: Path, files: list[Path]) -> tuple[int, int, bool]:
 
 
 def described(n: int, side: int, grey: bool) -> str:
-    return f"{n:,} {'grey' if grey else 'colour'} images of about {side} pixels"
+    return f"{n:,} files of {'grey' if grey else 'colour'} images of about {side} pixels"

@@ -111,7 +111,7 @@ def tell_of(own, out: Path | None) -> None:
     index = page.write(own, out and out / "page")
     if out:
         tables.write_table(out, own.table)
-    for note in own.edits.notes:
+    for note in own.notes:
         print(f"note:   {note}")
     print(f"run:    {own.run}")
     print(f"table:  {(out or own.run) / 'clusters.csv'}")

@@ -57,6 +57,10 @@ class Look:
     def verdict(self) -> Verdict:
         return judge(self.sizes, self.votes, "heads" if self.clusterer.heads else "clusterings")
 
+    @property
+    def notes(self) -> list[str]:
+        return tables.notes_of(self.path, self.clusterer.edits)
+
     def title(self, cluster: int) -> str:
         return printable(self.names.get(cluster, f"cluster {cluster}"))
 

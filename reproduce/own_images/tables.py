@@ -6,8 +6,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.util
+import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 
 from reproduce.evaluation import probes
-from reproduce.files import TEXT, atomic
+from reproduce.files import TEXT, atomic, read_json
 from reproduce.own_images import edits
 from reproduce.own_images.apply import TEXTS, apply, in_cell, write_rows
 from reproduce.own_images.edits import Edits, plain
@@ -24,6 +25,7 @@ from reproduce.runs.directory import whole_or_left_out
 from reproduce.runs.trained import wrong_run
 from reproduce.settings import ConfigError
 
+LEFT_OUT = "left_out.json"
 NEAR = 20  # images whose mean similarity is an image's typicality
 MAPPED = 20_000  # images that UMAP sees; it lays the others between their neighbours
 NUMBERS = ("cluster", "run_cluster", "probability", "margin", "distance", "typicality", "x", "y")
@@ -40,6 +42,7 @@ class Own:
     probabilities: np.ndarray  # float32 [N, K], of the run's clusters
     near: np.ndarray  # int64 [N, <= NEAR], the most similar images, the first most
     edits: Edits
+    notes: list[str] = field(default_factory=list)  # what is left out, what edits do not fit
 
 
 def write(run: str | Path, folder: str = "", skip: bool = False) -> Own:
@@ -55,9 +58,25 @@ def write(run: str | Path, folder: str = "", skip: bool = False) -> Own:
     All three are of the features in embeddings.npz; empty where the run has none of an image."""
     clusterer = open_run(run)
     run, folder = clusterer.path, folder or clusterer.config.folder
-    out, kept = str(run / "clusters.csv"), str(run / "probabilities.npy")
-    apply(str(run), folder, out, skip=skip, probabilities=kept, own=True)
+    begin(run, folder, skip)
     return finish(run, folder, clusterer.edits)
+
+
+def begin(run: Path, folder: str, skip: bool) -> None:
+    """Write a run's table by ``apply``, with the probabilities, and what of its folder is left out
+    as ``left_out.json``."""
+    out, kept = str(run / "clusters.csv"), str(run / "probabilities.npy")
+    applied = apply(str(run), folder, out, skip=skip, probabilities=kept, own=True)
+    with atomic(run / LEFT_OUT) as place:
+        said = json.dumps({"left_out": applied["left_out"]}, indent=1)
+        place.write_text(said + "\n", encoding="utf-8")
+
+
+def notes_of(run: Path, made: Edits) -> list[str]:
+    """What does not fit a run of what was changed by hand, and which files of its folder are not
+    among its images, in sentences."""
+    path = run / LEFT_OUT
+    return [*made.notes, *(read_json(path)["left_out"] if path.exists() else [])]
 
 
 def finish(run: Path, folder: str, made: Edits) -> Own:
@@ -69,7 +88,7 @@ def finish(run: Path, folder: str, made: Edits) -> Own:
     table["typicality"], table["x"], table["y"] = typicality, *xy.T
     table["run_cluster"], table["path"] = p.argmax(-1), path
     write_table(run, table)
-    return Own(run, folder, files, table, p, near, made)
+    return Own(run, folder, files, table, p, near, made, notes_of(run, made))
 
 
 def probabilities(run: Path) -> np.ndarray:

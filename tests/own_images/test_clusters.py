@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from test_apply import METHODS, paint
+from test_features import colours  # noqa: F401  a fixture
 
+import reproduce
 from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.data import sets as data
@@ -141,7 +143,7 @@ def test_settings_go_by_images_and_device(tmp_path, n, size, mode, gpu, expected
     config = Config.from_params(settings)
     wanted = ("augmentation", "image_size", "view_size", "backbone", "epochs", "batch_size")
     assert tuple(settings.get(name) for name in wanted) == expected
-    assert config.seed == 4 and f"{n} {'grey' if mode == 'L' else 'colour'} images" in said
+    assert config.seed == 4 and f"{n} files of {'grey' if mode == 'L' else 'colour'} images" in said
     start = choose.choose(str(tmp_path), {"n_clusters": 3, "weights": "imagenet"}, gpu)[0]
     assert Config.from_params(start).freeze
     assert start["epochs"] == {(300, False): 67, (300, True): 67, (40, False): 200}[n, gpu]
@@ -179,7 +181,7 @@ def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
             without.setattr(f"reproduce.report.pages.{made}", lambda *words, **named: None)
         assert main(words) == 0
     said = capsys.readouterr().out
-    assert "24 colour images of about 8 pixels" in said and "clusters.html" in said
+    assert "24 files of colour images of about 8 pixels" in said and "clusters.html" in said
     (run,) = (tmp_path / "runs" / "folder" / "byol").iterdir()
     (run / "names.yaml").write_text("0: bright\n1: dark\n")
     assert main(words) == 0
@@ -209,8 +211,10 @@ def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
         assert said in capsys.readouterr().err and not (folder / "out").exists()
 
 
-def test_a_folder_as_people_have_it(tmp_path, capsys, monkeypatch):
-    """Nested, with files that cannot be read, a video and what a system left."""
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_folder_as_people_have_it(tmp_path, capsys, monkeypatch, colours, trained):  # noqa: F811
+    """Nested, with files that cannot be read, a video and what a system left; by a network that is
+    trained on it, and by the features of another."""
     monkeypatch.setattr(tables, "map_of", lambda x, near, cosine: x[:, :2])
     folder = tmp_path / "photos"
     paint(folder / "2023" / "01")
@@ -219,16 +223,26 @@ def test_a_folder_as_people_have_it(tmp_path, capsys, monkeypatch):
     (folder / "2024" / "02").mkdir(parents=True)
     (folder / "2024" / "02" / "cut.jpg").write_bytes(b"x")
     (folder / "2024" / "film.mp4").write_bytes(b"x")
+    (folder / "raw.CR2").write_bytes(b"x")
     shutil.copytree(folder / "2023", folder / "__MACOSX" / "2023")
     for made in ("execute", "to_html"):
         monkeypatch.setattr(f"reproduce.report.pages.{made}", lambda *words, **named: None)
     words = ["clusters", str(folder), "2", "-p", "results_dir", str(tmp_path / "runs")]
-    words += ["-p", "data_dir", str(tmp_path / "data"), "-p", "epochs", "1", "-p", "width", "4"]
+    words += ["-p", "data_dir", str(tmp_path / "data")]
+    words += ["-p", "epochs", "1", "-p", "width", "4"] if trained else ["-p", "steps", "9"]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "left out: 1 file that cannot be read: '2024/02/cut.jpg'" in said
-    assert "left out: 1 video: '2024/film.mp4'" in said
-    (run,) = (tmp_path / "runs" / "folder" / "crlc").iterdir()
+    left_out = [
+        "left out: 1 file that cannot be read: '2024/02/cut.jpg'",
+        "left out: 1 video: '2024/film.mp4'",
+        "left out: 1 RAW photograph: 'raw.CR2'",
+    ]
+    assert all(f"note:   {note}\n" in said for note in left_out) and "25 files of colour" in said
+    (run,) = (tmp_path / "runs").glob("folder/crlc/*" if trained else "own_images/photos/*")
+    found = reproduce.Clusters.load(run)
+    assert found.notes == left_out and look.look(str(run)).notes == left_out
+    page = (run / "page" / "index.html").read_text(encoding="utf-8")
+    assert json.loads(page.partition('id="data">')[2].partition("<")[0])["notes"] == left_out
     with open(run / "clusters.csv", newline="") as file:
         names = [row["file"] for row in csv.DictReader(file)]
     assert len(names) == 24 and all((folder / name).is_file() for name in names)

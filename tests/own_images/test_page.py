@@ -178,8 +178,13 @@ def test_nothing_is_lost_when_the_run_is_made_again(made, visit, tmp_path, order
     assert named(in_table(copied)) == named(before), "the next command"
 
 
-def test_the_verdict_stands_at_the_top(opened):
+def test_the_verdict_stands_at_the_top(made, opened, visit, tmp_path):
+    """Above what was left out."""
     assert opened.locator("#head .verdict").inner_text() == VERDICT
+    own = written_own(shutil.copytree(made, tmp_path / "run"))
+    own.notes = [f"left out: 1 video: '{RAN}.mp4'", "left out: 2 files that cannot be read"]
+    shown = visit(page.write(own))
+    assert shown.locator("#head .verdict ~ .note").all_inner_texts() == own.notes
 
 
 def test_every_change_can_be_undone_and_done_again(opened):

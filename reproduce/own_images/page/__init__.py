@@ -112,6 +112,7 @@ def content(own: Own, order: np.ndarray, folder: Path) -> dict:
         "base": quote(os.fsencode(place)) + "/",
         "k": k,
         "verdict": sentence_of(own.run),
+        "notes": [*map(printable, own.notes)],
         "files": files,
         "cluster": assigned.tolist(),
         "top": top.ravel().tolist(),

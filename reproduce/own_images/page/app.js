@@ -49,7 +49,8 @@ function draw() {
 function drawAll() {
   byId("head").replaceChildren(el("h1", "", {}, "All clusters"), el("p", "quiet", {},
     `${count(N, "image")} in ${count(members.size, "cluster")}. Open one to name it, and to put single images right.`),
-    ...(run.verdict ? [el("p", "verdict", {}, run.verdict)] : []));
+    ...(run.verdict ? [el("p", "verdict", {}, run.verdict)] : []),
+    ...run.notes.map(note => el("p", "quiet note", {}, note)));
   const card = ([k, images]) => {
     const best = [...images].sort(ORDERS.typical[1]).slice(0, 8);
     const mosaic = el("span", "mosaic", {}, ...best.map(i => picture(i)));
