@@ -34,13 +34,15 @@ def notes(config: Config, images: Images) -> list[str]:
     return said + (left_out(folder, images.skipped) if config.dataset == "folder" else [])
 
 
-def left_out(folder: Path, unreadable: Sequence[str]) -> list[str]:
+def left_out(folder: Path, unreadable: Sequence[str], featureless: Sequence[str] = ()) -> list[str]:
     """A sentence for each kind of files that are there and are not images of the data set:
-    unreadable ones, HEIC, videos, RAW photographs. unreadable: names, relative to the folder."""
+    unreadable ones, HEIC, images without features, videos, RAW photographs. unreadable,
+    featureless: names, relative to the folder."""
     heic = [name for name in unreadable if name.lower().endswith(HEIC) and not READS_HEIC]
     kinds: dict[str, list[str]] = {
         "file that cannot be read": [name for name in unreadable if name not in heic],
         "HEIC photograph, which pip install -e '.[heic]' makes readable": heic,
+        "image without a row of features": [*featureless],
         **{kind: [] for kind in OTHERS},
     }
     for directory, folders, files in os.walk(folder):

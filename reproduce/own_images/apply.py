@@ -40,6 +40,7 @@ def batches(source: str, clusterer: Clusterer, size: int) -> Iterator[Batch]:
     if known := clusterer.kept(source, size):
         yield from known
         return
+    clusterer.made_ready()
     if path.suffix == ".npz":
         images = read_cached(path.stem, path)
     elif is_packed(path):
@@ -172,7 +173,8 @@ def apply(
             raise unreadable(Path(source), bad, "" if skip else " (--skip leaves them out)")
         for file, values in zip(raw, kept):
             write_header(file, "<f4", sizes.total(), values.shape[1])
-    without = left_out(Path(folder), list(bad)) if folder else []
+    unknown = clusterer.without_features(folder) if folder and not others else []
+    without = left_out(Path(folder), list(bad), unknown) if folder else []
     notes = [*made.notes, *without, *familiar.warning(unlike, sizes.total())]
     by_cluster = [sizes[k] for k in range(max(clusterer.n_clusters, max(sizes) + 1))]
     counted = {"images": sizes.total(), "skipped": list(bad), "sizes": by_cluster}

@@ -79,6 +79,11 @@ class Clusterer(nn.Module):
         else None."""
         return None
 
+    def without_features(self, folder: str) -> list[str]:
+        """Images of the run's own folder that it can say nothing of: where features are from a
+        user's file, those that the file has no row of."""
+        return []
+
     @torch.no_grad()
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``forward`` on the clusterer's device, back on the CPU."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -241,10 +242,21 @@ class FeatureClusterer(Clusterer):
         device = next(self.groups.buffers()).device
         return tuple(t.cpu() for t in self(images.to(device)))
 
+    @property
+    def of_file(self) -> bool:
+        """Whether the features are from a user's file, and there is no network."""
+        return not self.shape[1]
+
+    def without_features(self, folder: str) -> list[str]:
+        if not self.of_file:
+            return []
+        here, known = Path(folder), edits.clusters_of(self.path)
+        return [file for f in list_images(here) if (file := relative(f, here)) not in known]
+
     def made_ready(self) -> pretrained.Network:
         """The network of the run; ConfigError where it is not here, or another one now."""
         if self.network is None:
-            if not self.shape[1]:
+            if self.of_file:
                 npy = "name a file .npy of the new images' features, by the same network"
                 raise ConfigError(f"the features of {str(self.path)!r} are from a file: {npy}")
             self.network = pretrained.find(self.about["source"], self.config.image_size)
@@ -256,7 +268,8 @@ class FeatureClusterer(Clusterer):
 
     def kept(self, source: str, size: int) -> Iterator[Batch] | None:
         """Features instead of images: those of a file .npy, or where the images are the run's own;
-        None for other images, which the network has to see."""
+        None for other images, which the network has to see. Where features are a user's there is no
+        network: then the run's images are those that it has a row of and that are still there."""
         if source.endswith(".npy"):
             values = read_values(source)
             width = np.load(self.path / "features.npy", mmap_mode="r").shape[1]
@@ -268,6 +281,9 @@ class FeatureClusterer(Clusterer):
         if str(here) != self.config.folder or not here.is_dir():
             return None
         files, skipped = [*edits.clusters_of(self.path)], self.provenance["skipped"]
+        if self.of_file and any(there := [(here / file).exists() for file in files]):
+            values = np.load(self.path / "features.npy")[there]
+            return in_batches([*itertools.compress(files, there)], values, {}, size)
         then = (self.path / "features.npy").stat().st_mtime
         now_there = list_images(here)
         same = {relative(file, here) for file in now_there} == {*files, *skipped}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import sys
 import types
@@ -19,7 +20,7 @@ from reproduce.__main__ import main
 from reproduce.data import evenly
 from reproduce.data.folder import read_image
 from reproduce.networks import efficientnet
-from reproduce.own_images import choose, edits, featured, grouping, look, page, pretrained
+from reproduce.own_images import choose, edits, featured, grouping, look, page, pretrained, tables
 from reproduce.own_images.apply import apply
 from reproduce.own_images.features import images_hash, take
 from reproduce.own_images.grouping import Grouping
@@ -283,6 +284,41 @@ def test_a_user_s_own_features(tmp_path, colours):
     Image.new("RGB", (9, 9)).save(tmp_path / "other" / "a.png")
     with pytest.raises(ConfigError, match="from a file: name a file .npy"):
         apply(str(run), str(tmp_path / "other"), str(tmp_path / "n.csv"))
+
+
+def test_features_of_some_of_a_folder_s_images(tmp_path, colours, capsys, monkeypatch):
+    """The others have no cluster, whether they were there or came since; one that is gone has no
+    row; an image that was written anew keeps its features, as nothing here can see it."""
+    monkeypatch.setattr(tables, "map_of", lambda x, near, cosine: x[:, :2])
+    for made in ("execute", "to_html"):
+        monkeypatch.setattr(f"reproduce.report.pages.{made}", lambda *words, **named: None)
+    folder = paint(tmp_path / "images", flat=True)
+    names = [f"{i:02d}.png" for i in range(0, 20)]
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(20, 5)))
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    words = ["clusters", str(folder), "2", "-p", "grouping", "kmeans"]
+    for name in ("features f.npy", "names names.txt", "results_dir runs", "data_dir data"):
+        name, value = name.split()
+        words += ["-p", name, str(tmp_path / value)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "left out: 4 images without a row of features: '20.png', '21.png', '22.png'" in said
+    run = next((tmp_path / "runs").glob("own_images/images/*"))
+    assert [row["file"] for row in table(run / "clusters.csv")] == names
+    Image.new("RGB", (20, 20), "green").save(folder / "new.png")
+    os.utime(folder / "00.png", (4e9, 4e9))
+    (folder / "03.png").unlink()
+    assert main(["apply", str(run), str(folder), "-o", str(tmp_path / "o.csv")]) == 0
+    assert "left out: 5 images without a row of features" in capsys.readouterr().out
+    names.remove("03.png")
+    assert [row["file"] for row in table(tmp_path / "o.csv")] == names
+    shutil.copytree(folder, tmp_path / "other")
+    for source in ("other", "digits"):
+        source = str(tmp_path / source) if source == "other" else source
+        assert main(["apply", str(run), source, "-o", str(tmp_path / "n.csv")]) == 2
+        error = capsys.readouterr().err
+        assert "from a file: name a file .npy of the new images' features" in error
+        assert error.count("\n") == 1 and not colours.seen
 
 
 def test_wrong_features_end_in_a_sentence(tmp_path, capsys):
