@@ -164,6 +164,12 @@ class Network(Data):
         return LEAST_SIDE.get((self.backbone, self.stem), LEAST_SIDE.get(self.backbone, 2))
 
     def refusals(self):
+        if gives_features_alone(self.weights):
+            how = f"python -m reproduce clusters FOLDER K -p weights {self.weights}"
+            yield (
+                f"weights is {short_repr(self.weights)}, whose features {how} takes: training "
+                "starts from the directory of a run, a file with a state dict, or 'imagenet'"
+            )
         resnet = self.backbone in ("resnet18", "resnet34", "resnet50") and self.stem == "imagenet"
         if self.weights == "imagenet" and (not resnet or self.sobel):
             yield (
@@ -183,6 +189,13 @@ class Network(Data):
                 f"stem is {self.stem!r}, but backbone is {self.backbone!r}, which has no such "
                 "stem: choose a resnet or stem 'cifar'"
             )
+
+
+def gives_features_alone(weights: str) -> bool:
+    """Whether ``weights`` names a network that ``clusters`` takes features of, and that no training
+    here starts from."""
+    named = weights == "photos" or weights.startswith(("timm:", "torchvision:", "hub:"))
+    return named and not os.path.exists(os.path.expanduser(weights))
 
 
 def phases(view_sizes: str) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from reproduce.config import readers
 from reproduce.data.folder import FORMATS, fill, list_folder, list_images
 from reproduce.data.sets import evenly
 from reproduce.files import NOTEBOOKS
+from reproduce.methods.data_and_network import gives_features_alone
 from reproduce.networks import efficientnet
 from reproduce.own_images.grouping import Grouping, check
 from reproduce.own_images.pretrained import BY_IMAGENET
@@ -102,7 +103,7 @@ def plan(folder: str, given: dict, gpu: bool | None = None) -> Plan:
     if source == "scratch" or (trained and not named):
         if source == "scratch":
             del given["weights"]
-        elif source == "photos" or source.startswith(("timm:", "torchvision:", "hub:")):
+        elif gives_features_alone(source):
             alone = "gives features alone, without training"
             raise ConfigError(f"weights is {source!r}, which {alone}: leave out {trained[0]}")
         settings, why = trained_with(folder, given, gpu)

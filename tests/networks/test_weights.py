@@ -212,6 +212,15 @@ def test_a_state_dict_is_read_with_the_prefixes_of_wrappers(tmp_path):
     assert provenance(config)["labels"].startswith("unknown in the weights")
 
 
+@pytest.mark.parametrize("source", ["photos", "timm:resnet18", "torchvision:resnet18", "hub:a:b"])
+def test_a_network_that_gives_features_alone_is_for_clusters(source, capsys):
+    words = ["train", "-p", "dataset", "folder", "-p", "folder", "gone", "-p", "weights", source]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"python -m reproduce clusters FOLDER K -p weights {source} takes" in said
+    assert said.count("\n") == 1
+
+
 def test_weights_that_do_not_fit_end_in_a_sentence(place, tmp_path):
     file = tmp_path / "w.pt"
 
