@@ -15,8 +15,8 @@ def read_json(path: Path, setting: str = "run_dir") -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        why = f"cannot be read: {type(error).__name__}"
-        raise ConfigError(f"{setting}: {str(path)!r} {why}") from None
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise ConfigError(f"{setting}: {str(path)!r} cannot be read: {why}") from None
     if not isinstance(content, dict):
         why = f"must hold names and values, got a {type(content).__name__}"
         raise ConfigError(f"{setting}: {str(path)!r} {why}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import shlex
 from pathlib import Path
@@ -101,7 +103,9 @@ def clustered(plan) -> tuple[Path, str]:
 
 def how_many(word: str) -> int:
     """K as it is named on the command line; 0 for "auto"."""
-    return 0 if word == "auto" else int(word)
+    with contextlib.suppress(ValueError):
+        return 0 if word == "auto" else int(word)
+    raise argparse.ArgumentTypeError(f"K must be a whole number or auto, got {word!r}")
 
 
 def tell_of(own, out: Path | None) -> None:

@@ -254,7 +254,7 @@ def test_a_run_may_be_named_with_a_tilde(finished, data_dir, monkeypatch):
     [
         ("metrics.json", ["not the directory of a finished run"]),
         ("model.pt", ["no model.pt"]),
-        ("config.json", ["config.json", "FileNotFoundError"]),
+        ("config.json", ["config.json", "No such file"]),
     ],
 )
 def test_a_missing_file(copied, file, words):

@@ -269,6 +269,13 @@ def test_wrong_input_ends_in_a_sentence(place, tmp_path, capsys):
         assert main(["clusters", str(where), k, *places]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1, error
+    gone = str(tmp_path / "gone.json")
+    assert main(["clusters", str(folder), "2", "--edits", gone, *places]) == 2
+    said = f"error: clusters.json: {gone!r} cannot be read: No such file or directory\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(SystemExit):
+        main(["clusters", str(folder), "five", *places])
+    assert "K must be a whole number or auto, got 'five'" in capsys.readouterr().err
     given = {"run_dir": "", "at_most": 10, "per_row": 3, "on_map": 5}
     for wrong, said in (
         ({"per_row": 0}, "per_row must be a whole number of at least 1"),
