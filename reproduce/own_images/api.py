@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor
 from reproduce.config import Config
 from reproduce.evaluation import probes
 from reproduce.files import atomic
-from reproduce.own_images import choose, edits, featured, look, sort, tables
+from reproduce.own_images import choose, edits, familiar, featured, look, sort, tables
 from reproduce.own_images.apply import apply
 from reproduce.own_images.edits import Edits
 from reproduce.own_images.features import checked, finite
@@ -67,6 +69,12 @@ def of_features(features, k: int, files: Iterable[str] = (), **settings) -> Clus
     made = Edits(names=grouped.names)
     verdict = judge(grouped.sizes, grouped.votes, grouped.voters).sentence
     return Clusters(grouped.model, values, names, grouped.probabilities.numpy(), made, verdict)
+
+
+def warn(notes: Iterable[str]) -> None:
+    """Each of them once, where ``predict`` was called."""
+    for note in notes:
+        warnings.warn(note, stacklevel=4)  # above no_grad
 
 
 def array(features) -> np.ndarray:
@@ -186,13 +194,15 @@ class Clusters:
     @torch.no_grad()
     def predict(self, images) -> pd.DataFrame:
         """The clusters of new images, as ``table``: of a folder, or of features ``[N, D]`` by the
-        same network."""
+        same network; and as ``apply``, how similar they are to these images, and which are unlike
+        all of them. A UserWarning says where many are, and which files are left out."""
         if isinstance(images, (str, os.PathLike)):
             if self.run is None:
                 raise ConfigError(f"images: {str(images)!r} cannot be seen: there is no network")
             with tempfile.TemporaryDirectory() as place:
                 out = Path(place) / "new.csv"
-                apply(str(self.run), os.fspath(images), str(out), skip=True)
+                applied = apply(str(self.run), os.fspath(images), str(out), skip=True)
+                warn(applied["notes"])
                 return tables.read(out)
         if self.run and not isinstance(self.model, featured.FeatureClusterer):
             raise ConfigError("images must be a folder: this run has trained a network of its own")
@@ -200,10 +210,20 @@ class Clusters:
         if values.ndim != 2 or values.shape[1] != self.features.shape[1]:
             wanted = f"[N, {self.features.shape[1]}]"
             raise ConfigError(f"features must be an array {wanted}, got {list(values.shape)}")
-        output = self.model(torch.from_numpy(finite(values, "features")))
+        values = finite(values, "features")
+        output = self.model(torch.from_numpy(values))
         p = (output[0] if isinstance(output, tuple) else output).numpy()
         names = [f"row {i}" for i in range(len(values))]
-        return self.rows(names, p, replace(self.edits, moved={}))
+        found = self.rows(names, p, replace(self.edits, moved={}))
+        found["similarity"] = self.familiar.similarity(torch.from_numpy(values))
+        found["unlike"] = (found["similarity"] < self.familiar.least).astype(int)
+        warn(familiar.warning(int(found["unlike"].sum()), len(found)))
+        return found
+
+    @functools.cached_property
+    def familiar(self) -> familiar.Familiar:
+        """What new images are compared with: these, but for those that came after the run."""
+        return familiar.Familiar(self.features[~np.isnan(self.features[:, 0])])
 
     def similar(self, image: str | int, n: int = 10) -> pd.DataFrame:
         """The n images most like one of them, the most alike first: file, cosine, cluster."""

@@ -28,7 +28,12 @@ from reproduce.settings import ConfigError
 LEFT_OUT = "left_out.json"
 NEAR = 20  # images whose mean similarity is an image's typicality
 MAPPED = 20_000  # images that UMAP sees; it lays the others between their neighbours
-NUMBERS = ("cluster", "run_cluster", "probability", "margin", "distance", "typicality", "x", "y")
+WHOLE = ("cluster", "run_cluster", "unlike", "group", "bytes")  # columns of whole numbers
+NUMBERS = (
+    *WHOLE,
+    *("probability", "margin", "distance", "typicality", "x", "y"),
+    *("similarity", "correlation", "deviations"),
+)
 
 
 @dataclass
@@ -150,7 +155,7 @@ def read(path: Path) -> pd.DataFrame:
     for name, values in columns.items():
         if name in NUMBERS:
             values = [float(value or "nan") for value in values]
-            table[name] = np.array(values, int if name.endswith("cluster") else float)
+            table[name] = np.array(values, int if name in WHOLE else float)
         else:
             table[name] = pd.Series(values, dtype=object)
     return pd.DataFrame(table)

@@ -8,6 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 from folders import blobs
+from PIL import Image
 from test_features import Colours, colours, paint  # noqa: F401  a fixture
 
 import reproduce
@@ -19,8 +20,11 @@ from reproduce.own_images import api, edits
 @pytest.fixture
 def made(tmp_path, colours):  # noqa: F811
     folder = paint(tmp_path / "images")
-    places = {"results_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data")}
-    return folder, reproduce.cluster(folder, 2, weights="photos", steps=60, **places)
+    return folder, reproduce.cluster(folder, 2, weights="photos", steps=60, **places(tmp_path))
+
+
+def places(tmp_path):
+    return {"results_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data")}
 
 
 def test_a_folder(made, tmp_path):
@@ -42,6 +46,44 @@ def test_a_folder(made, tmp_path):
     assert near["file"].tolist() == [found.files[i] for i in np.argsort(-cosine)[:5]]
     np.testing.assert_allclose(near["cosine"], np.sort(cosine)[::-1][:5], atol=1e-5)
     assert found.similar(4, 5).equals(near)
+
+
+def kinds(table) -> dict[str, str]:
+    return {name: values.dtype.kind for name, values in table.items()}
+
+
+def test_numbers_are_numbers(made, tmp_path, recwarn):
+    folder, found = made
+    shutil.copy(folder / "00.png", folder / "copy.png")
+    found = reproduce.cluster(folder, 2, weights="photos", steps=60, **places(tmp_path))
+    whole, real, text = "group bytes", "correlation", "kind file"
+    kind = {n: k for names, k in ((whole, "i"), (real, "f"), (text, "O")) for n in names.split()}
+    assert len(found.duplicates) == 2 and kinds(found.duplicates) == kind
+    kind = {"file": "O", "similarity": "f", "deviations": "f", "nearest": "O"}
+    assert kinds(found.outliers) == kind
+    table = {"file": "O", "cluster": "i", "name": "O", "probability": "f", "margin": "f"}
+    assert kinds(found.table) == table | {"path": "O"}
+    new = {"similarity": "f", "unlike": "i"}
+    shutil.copytree(folder, tmp_path / "new")
+    assert kinds(found.predict(tmp_path / "new")) == table | {"path": "O"} | new
+    assert kinds(found.predict(found.features[:2])) == table | new
+    assert not [w for w in recwarn if w.category is UserWarning]
+
+
+def test_images_unlike_the_run_s_are_warned_of(made, tmp_path):
+    folder, found = made
+    (tmp_path / "new").mkdir()
+    for i in range(3):
+        Image.new("RGB", (20, 20), (0, 255 - i, 0)).save(tmp_path / "new" / f"{i}.png")
+    for images in (tmp_path / "new", -found.features[:3]):
+        with pytest.warns(UserWarning, match="3 of 3 images are unlike all that") as seen:
+            new = found.predict(images)
+        assert new["unlike"].tolist() == [1, 1, 1] and (new["similarity"] < 0.9).all()
+        assert [w.filename for w in seen] == [__file__]
+    (tmp_path / "new" / "film.mp4").write_bytes(b"x")
+    with pytest.warns(UserWarning) as seen:
+        found.predict(tmp_path / "new")
+    assert str(seen[0].message) == "left out: 1 video: 'film.mp4'" and len(seen) == 2
 
 
 def test_what_is_renamed_and_merged_is_kept(made):
@@ -88,14 +130,13 @@ def test_features_alone(how):
 
 def test_the_notebook_shows_a_folder(made, tmp_path):
     folder, found = made
-    places = {"results_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data")}
     shown, cells = [], nbformat.read(ROOT / "notebooks" / "own_images.ipynb", as_version=4).cells
     assert len(cells) == 10
     namespace = {"display": shown.append}
     for i, cell in enumerate(c for c in cells if c.cell_type == "code"):
         exec(compile(cell.source, cell.id, "exec"), namespace)
         if i == 0:
-            namespace |= {"images": str(folder), "k": 2, "per_row": 3, **places}
+            namespace |= {"images": str(folder), "k": 2, "per_row": 3, **places(tmp_path)}
     plt.close("all")
     assert namespace["found"].run.parent == found.run.parent and len(shown) == 2
     with pytest.raises(ConfigError, match="images is empty: name a folder"):
