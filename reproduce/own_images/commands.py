@@ -117,6 +117,8 @@ def tell_of(own, out: Path | None) -> None:
         tables.write_table(out, own.table)
     for note in own.notes:
         print(f"note:   {note}")
+    if copies := tables.copies(own.run):
+        print(f"copies: {copies} (duplicates.csv, outliers.csv)")
     print(f"run:    {own.run}")
     print(f"table:  {(out or own.run) / 'clusters.csv'}")
     print(f"look:   {own.run / 'clusters.html'}")

@@ -177,9 +177,14 @@ def write(
 def told(twice: pd.DataFrame, alone: pd.DataFrame) -> str:
     """What was found, in a sentence."""
     words = []
-    for kind in KINDS:
+    for kind, one, many in zip(KINDS, ("copy", "copy", "more"), ("copies", "copies", "more")):
         groups = twice[twice["kind"] == kind].groupby("group").size()
-        if len(groups):
-            words.append(f"{int((groups - 1).sum()):,} copies of {kind} in {len(groups):,} groups")
-    words.append(f"{len(alone):,} images like no other")
+        n = int((groups - 1).sum())
+        if n:
+            ending = "s" * (len(groups) > 1)
+            words.append(
+                f"{n:,} {one if n == 1 else many} of {kind} in {len(groups):,} group{ending}"
+            )
+    words = words or ["no image is there twice"]
+    words.append(f"{len(alone):,} image{'s' * (len(alone) != 1)} like no other")
     return ", ".join(words)

@@ -58,6 +58,10 @@ class Look:
         return judge(self.sizes, self.votes, "heads" if self.clusterer.heads else "clusterings")
 
     @property
+    def copies(self) -> str:
+        return tables.copies(self.path)
+
+    @property
     def notes(self) -> list[str]:
         return tables.notes_of(self.path, self.clusterer.edits)
 
@@ -177,14 +181,28 @@ def rows_of(files: list[str], probabilities: Tensor, votes: np.ndarray) -> pd.Da
 
 
 def near_duplicates(run: Look, n: int = 8) -> pd.DataFrame:
-    """The n closest pairs among the images looked at: positions a, b, cosine, and both files."""
+    """Of each of the first n groups in the run's duplicates.csv the first two images: kind, both
+    files, alike (the correlation of their pixels), and a, b, their positions among the images
+    looked at, or -1. Of a run without that file the n closest pairs of those looked at; alike is
+    then the cosine of their features."""
+    if (run.path / "duplicates.csv").exists():
+        twice = tables.read(run.path / "duplicates.csv")
+        pairs = [group.iloc[:2] for _, group in twice.groupby(["kind", "group"], sort=False)][:n]
+        at = {file: i for i, file in enumerate(run.table["file"])}
+        names = [[*map(tables.plain, pair["file"])] for pair in pairs]
+        rows = [
+            (pair["kind"].iloc[0], pair["correlation"].iloc[1], at.get(a, -1), at.get(b, -1), a, b)
+            for pair, (a, b) in zip(pairs, names)
+        ]
+        return pd.DataFrame(rows, columns=["kind", "alike", "a", "b", "file_a", "file_b"])
     cosine, other = probes.nearest(run.features, run.features, 1, itself=True)
     pairs = np.stack([np.arange(len(run.features)), other[:, 0].numpy()], 1)
     pairs = pd.DataFrame(np.sort(pairs, 1), columns=["a", "b"])
-    pairs["cosine"] = cosine[:, 0].numpy()
-    pairs = pairs.drop_duplicates(["a", "b"]).nlargest(n, "cosine")
+    pairs["alike"] = cosine[:, 0].numpy()
+    pairs = pairs.drop_duplicates(["a", "b"]).nlargest(n, "alike")
     files = run.table["file"]
-    return pairs.assign(file_a=files[pairs["a"]].values, file_b=files[pairs["b"]].values)
+    pairs = pairs.assign(file_a=files[pairs["a"]].values, file_b=files[pairs["b"]].values)
+    return pairs.assign(kind="similar features")
 
 
 def table(frame: pd.DataFrame, formats: Mapping[str, str], **more) -> Styler:

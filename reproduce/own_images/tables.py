@@ -19,6 +19,7 @@ from reproduce.evaluation import probes
 from reproduce.files import TEXT, atomic, read_json
 from reproduce.own_images import edits
 from reproduce.own_images.apply import TEXTS, apply, in_cell, write_rows
+from reproduce.own_images.duplicates import told
 from reproduce.own_images.edits import Edits, plain
 from reproduce.own_images.featured import open_run
 from reproduce.runs.directory import whole_or_left_out
@@ -82,6 +83,12 @@ def notes_of(run: Path, made: Edits) -> list[str]:
     among its images, in sentences."""
     path = run / LEFT_OUT
     return [*made.notes, *(read_json(path)["left_out"] if path.exists() else [])]
+
+
+def copies(run: Path) -> str:
+    """What a run's duplicates.csv and outliers.csv hold, in a sentence; '' where it has none."""
+    files = run / "duplicates.csv", run / "outliers.csv"
+    return told(*map(read, files)) if all(file.exists() for file in files) else ""
 
 
 def finish(run: Path, folder: str, made: Edits) -> Own:

@@ -4,6 +4,8 @@ import csv
 import json
 import shutil
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ import reproduce
 from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.data import sets as data
+from reproduce.files import NOTEBOOKS
 from reproduce.own_images import choose, look, tables
 from reproduce.own_images.featured import is_featured
 from reproduce.runs.directory import Run
@@ -66,7 +69,7 @@ def test_every_method_can_be_looked_at(place, method):
     assert found.table["margin"][unsure].max() <= found.table["margin"][sure].min()
     pairs = look.near_duplicates(found, 3)
     names = {tuple(sorted(p)) for p in zip(pairs["file_a"], pairs["file_b"])}
-    assert ("train/side0/00.png", "train/side0/90.png") in names and pairs["cosine"].max() > 0.999
+    assert ("train/side0/00.png", "train/side0/90.png") in names and pairs["alike"].max() > 0.999
     assert (pairs["a"] < pairs["b"]).all()
     few = looked_at(place, path, at_most=5)
     assert list(few.table["file"]) == [list(known)[i] for i in (0, 6, 12, 18, 24)]
@@ -82,6 +85,42 @@ def test_a_trained_run_has_what_one_on_features_has(place):
     with open(path / "duplicates.csv", newline="") as file:
         same = [row["file"] for row in csv.DictReader(file) if row["kind"] == "the same file"]
     assert {*same} == {"train/side0/00.png", "train/side0/90.png"}
+
+
+def cell_of(title: str) -> str:
+    """The code below a title of clusters.ipynb."""
+    cells = nbformat.read(NOTEBOOKS / "clusters.ipynb", as_version=4).cells
+    (i,) = (i for i, cell in enumerate(cells) if cell.source.startswith(f"## {title}"))
+    return cells[i + 1].source
+
+
+def test_the_page_of_figures_has_the_copies_of_the_list(place, tmp_path, capsys, monkeypatch):
+    """Also of images that it does not draw."""
+    path = shutil.copytree(trained(place, "crlc"), tmp_path / "run")
+    sheets, real = [], look.sheet
+    monkeypatch.setattr(look, "sheet", lambda *words: sheets.append(words) or real(*words))
+    look.complete(str(path), str(place[0] / "data"))
+
+    def shown(at_most=4000):
+        sheets.clear()
+        found = looked_at(place, path, at_most=at_most)
+        exec(cell_of("Near-duplicates"), {"found": found, "look": look, "plt": plt, "per_row": 4})
+        plt.close("all")
+        return capsys.readouterr().out, look.near_duplicates(found, 4)
+
+    said, pairs = shown()
+    twice = ["the same file", "train/side0/00.png", "train/side0/90.png"]
+    assert pairs[["kind", "file_a", "file_b"]].values.tolist()[0] == twice
+    assert said.startswith("1 copy of the same file in 1 group, ") and len(sheets) == 1
+    said, pairs = shown(2)
+    assert pairs.loc[0, ["a", "b"]].tolist() == [0, -1] and not sheets
+    lines = (path / "duplicates.csv").read_text().splitlines()
+    (path / "duplicates.csv").write_text(f"{lines[0]}\n")
+    said, pairs = shown()
+    assert said.startswith("no image is there twice, ") and not len(pairs) and not sheets
+    (path / "duplicates.csv").unlink()
+    said, pairs = shown()
+    assert said.startswith("the most similar pairs") and len(pairs) == 4 and sheets
 
 
 def test_other_images_than_it_was_trained_on(place, tmp_path):
@@ -225,6 +264,7 @@ def test_a_folder_as_people_have_it(tmp_path, capsys, monkeypatch, colours, trai
     (folder / "2024" / "film.mp4").write_bytes(b"x")
     (folder / "raw.CR2").write_bytes(b"x")
     shutil.copytree(folder / "2023", folder / "__MACOSX" / "2023")
+    shutil.copy(folder / "12.png", folder / "2024" / "again.png")
     for made in ("execute", "to_html"):
         monkeypatch.setattr(f"reproduce.report.pages.{made}", lambda *words, **named: None)
     words = ["clusters", str(folder), "2", "-p", "results_dir", str(tmp_path / "runs")]
@@ -237,7 +277,8 @@ def test_a_folder_as_people_have_it(tmp_path, capsys, monkeypatch, colours, trai
         "left out: 1 video: '2024/film.mp4'",
         "left out: 1 RAW photograph: 'raw.CR2'",
     ]
-    assert all(f"note:   {note}\n" in said for note in left_out) and "25 files of colour" in said
+    assert all(f"note:   {note}\n" in said for note in left_out) and "26 files of colour" in said
+    assert "\ncopies: 1 copy of the same file in 1 group, " in said
     (run,) = (tmp_path / "runs").glob("folder/crlc/*" if trained else "own_images/photos/*")
     found = reproduce.Clusters.load(run)
     assert found.notes == left_out and look.look(str(run)).notes == left_out
@@ -245,7 +286,7 @@ def test_a_folder_as_people_have_it(tmp_path, capsys, monkeypatch, colours, trai
     assert json.loads(page.partition('id="data">')[2].partition("<")[0])["notes"] == left_out
     with open(run / "clusters.csv", newline="") as file:
         names = [row["file"] for row in csv.DictReader(file)]
-    assert len(names) == 24 and all((folder / name).is_file() for name in names)
+    assert len(names) == 25 and all((folder / name).is_file() for name in names)
     with open(run / "assignments.csv", newline="") as file:
         assert [row["file"] for row in csv.DictReader(file)] == names
 
@@ -289,8 +330,6 @@ def test_wrong_input_ends_in_a_sentence(place, tmp_path, capsys):
 
 
 def test_the_pictures_can_be_drawn(place):
-    import matplotlib.pyplot as plt
-
     found = looked_at(place, trained(place, "crlc"))
     k = int(found.sizes.argmax())
     found.names = {k: "left"}
