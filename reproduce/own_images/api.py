@@ -25,7 +25,7 @@ from reproduce.own_images.apply import apply
 from reproduce.own_images.edits import Edits
 from reproduce.own_images.features import checked, finite
 from reproduce.own_images.grouping import Grouping, group
-from reproduce.own_images.stability import choose_k, stability
+from reproduce.own_images.stability import choose_k, stability, table_of
 from reproduce.own_images.verdict import judge, sentence_of
 from reproduce.report import plots
 from reproduce.runs.directory import Run
@@ -62,13 +62,17 @@ def of_features(features, k: int, files: Iterable[str] = (), **settings) -> Clus
     names = [*files] or [f"row {i}" for i in range(len(values))]
     if len(names) != len(values):
         raise ConfigError(f"features has {len(values)} rows, but files has {len(names)} names")
-    given = Grouping.from_params({"n_clusters": k, **settings})
+    given, table = Grouping.from_params({"n_clusters": k, **settings}), None
     if not k and given.grouping != "hdbscan":
-        given = replace(given, n_clusters=choose_k(stability(values, given))[0])
+        table = stability(values, given)
+        given = replace(given, n_clusters=choose_k(table)[0])
     grouped = group(values, given)
     made = Edits(names=grouped.names)
     verdict = judge(grouped.sizes, grouped.votes, grouped.voters).sentence
-    return Clusters(grouped.model, values, names, grouped.probabilities.numpy(), made, verdict)
+    if table is not None:
+        verdict += f" {choose_k(table)[1]}."
+    p = grouped.probabilities.numpy()
+    return Clusters(grouped.model, values, names, p, made, verdict, stability=table)
 
 
 def warn(notes: Iterable[str]) -> None:
@@ -108,8 +112,9 @@ def from_notebook(namespace: Mapping[str, Any]) -> Clusters:
 
 class Clusters:
     """Clusters of N images: ``table``, ``predict``, ``similar``, ``sort_into``, ``merge``,
-    ``rename``; ``verdict`` says in words what they are worth, ``notes`` what was left out; ``run``
-    is the run directory, None of features alone. ``load`` opens a run."""
+    ``rename``; ``verdict`` says in words what they are worth, ``notes`` what was left out;
+    ``stability`` has the agreement on each K where K was chosen by it, and is None elsewhere;
+    ``run`` is the run directory, None of features alone. ``load`` opens a run."""
 
     def __init__(
         self,
@@ -120,9 +125,11 @@ class Clusters:
         made: Edits,
         verdict: str,
         run: Path | None = None,
+        stability: pd.DataFrame | None = None,
     ):
         self.model, self.features, self.files, self.run = model, features, files, run
         self.probabilities, self.edits, self.verdict = probabilities, made, verdict
+        self.stability = stability
 
     @classmethod
     def load(cls, run: str | os.PathLike) -> Clusters:
@@ -137,7 +144,8 @@ class Clusters:
         files = [edits.plain(file) for file in tables.read(out)["file"]]  # as they were then
         features = tables.features_of(path, files)
         p = np.load(path / "probabilities.npy")
-        return cls(clusterer, features, files, p, clusterer.edits, sentence_of(path), path)
+        said, table = sentence_of(path), table_of(path)
+        return cls(clusterer, features, files, p, clusterer.edits, said, path, table)
 
     def __len__(self) -> int:
         return len(self.files)

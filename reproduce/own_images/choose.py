@@ -138,7 +138,8 @@ def plan(folder: str, given: dict, gpu: bool | None = None) -> Plan:
 def trained_with(folder: str, given: dict, gpu: bool | None) -> tuple[dict, str]:
     """``choose`` where K is named: training cannot find it, and folders would be labels."""
     if given.get("n_clusters") == 0:
-        how = "name a K, or -p weights photos, a trained network (pip install -e '.[photos]')"
+        how = "name a K first, then auto with -p weights RUN, the directory of that run; or take "
+        how += "-p weights photos, a trained network (pip install -e '.[photos]')"
         raise ConfigError(f"K is 'auto', but these images train a network of their own: {how}")
     return choose(folder, given, gpu)
 

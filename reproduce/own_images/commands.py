@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from reproduce.config import Config
-from reproduce.files import NOTEBOOKS, printable, read_json
+from reproduce.files import NOTEBOOKS, printable
 from reproduce.runs.directory import Run
 from reproduce.runs.yaml_files import given
 from reproduce.settings import ConfigError
@@ -83,9 +83,7 @@ def clusters(args) -> None:
 
 def clustered(plan) -> tuple[Path, str]:
     """Do what was planned with a folder; the run directory, and where data are kept."""
-    import pandas as pd
-
-    from reproduce.own_images import featured, look, stability
+    from reproduce.own_images import featured, look, verdict
     from reproduce.report.notebook import counted, watched_fit
 
     if plan.settings is not None:
@@ -95,9 +93,7 @@ def clustered(plan) -> tuple[Path, str]:
         return run.path, run.config.data_dir
     with counted("images") as seen, counted("values of K") as tried:
         path = featured.make(plan.grouping, seen, tried)
-    if (path / "stability.csv").exists():
-        print(stability.choose_k(pd.read_csv(path / "stability.csv"))[1])
-    print(read_json(path / "verdict.json")["sentence"])
+    print(verdict.sentence_of(path))
     return path, plan.grouping.data_dir
 
 

@@ -26,7 +26,7 @@ from reproduce.own_images.clusterer import Clusterer
 from reproduce.own_images.edits import clusters_of
 from reproduce.own_images.featured import FeatureClusterer, is_featured, open_run
 from reproduce.own_images.grouping import restarts, umap
-from reproduce.own_images.stability import agreement
+from reproduce.own_images.stability import agreement, choose_k, table_of
 from reproduce.own_images.verdict import Verdict, judge
 from reproduce.report import plots
 from reproduce.runs.trained import newest_run
@@ -54,8 +54,18 @@ class Look:
         self.labels = read_json(self.path / "provenance.json")["labels"]  # behind the features
 
     @property
+    def sentence(self) -> str:
+        """The verdict, and how K was chosen."""
+        chosen = "" if self.stability is None else f" {choose_k(self.stability)[1]}."
+        return self.verdict.sentence + chosen
+
+    @property
     def verdict(self) -> Verdict:
         return judge(self.sizes, self.votes, "heads" if self.clusterer.heads else "clusterings")
+
+    @property
+    def stability(self) -> pd.DataFrame | None:
+        return table_of(self.path)
 
     @property
     def copies(self) -> str:

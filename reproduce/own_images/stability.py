@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,12 @@ def agreement(clusterings) -> float:
     """Mean adjusted Rand index of all pairs of clusterings ``[V, M]``; nan of fewer than two."""
     pairs = itertools.combinations(list(clusterings), 2)
     return float(np.mean([metrics.ari(a, b) for a, b in pairs] or [np.nan]))
+
+
+def table_of(run: Path) -> pd.DataFrame | None:
+    """``stability`` of a run that chose K by it; None of others."""
+    path = run / "stability.csv"
+    return pd.read_csv(path) if path.exists() else None
 
 
 def choose_k(table: pd.DataFrame) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from reproduce.files import read_json
-from reproduce.own_images.stability import agreement
+from reproduce.own_images.stability import agreement, choose_k, table_of
 
 SOUND, FAIR = 0.8, 0.6  # agreement between heads: 0.86 to 0.99 on folders where ACC was above 90 %
 COLLAPSED = 0.9  # share of the largest cluster
@@ -62,6 +62,7 @@ def judge(sizes: np.ndarray, votes: np.ndarray, voters: str = "heads") -> Verdic
 
 
 def sentence_of(run: Path) -> str:
-    """What was said of a run when it was made; '' where nothing was."""
-    path = run / "verdict.json"
-    return read_json(path)["sentence"] if path.exists() else ""
+    """What was said of a run when it was made, and how its K was chosen; '' where nothing was."""
+    path, table = run / "verdict.json", table_of(run)
+    said = [read_json(path)["sentence"]] if path.exists() else []
+    return " ".join(said + ([] if table is None else [f"{choose_k(table)[1]}."]))

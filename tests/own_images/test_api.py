@@ -14,7 +14,7 @@ from test_features import Colours, colours, paint  # noqa: F401  a fixture
 import reproduce
 from reproduce import ConfigError, metrics
 from reproduce.files import ROOT
-from reproduce.own_images import api, edits
+from reproduce.own_images import api, edits, look, stability
 
 
 @pytest.fixture
@@ -126,6 +126,32 @@ def test_features_alone(how):
     assert f"{voters[how]} from random starts of their own" in found.verdict
     assert found.merge(0, 1).merge(0, 2).sizes == {0: 120}
     assert found.table["probability"].between(0.999, 1.001).all()
+
+
+def test_how_k_was_chosen_is_kept(tmp_path, colours, monkeypatch):  # noqa: F811
+    """In words and as a table: of a folder, of features, and on the page of figures."""
+    monkeypatch.setattr(stability, "STEPS", 5)
+    monkeypatch.setattr(stability.stability, "__defaults__", (None, range(2, 5), None))
+    folder = paint(tmp_path / "images")
+    found = reproduce.cluster(folder, "auto", weights="photos", steps=9, **places(tmp_path))
+    k, said = stability.choose_k(found.stability)
+    assert found.stability["K"].tolist() == [2, 3, 4] and found.probabilities.shape[1] == k
+    assert said.startswith(f"K = {k}: heads") and found.verdict.endswith(f". {said}.")
+    again = reproduce.Clusters.load(found.run)
+    assert again.verdict == found.verdict and again.stability.equals(found.stability)
+    shown = look.look(str(found.run))
+    assert shown.sentence.endswith(f". {said}.")
+    cells = nbformat.read(ROOT / "notebooks" / "clusters.ipynb", as_version=4).cells
+    (code,) = (cell.source for cell in cells if "found.stability" in cell.source)
+    monkeypatch.setattr(plt, "show", lambda: None)
+    exec(code, {"found": shown, "plt": plt, "by_k": [1], "names": [""] * k})
+    heads, seeds, here = plt.gca().lines
+    assert [*heads.get_ydata()] == found.stability["heads"].tolist()
+    assert [*seeds.get_ydata()] == found.stability["seeds"].tolist() and {*here.get_xdata()} == {k}
+    plt.close("all")
+    alone = reproduce.cluster(blobs(3), steps=9)
+    assert alone.verdict.endswith(f". {stability.choose_k(alone.stability)[1]}.")
+    assert reproduce.cluster(blobs(3), 3, steps=9).stability is None
 
 
 def test_the_notebook_shows_a_folder(made, tmp_path):

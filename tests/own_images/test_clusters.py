@@ -18,7 +18,7 @@ from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.data import sets as data
 from reproduce.files import NOTEBOOKS
-from reproduce.own_images import choose, look, tables
+from reproduce.own_images import choose, look, stability, tables
 from reproduce.own_images.featured import is_featured
 from reproduce.runs.directory import Run
 from reproduce.settings import ConfigError
@@ -121,6 +121,17 @@ def test_the_page_of_figures_has_the_copies_of_the_list(place, tmp_path, capsys,
     (path / "duplicates.csv").unlink()
     said, pairs = shown()
     assert said.startswith("the most similar pairs") and len(pairs) == 4 and sheets
+
+
+def test_k_is_chosen_by_the_features_of_a_run_that_had_one(place, tmp_path, monkeypatch):
+    """As the refusal of ``auto`` for scans says."""
+    monkeypatch.setattr(stability, "STEPS", 3)
+    monkeypatch.setattr(stability.stability, "__defaults__", (None, range(2, 5), None))
+    base, folder = place
+    places = {"results_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data")}
+    run = str(trained(place, "crlc"))
+    found = reproduce.cluster(folder, "auto", weights=run, steps=3, **places)
+    assert found.stability["K"].tolist() == [2, 3, 4] and len(found) == 25
 
 
 def test_other_images_than_it_was_trained_on(place, tmp_path):

@@ -500,8 +500,9 @@ def test_what_is_done_follows_from_the_images(tmp_path, monkeypatch):
         choose.plan(photos, {"epochs": 3, "weights": "timm:x"}, False)
     with pytest.raises(ConfigError, match="n_clusters is 25, more than the 24 images"):
         choose.plan(photos, {"n_clusters": 25}, False)
-    with pytest.raises(ConfigError, match="K is 'auto', but these images train a network"):
+    with pytest.raises(ConfigError, match="K is 'auto', but these.*auto with -p weights RUN"):
         choose.plan(scans, {"n_clusters": 0}, False)
+    assert choose.plan(scans, {"n_clusters": 0, "weights": str(tmp_path)}, False).grouping
     monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
     without = choose.plan(photos, {"n_clusters": 3}, False)
     assert without.settings and "pip install -e '.[photos]'" in without.why
