@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -70,13 +72,20 @@ def moments_of(run: Path) -> tuple[Tensor, Tensor] | None:
         raise ConfigError(f"weights: {short_repr(str(run / 'apply.npz'))} {what}") from None
 
 
+def downloaded(entry) -> dict[str, Tensor]:
+    """The state dict of an entry of torchvision's weights, from torch.hub's cache or the network,
+    without what torch prints of it."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return entry.get_state_dict(progress=False, check_hash=True)
+
+
 def imagenet(backbone: str) -> dict[str, Tensor]:
     """torchvision's weights, downloaded into torch.hub's cache on first use."""
     import torchvision
 
     known = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
     try:
-        return known.get_state_dict(progress=False, check_hash=True)
+        return downloaded(known)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         what = f"{known.url} cannot be downloaded ({getattr(error, 'reason', error)})"
         folder = str(Path(torch.hub.get_dir()) / "checkpoints")

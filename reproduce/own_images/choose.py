@@ -19,7 +19,7 @@ from reproduce.files import NOTEBOOKS
 from reproduce.methods.data_and_network import gives_features_alone
 from reproduce.networks import efficientnet
 from reproduce.own_images.grouping import Grouping, check
-from reproduce.own_images.pretrained import BY_IMAGENET
+from reproduce.own_images.pretrained import labels_named
 from reproduce.runs.yaml_files import read_settings
 from reproduce.settings import ConfigError, short_repr
 
@@ -128,7 +128,9 @@ def plan(folder: str, given: dict, gpu: bool | None = None) -> Plan:
     }
     what = f"features of {short_repr(grouping.weights)}"
     if grouping.weights == "photos":
-        what = f"features of EfficientNet-Lite0, which are shaped by {BY_IMAGENET}"
+        what = "features of EfficientNet-Lite0"
+    if labels := labels_named(grouping.weights):
+        what += f", which are shaped by {labels}"
     if grouping.features:
         what = f"features from {grouping.features!r}"
     why = f"{described(n, side, grey)}: {what}, and {how[grouping.grouping]} on them"

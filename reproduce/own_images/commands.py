@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from reproduce.config import Config
-from reproduce.files import NOTEBOOKS, printable
+from reproduce.files import NOTEBOOKS, printable, read_json
 from reproduce.runs.directory import Run
 from reproduce.runs.yaml_files import given
 from reproduce.settings import ConfigError
@@ -34,8 +34,9 @@ def add_to(command, names) -> None:
     add("--edits", default="", help=saved)
 
     add = command(sort, "one's own images into a folder for each cluster")
-    add("run", help="its directory")
-    add("out", help="folder for the folders; nothing in it is overwritten")
+    add("run", help="its directory; not named with --undo").required = False
+    named = "folder for the folders; nothing in it is overwritten"
+    add("out", help=named).required = False
     how = "copy, symbolic link, or move, which needs --yes"
     add("--how", choices=("copy", "link", "move"), default="copy", help=how)
     add("--threshold", type=float, default=0.0, help="leave out images of lower probability")
@@ -93,6 +94,9 @@ def clustered(plan) -> tuple[Path, str]:
         return run.path, run.config.data_dir
     with counted("images") as seen, counted("values of K") as tried:
         path = featured.make(plan.grouping, seen, tried)
+    labels = read_json(path / "provenance.json")["labels"]
+    if labels not in plan.why:
+        print(f"labels behind these features: {labels}")
     print(verdict.sentence_of(path))
     return path, plan.grouping.data_dir
 
@@ -126,12 +130,14 @@ def tell_of(own, out: Path | None) -> None:
 def sort(args) -> None:
     from reproduce.own_images import sort as sorting
 
-    if args.undo:
-        done = sorting.undo(args.out)
+    if args.undo and args.run:
+        done = sorting.undo(args.out or args.run)
         print(f"{done.folders.total():,} images taken back")
         for name in done.gone[:10]:
             print(f"note: {name!r} is another file now, or its place is taken: it stays")
         return
+    if not args.out:
+        raise ConfigError("sort: name the run and a folder, RUN OUT; or OUT alone with --undo")
     dry = args.how == "move" and not args.yes
     done = sorting.sort(args.run, args.out, args.how, args.threshold, dry, args.edits)
     for note in done.notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -94,6 +95,8 @@ def follow(path: Path, settings: Grouping, features: Features) -> None:
             write_json(other / "config.json", {**config, "folder": str(features.folder)})
             path.parent.mkdir(parents=True, exist_ok=True)
             other.replace(path)
+            with contextlib.suppress(OSError):  # other runs of that folder are still there
+                other.parent.rmdir()
             return
 
 

@@ -3,8 +3,10 @@ file, or by the directory of a run."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from reproduce.augment import Augment
 from reproduce.config import Config
 from reproduce.networks import backbones, efficientnet
-from reproduce.networks.weights import IMAGENET, moments_of, read_state
+from reproduce.networks.weights import IMAGENET, downloaded, moments_of, read_state
 from reproduce.runs.directory import weights_digest
 from reproduce.runs.provenance import labels_used
 from reproduce.runs.trained import load_weights, new_method
@@ -28,6 +30,12 @@ KNOWN = (
     "of weights"
 )
 SMALLER = 192  # for EfficientNet-Lite0: a quarter less arithmetic than at its 224
+
+
+def labels_named(source: str) -> str:
+    """Whose labels stand behind a network, in words, where its name alone says it; else ''."""
+    torchvision_s = source == "imagenet" or source.startswith("torchvision:")
+    return BY_IMAGENET if source == "photos" or torchvision_s else ""
 
 
 class Network(nn.Module):
@@ -131,7 +139,7 @@ def torchvision(source: str, name: str) -> Network:
         raise unknown_model(source, name, models.list_models(module=models)) from None
     entry = known["IMAGENET1K_V1"] if source == "imagenet" else known["DEFAULT"]
     try:
-        state = entry.get_state_dict(progress=False, check_hash=True)
+        state = downloaded(entry)
     except (OSError, RuntimeError) as error:
         folder = str(Path(torch.hub.get_dir()) / "checkpoints")
         remedy = f"connect to a network once, or copy {entry.url} into {folder!r}"
@@ -181,7 +189,8 @@ def hub(source: str, rest: str) -> Network:
         raise unusable(source, "must be hub:REPO:ENTRY, as hub:facebookresearch/dino:dino_vits16")
     where = "local" if Path(os.path.expanduser(repo)).is_dir() else "github"
     try:
-        net = torch.hub.load(os.path.expanduser(repo), entry, source=where, trust_repo=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # what torch says of its cache
+            net = torch.hub.load(os.path.expanduser(repo), entry, source=where, trust_repo=True)
     except (OSError, ValueError) as error:
         remedy = "connect to a network once, or name a folder with a hubconf.py"
         raise unusable(source, f"{not_downloaded(error)}: {remedy}") from None

@@ -120,6 +120,7 @@ def test_a_run_moves_with_its_folder(tmp_path, colours):
     again = featured.make(settings(tmp_path, folder=str(tmp_path / "elsewhere" / "images")))
     assert again != run and not run.exists() and featured.open_run(again).names == {0: "red"}
     apply(str(again), str(tmp_path / "elsewhere" / "images"), str(tmp_path / "o.csv"))
+    assert again.parent == run.parent, "the folder has the same name"
     assert sum(colours.seen) == 24
 
 
@@ -160,7 +161,7 @@ def test_a_run_moves_under_another_name_but_not_to_other_settings(tmp_path, colo
     other = featured.make(settings(tmp_path, folder=str(folder), steps=31))
     assert run.exists() and json.loads((other / "config.json").read_text())["steps"] == 31
     again = featured.make(settings(tmp_path, folder=str(folder)))
-    assert again != run and not run.exists() and not (again / "clusters.csv").exists()
+    assert again != run and not run.parent.exists() and not (again / "clusters.csv").exists()
     assert json.loads((again / "config.json").read_text())["folder"] == str(folder)
 
 
@@ -303,6 +304,7 @@ def test_features_of_some_of_a_folder_s_images(tmp_path, colours, capsys, monkey
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "left out: 4 images without a row of features: '20.png', '21.png', '22.png'" in said
+    assert "\nlabels behind these features: unknown, in features from a file\n" in said
     run = next((tmp_path / "runs").glob("own_images/images/*"))
     assert [row["file"] for row in table(run / "clusters.csv")] == names
     Image.new("RGB", (20, 20), "green").save(folder / "new.png")
@@ -394,15 +396,19 @@ def test_a_download_without_a_network_ends_in_a_sentence(monkeypatch):
         pretrained.find("hub:facebookresearch/dino:dino_vits16")
 
 
-def test_a_network_of_torchvision(monkeypatch):
-    """With the size, crop and moments of its weights, without its classes."""
+def test_a_network_of_torchvision(monkeypatch, capsys):
+    """With the size, crop and moments of its weights, without its classes, and without a word."""
     from torchvision import models
 
     net = models.get_model("mobilenet_v3_small", weights=None)
-    monkeypatch.setattr(
-        "torchvision.models._api.load_state_dict_from_url", lambda *a, **k: net.state_dict()
-    )
+
+    def download(*words, **named):
+        print('Downloading: "https://…"')
+        return net.state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
     found = pretrained.find("torchvision:mobilenet_v3_small")
+    assert not capsys.readouterr().out
     assert (found.side, found.read_side, found.labels) == (224, 256, pretrained.BY_IMAGENET)
     images = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (found.mean, found.std))
@@ -490,6 +496,9 @@ def test_what_is_done_follows_from_the_images(tmp_path, monkeypatch):
     taken = choose.plan(photos, {"n_clusters": 3, "seed": 4}, False)
     assert taken.grouping.weights == "photos" and taken.grouping.seed == 4
     assert "ImageNet's 1,000 classes" in taken.why and "-p weights scratch" in taken.why
+    for source in ("imagenet", "torchvision:resnet50"):
+        why = choose.plan(photos, {"n_clusters": 3, "weights": source}, False).why
+        assert f"features of '{source}', which are shaped by ImageNet's 1,000 classes" in why
     trained = choose.plan(scans, {"n_clusters": 3}, False)
     assert trained.settings["augmentation"] == "digits" and "-p weights photos" in trained.why
     assert choose.plan(scans, {"n_clusters": 3, "weights": "photos"}, False).grouping

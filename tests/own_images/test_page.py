@@ -304,6 +304,16 @@ def test_the_map_shows_what_one_points_at(opened):
     assert opened.locator("#selected").inner_text() == f"{len(FILES)} selected"
 
 
+def test_the_map_says_what_a_hand_can_do(made, browser):
+    for touch, said, other in ((True, "Tap one", "Shift"), (False, "with Shift", "Tap")):
+        context = browser.new_context(has_touch=touch, is_mobile=touch)
+        shown = context.new_page()
+        shown.goto((made / "page" / "index.html").as_uri() + "#map")
+        text = shown.locator("#head p").inner_text()
+        context.close()
+        assert said in text and other not in text
+
+
 def test_on_a_telephone(made, visit):
     shown = visit(made / "page" / "index.html", width=390)
     go(shown, "cluster/0")

@@ -198,6 +198,9 @@ def test_wrong_input_ends_in_a_sentence(run, tmp_path, capsys):
         ([str(run), str(tmp_path / "full")], "holds another sort"),
         ([str(run), str(tmp_path / "bad")], "has a damaged sorted.csv"),
         ([str(run), str(tmp_path / "bare"), "--undo"], "there is nothing to undo"),
+        ([str(tmp_path / "bare"), "--undo"], "there is nothing to undo"),
+        (["--undo"], "name the run and a folder, RUN OUT; or OUT alone with --undo"),
+        ([str(run)], "name the run and a folder, RUN OUT; or OUT alone with --undo"),
     ):
         assert main(["sort", *words]) == 2, words
         error = capsys.readouterr().err

@@ -91,7 +91,7 @@ function drawSearch(word) {
   const texts = i => `${run.files[i]} ${titleOf(clusterOf(i))}`.toLowerCase();
   const found = [...Array(N).keys()].filter(i => words.every(w => texts(i).includes(w)));
   byId("head").replaceChildren(el("h1", "", {}, `“${printable(word)}”`), el("p", "tools", {},
-    el("span", "quiet", {}, `${count(found.length, "image")} with this in its file's or its cluster's name`), orderChoice(found),
+    el("span", "quiet", {}, `${count(found.length, "image")} whose file or cluster has this in its name`), orderChoice(found),
     el("button", "", { type: "button", onclick: () => select(found), disabled: !found.length }, "Select all")));
   drawGrid(found);
 }
@@ -99,7 +99,8 @@ function drawSearch(word) {
 function drawMapPart(k) {
   view.only = k;
   byId("head").replaceChildren(el("h1", "", {}, ...(k === null ? [] : [swatch(k)]), k === null ? "Map" : titleOf(k)), el("p", "quiet", {},
-    "Images with similar features lie near each other; distances between groups mean nothing. Point at one to see it, scroll to come closer, drag with Shift to select."));
+    "Images with similar features lie near each other; distances between groups mean nothing. ", el("span", "by-mouse", {},
+      "Point at one to see it, scroll to come closer, drag with Shift to select."), el("span", "by-touch", {}, "Tap one to see it, + to come closer, drag to move.")));
   drawMap();
 }
 
