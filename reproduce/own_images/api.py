@@ -178,8 +178,8 @@ class Clusters:
 
     @property
     def notes(self) -> list[str]:
-        """Which files of the folder are not among the images, and what of clusters.json does not
-        fit them, in sentences."""
+        """Which files of the folder are not among the images, ACC where folders are classes, and
+        what of clusters.json does not fit, in sentences."""
         return tables.notes_of(self.run, self.edits) if self.run else []
 
     def list_of(self, name: str) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from reproduce import metrics
+from reproduce.data.folder import list_folder, relative
 from reproduce.evaluation import probes
 from reproduce.files import TEXT, atomic, read_json
 from reproduce.own_images import edits
@@ -26,7 +29,7 @@ from reproduce.runs.directory import whole_or_left_out
 from reproduce.runs.trained import wrong_run
 from reproduce.settings import ConfigError
 
-LEFT_OUT = "left_out.json"
+NOTES = "notes.json"
 NEAR = 20  # images whose mean similarity is an image's typicality
 MAPPED = 20_000  # images that UMAP sees; it lays the others between their neighbours
 WHOLE = ("cluster", "run_cluster", "unlike", "group", "bytes")  # columns of whole numbers
@@ -48,7 +51,7 @@ class Own:
     probabilities: np.ndarray  # float32 [N, K], of the run's clusters
     near: np.ndarray  # int64 [N, <= NEAR], the most similar images, the first most
     edits: Edits
-    notes: list[str] = field(default_factory=list)  # what is left out, what edits do not fit
+    notes: list[str] = field(default_factory=list)  # as ``notes_of``
 
 
 def write(run: str | Path, folder: str = "", skip: bool = False) -> Own:
@@ -69,20 +72,36 @@ def write(run: str | Path, folder: str = "", skip: bool = False) -> Own:
 
 
 def begin(run: Path, folder: str, skip: bool) -> None:
-    """Write a run's table by ``apply``, with the probabilities, and what of its folder is left out
-    as ``left_out.json``."""
+    """Write a run's table by ``apply``, with the probabilities, and as ``notes.json`` what of its
+    folder is left out, and how well the clusters agree with the folders that it holds."""
     out, kept = str(run / "clusters.csv"), str(run / "probabilities.npy")
     applied = apply(str(run), folder, out, skip=skip, probabilities=kept, own=True)
-    with atomic(run / LEFT_OUT) as place:
-        said = json.dumps({"left_out": applied["left_out"]}, indent=1)
-        place.write_text(said + "\n", encoding="utf-8")
+    files = [plain(file) for file in read(run / "clusters.csv")["file"]]
+    said = [*applied["left_out"], *by_folders(folder, files, np.load(kept).argmax(-1))]
+    with atomic(run / NOTES) as place:
+        place.write_text(json.dumps({"notes": said}, indent=1) + "\n", encoding="utf-8")
+
+
+def by_folders(folder: str, files: list[str], clusters: np.ndarray) -> list[str]:
+    """How many of the images, whose clusters are ``[N]``, are in that of their folder, in a
+    sentence; none where the folders are no classes (``list_folder``)."""
+    here = Path(os.path.realpath(os.path.expanduser(folder)))
+    try:
+        listed, classes = list_folder(here)
+    except ConfigError:  # folders that are no classes
+        return []
+    label = {relative(file, here): number for file, number, _ in listed}
+    labels = [label.get(file, -1) for file in files]
+    if len(classes) < 2 or min(labels, default=-1) < 0:
+        return []
+    acc = f"ACC {100 * metrics.accuracy(labels, clusters):.1f} %"
+    return [f"{acc} by the {len(classes)} folders as classes, which no step has seen"]
 
 
 def notes_of(run: Path, made: Edits) -> list[str]:
-    """What does not fit a run of what was changed by hand, and which files of its folder are not
-    among its images, in sentences."""
-    path = run / LEFT_OUT
-    return [*made.notes, *(read_json(path)["left_out"] if path.exists() else [])]
+    """What does not fit a run of what was changed by hand, and what ``begin`` has noted."""
+    path = run / NOTES
+    return [*made.notes, *(read_json(path)["notes"] if path.exists() else [])]
 
 
 def copies(run: Path) -> str:
