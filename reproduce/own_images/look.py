@@ -191,13 +191,15 @@ def rows_of(files: list[str], probabilities: Tensor, votes: np.ndarray) -> pd.Da
 
 
 def near_duplicates(run: Look, n: int = 8) -> pd.DataFrame:
-    """Of each of the first n groups in the run's duplicates.csv the first two images: kind, both
+    """Of each of n groups in the run's duplicates.csv, its kinds in turn, the first two: kind, both
     files, alike (the correlation of their pixels), and a, b, their positions among the images
     looked at, or -1. Of a run without that file the n closest pairs of those looked at; alike is
     then the cosine of their features."""
     if (run.path / "duplicates.csv").exists():
         twice = tables.read(run.path / "duplicates.csv")
-        pairs = [group.iloc[:2] for _, group in twice.groupby(["kind", "group"], sort=False)][:n]
+        pairs = [group.iloc[:2] for _, group in twice.groupby(["group", "kind"])][
+            :n
+        ]  # kinds in turn
         at = {file: i for i, file in enumerate(run.table["file"])}
         names = [[*map(tables.plain, pair["file"])] for pair in pairs]
         rows = [

@@ -94,6 +94,9 @@ def cell_of(title: str) -> str:
     return cells[i + 1].source
 
 
+MORE = [(kind, i, j) for kind in ("file", "scene") for i in range(3) for j in range(3)]
+
+
 def test_the_page_of_figures_has_the_copies_of_the_list(place, tmp_path, capsys, monkeypatch):
     """Also of images that it does not draw."""
     path = shutil.copytree(trained(place, "crlc"), tmp_path / "run")
@@ -115,6 +118,10 @@ def test_the_page_of_figures_has_the_copies_of_the_list(place, tmp_path, capsys,
     said, pairs = shown(2)
     assert pairs.loc[0, ["a", "b"]].tolist() == [0, -1] and not sheets
     lines = (path / "duplicates.csv").read_text().splitlines()
+    more = [f"the same {kind},{i},{kind}{i}{j}.png,9,0.5" for kind, i, j in MORE]
+    (path / "duplicates.csv").write_text("\n".join([lines[0], *more]))
+    said, pairs = shown()
+    assert pairs["file_a"].tolist() == ["file00.png", "scene00.png", "file10.png", "scene10.png"]
     (path / "duplicates.csv").write_text(f"{lines[0]}\n")
     said, pairs = shown()
     assert said.startswith("no image is there twice, ") and not len(pairs) and not sheets
@@ -241,6 +248,7 @@ def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
     page = (run / "clusters.html").read_text(encoding="utf-8")
     assert 'aria-label="Pages"' not in page and 'index.html"' not in page, "there is none yet"
     assert page.count("<img") >= 4 and "bright" in page and "TqdmWarning" not in page
+    assert "no image is there twice" in page
     with open(run / "clusters.csv", newline="") as file:
         assert {row["name"] for row in csv.DictReader(file)} <= {"bright", "dark"}
     changed = {"format": 1, "names": {"0": "all"}, "merged": {"1": 0}, "moved": {"no.png": 0}}
