@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from reproduce.files import TEXT, atomic, printable, read_json
+from reproduce.runs.renewed import free
 from reproduce.runs.yaml_files import read_settings
 from reproduce.settings import ConfigError
 
@@ -244,13 +245,13 @@ def to_json(edits: Edits) -> dict:
 
 def take(run: Path, source: str) -> None:
     """Make a ``clusters.json`` from anywhere, as the page saved it, that of a run; one that differs
-    and is there already is kept as clusters.before.json."""
+    and is there already is kept as clusters.before.json, or with a number where that is taken."""
     path, target = Path(os.path.expanduser(source)), run / FILE
     read(path)
     content = path.read_bytes()
     if target.exists() and target.read_bytes() == content:
         return
     if target.exists():
-        target.replace(run / "clusters.before.json")
+        target.replace(free(run / "clusters.before.json"))
     with atomic(target) as temporary:
         temporary.write_bytes(content)

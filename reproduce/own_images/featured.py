@@ -19,18 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.data.folder import list_images, relative, unreadable
-from reproduce.files import ROOT, TEXT, in_table, quoting, read_json, settle
+from reproduce.files import ROOT, TEXT, in_table, quoting, read_json
 from reproduce.own_images import duplicates, edits, pretrained
 from reproduce.own_images.clusterer import Batch, Clusterer
 from reproduce.own_images.features import Features, read_values, take
 from reproduce.own_images.grouping import KINDS, Grouped, Grouping, check, group
 from reproduce.own_images.stability import choose_k, stability
 from reproduce.own_images.verdict import judge
+from reproduce.runs import renewed
 from reproduce.runs.provenance import machine_and_code, now
 from reproduce.runs.trained import wrong_run
 from reproduce.settings import ConfigError
-
-BY_HAND = (edits.FILE, "clusters.before.json", "names.before.yaml")  # made of a run by a person
 
 
 def run_path(settings: Grouping) -> Path:
@@ -90,8 +89,8 @@ def follow(path: Path, settings: Grouping, features: Features) -> None:
             continue
         then = Grouping.from_params({**config, "n_clusters": settings.n_clusters})
         if identity_of(then) == identity_of(settings):  # K, or that it was chosen, is in the name
-            for table in other.glob("clusters.[cp]*"):
-                table.unlink()
+            for table in ("clusters.csv", "clusters.parquet"):
+                (other / table).unlink(missing_ok=True)
             write_json(other / "config.json", {**config, "folder": str(features.folder)})
             path.parent.mkdir(parents=True, exist_ok=True)
             other.replace(path)
@@ -122,38 +121,30 @@ def write(
     """Write the run directory, whole or not at all; what a person has made in it stays. table: of
     ``stability``, where K was chosen by it."""
     temporary = path.with_name(f"{path.name}.partial")
-    old = path.with_name(f".{path.name}.old.partial")
     try:
-        if old.exists() and not path.exists():  # stopped between the two
-            old.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
+        renewed.recover(path)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save(temporary, settings, features, grouped)
         if table is not None:
             table.to_csv(temporary / "stability.csv", index=False, float_format="%.4f")
         carry_over(path, temporary)
-        if path.exists():
-            path.replace(old)
-            settle(temporary, path)
-            shutil.rmtree(old)
-        else:
-            settle(temporary, path)
+        renewed.take_the_place(temporary, path)
     except OSError as error:
         why = f"cannot be written: {error.strerror}"
         raise ConfigError(f"results_dir: {str(path)!r} {why}") from None
 
 
 def carry_over(path: Path, again: Path) -> None:
-    """Copy what a person has made of a run to where it is made again. The numbers in names.yaml are
-    those of before: its names go into clusters.json, which finds their clusters by their images."""
-    for name in BY_HAND:
-        if (path / name).exists():
-            shutil.copy(path / name, again / name)
+    """Copy the names and changes that a person made to where a run is made again. The numbers in
+    names.yaml are those of before: its names go into clusters.json, which finds their clusters by
+    their images."""
+    if (path / edits.FILE).exists():
+        shutil.copy(path / edits.FILE, again / edits.FILE)
     if (path / "names.yaml").exists():
         n_clusters = read_json(path / "provenance.json")["n_clusters"]
         write_json(again / edits.FILE, edits.to_json(edits.of_run(path, n_clusters)))
-        shutil.copy(path / "names.yaml", again / "names.before.yaml")
+        shutil.copy(path / "names.yaml", renewed.free(again / "names.before.yaml", path))
 
 
 def save(path: Path, settings: Grouping, features: Features, grouped: Grouped) -> None:

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from reproduce.config import Config
-from reproduce.files import ROOT, TEXT, atomic, quoting, read_json, settle
+from reproduce.files import ROOT, TEXT, atomic, quoting, read_json
+from reproduce.runs import renewed
 from reproduce.runs.naming import run_name
 from reproduce.runs.place import Place, with_hash
 from reproduce.runs.provenance import machine_and_code, now, provenance
@@ -137,23 +138,21 @@ class Run(Place):
         (self.partial / "model.pt").write_bytes(buffer.getbuffer())
         self.write_json("metrics.json", metrics)
         # the name first, the checkpoints after: a kill, or a power failure, loses nothing
-        old = self.path.with_name(f".{self.path.name}.old.partial")
-        shutil.rmtree(old, ignore_errors=True)  # of a process killed here
+        renewed.recover(self.path)
         if (self.path / "names.yaml").exists():  # they fit these clusters if all is equal
             before = self.json("metrics.json").get("weights_sha256") if self.finished else None
-            same = before == metrics.get("weights_sha256")
-            name = "names.yaml" if same else "names.before.yaml"
-            shutil.copy(self.path / "names.yaml", self.partial / name)
+            kept = self.partial / "names.yaml"
+            if before != metrics.get("weights_sha256"):
+                kept = renewed.free(self.partial / "names.before.yaml", self.path)
+            shutil.copy(self.path / "names.yaml", kept)
         if (self.path / "clusters.json").exists():  # which finds its clusters again
             shutil.copy(self.path / "clusters.json", self.partial / "clusters.json")
-        if self.path.exists():
-            self.path.replace(old)
-        settle(self.partial, self.path)
-        shutil.rmtree(old, ignore_errors=True)
+        renewed.take_the_place(self.partial, self.path)
         self.tidy()
 
     def tidy(self) -> None:
         """Remove what only an unfinished run needs; a kill within ``finish`` may leave it there."""
+        renewed.recover(self.path)
         for file in ("lock", "progress.json", "checkpoint.pt", "checkpoint.previous.pt"):
             (self.path / file).unlink(missing_ok=True)
 

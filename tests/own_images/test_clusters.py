@@ -21,6 +21,7 @@ from reproduce.files import NOTEBOOKS
 from reproduce.own_images import choose, look, stability, tables
 from reproduce.own_images.featured import is_featured
 from reproduce.runs.directory import Run
+from reproduce.runs.renewed import OF_RUNS
 from reproduce.settings import ConfigError
 from reproduce.train import fit
 
@@ -240,6 +241,7 @@ def test_from_a_folder_to_a_page(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "24 files of colour images of about 8 pixels" in said and "clusters.html" in said
     (run,) = (tmp_path / "runs" / "folder" / "byol").iterdir()
+    assert {path.name for path in run.iterdir()} <= OF_RUNS | {"page"}, "else it would outlive it"
     (run / "names.yaml").write_text("0: bright\n1: dark\n")
     assert main(words) == 0
     assert "already finished" in capsys.readouterr().out

@@ -112,11 +112,12 @@ def test_names_yaml_goes_on_working_and_the_page_has_the_last_word(tmp_path):
 
 
 def test_what_was_there_is_kept_beside_what_is_taken(tmp_path):
-    for name in ("cats", "dogs", "dogs"):
+    for name in ("cats", "dogs", "dogs", "foxes"):
         (tmp_path / "saved.json").write_text(json.dumps({"format": 1, "names": {"0": name}}))
         edits.take(tmp_path, str(tmp_path / "saved.json"))
-    assert edits.read(tmp_path / "clusters.json").names == {0: "dogs"}
-    assert edits.read(tmp_path / "clusters.before.json").names == {0: "cats"}
+    kept = {"clusters": "foxes", "clusters.before": "cats", "clusters.before.2": "dogs"}
+    for file, name in kept.items():
+        assert edits.read(tmp_path / f"{file}.json").names == {0: name}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from reproduce.own_images.apply import apply
 from reproduce.own_images.features import images_hash, take
 from reproduce.own_images.grouping import Grouping
 from reproduce.own_images.verdict import judge
+from reproduce.runs.renewed import OF_RUNS
 from reproduce.settings import ConfigError
 
 
@@ -128,7 +129,10 @@ def test_names_follow_their_clusters_when_a_run_is_made_again(tmp_path, colours,
     folder = paint(tmp_path / "images")
     run = featured.make(settings(tmp_path, grouping="kmeans"))
     reds = int(edits.clusters_of(run)["00.png"])
+    assert {path.name for path in run.iterdir()} <= OF_RUNS, "else it would outlive it"
     (run / "names.yaml").write_text(f"{reds}: red\n")
+    for file in ("names.before.yaml", "clusters.before.json", "notes.txt"):
+        (run / file).write_text("of a person")
 
     def turned(features, given):
         found = grouping.group(features, given)
@@ -141,6 +145,9 @@ def test_names_follow_their_clusters_when_a_run_is_made_again(tmp_path, colours,
     assert featured.make(settings(tmp_path, grouping="kmeans")) == run
     now = edits.clusters_of(run)["00.png"]
     assert featured.open_run(run).names == {now: "red"} and not (run / "names.yaml").exists()
+    for file in ("names.before.yaml", "clusters.before.json", "notes.txt"):
+        assert (run / file).read_text() == "of a person"
+    assert (run / "names.before.2.yaml").read_text() == f"{reds}: red\n"
 
 
 def test_a_run_that_was_stopped_while_it_was_made_again_keeps_its_names(tmp_path, colours):
