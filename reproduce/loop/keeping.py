@@ -49,6 +49,7 @@ class Keeper:
         start = dict(self.method.backbone.state_dict()) if self.config.weights else {}
         augment = self.evaluator.augment
         start |= {"mean": augment.mean, "std": augment.std} if start else {}
+        self.pflops = flops.of_run(self.config, *self.sizes)  # before training: it reads the start
         self.start = weights_digest({name: value.cpu() for name, value in start.items()})
 
     def save(self) -> bool:
@@ -200,7 +201,7 @@ class Keeper:
                 **({"levels": images.levels} if images.levels else {}),
             },
             **scores,
-            **flops.of_run(config, *self.sizes),
+            **self.pflops,
             "evaluation_pflop": flops.of_evaluation(config, *self.sizes, *n_looked_at),
             "seconds": at.seconds,
             "images_per_second": shown / at.seconds if at.seconds else 0.0,

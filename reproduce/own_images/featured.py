@@ -27,6 +27,7 @@ from reproduce.own_images.grouping import KINDS, Grouped, Grouping, check, group
 from reproduce.own_images.stability import choose_k, stability
 from reproduce.own_images.verdict import judge
 from reproduce.runs import renewed
+from reproduce.runs.directory import whole_or_left_out
 from reproduce.runs.provenance import machine_and_code, now
 from reproduce.runs.trained import wrong_run
 from reproduce.settings import ConfigError
@@ -84,11 +85,13 @@ def follow(path: Path, settings: Grouping, features: Features) -> None:
     if path.exists():
         return
     for other in sorted(path.parent.parent.glob(f"*/{path.name.rpartition('_')[0]}_*")):
-        config = read_json(other / "config.json") if is_made(other, features) else {}
-        if not config or os.path.exists(config["folder"]):
-            continue
-        then = Grouping.from_params({**config, "n_clusters": settings.n_clusters})
-        if identity_of(then) == identity_of(settings):  # K, or that it was chosen, is in the name
+        then = None
+        with whole_or_left_out(other):
+            config = read_json(other / "config.json") if is_made(other, features) else {}
+            if config and not os.path.exists(config["folder"]):
+                then = Grouping.from_params({**config, "n_clusters": settings.n_clusters})
+        # K, or that it was chosen, is in the name
+        if then is not None and identity_of(then) == identity_of(settings):
             for table in ("clusters.csv", "clusters.parquet"):
                 (other / table).unlink(missing_ok=True)
             write_json(other / "config.json", {**config, "folder": str(features.folder)})

@@ -29,6 +29,7 @@ from reproduce.own_images.grouping import restarts, umap
 from reproduce.own_images.stability import agreement, choose_k, table_of
 from reproduce.own_images.verdict import Verdict, judge
 from reproduce.report import plots
+from reproduce.runs.directory import whole_or_left_out
 from reproduce.runs.trained import newest_run
 from reproduce.settings import ConfigError, Settings, setting
 
@@ -242,13 +243,15 @@ def related(run: Look) -> pd.DataFrame:
     rows, settings, content = [], rest(read_json(run.path / "config.json")), images(run.path)
     for file in sorted(run.path.resolve().parent.glob("*/apply.npz")):
         path = file.parent
-        if ".partial" in path.name or not (is_featured(path) or (path / "model.pt").exists()):
+        if ".partial" in path.name:
             continue
-        config = read_json(path / "config.json")
-        if rest(config) == settings and images(path) == content:
-            other = run if path.samefile(run.path) else look(str(path), 1000, run.data_dir)
-            heads = agreement(other.votes)
-            rows.append((len(other.sizes), config["seed"], other.assignments, heads))
+        with whole_or_left_out(path):
+            config = read_json(path / "config.json")
+            there = is_featured(path) or (path / "model.pt").exists()
+            if there and rest(config) == settings and images(path) == content:
+                other = run if path.samefile(run.path) else look(str(path), 1000, run.data_dir)
+                heads = agreement(other.votes)
+                rows.append((len(other.sizes), config["seed"], other.assignments, heads))
     runs = pd.DataFrame(rows, columns=["K", "seed", "assignments", "between_heads"])
     return runs.sort_values(["K", "seed"], ignore_index=True)
 

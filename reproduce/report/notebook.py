@@ -75,15 +75,24 @@ def print_provenance(config: Config) -> Run:
     run = Run(config)
     shown = run.finished and config.resume
     origin = run.json("provenance.json") if shown else provenance(config)
+    try:
+        lines = provenance_lines(config, origin)
+    except (KeyError, TypeError, AttributeError):
+        raise run.damaged("provenance.json") from None
+    print(*lines, sep="\n")
+    return run
+
+
+def provenance_lines(config: Config, origin: dict) -> list[str]:
     git, packages = origin["git"], origin["packages"]
     state = {None: "", False: "", True: " with uncommitted changes"}[git["dirty"]]
     source = f"source {origin['source'][:12]}, commit {(git['commit'] or 'none')[:12]}{state}"
-    print(f"{source}, settings {config.hash()}")
     device = f"{origin['device']}, {origin['cpus']} processors"
-    print(f"Python {origin['python']}, torch {packages['torch']}, {device}")
+    lines = [f"{source}, settings {config.hash()}"]
+    lines += [f"Python {origin['python']}, torch {packages['torch']}, {device}"]
     if config.weights:
-        print(f"starts from {config.weights}; labels: {origin['labels']}")
-    return run
+        lines += [f"starts from {config.weights}; labels: {origin['labels']}"]
+    return lines
 
 
 def progress(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator[dict]:
@@ -170,13 +179,13 @@ def lines(rows: Iterable[dict], epochs: int, run: Run | None = None) -> Iterator
 
 def print_summary(run: Run) -> Markdown | None:
     """Print where the run lies, what it took and what happened; a sentence if it collapsed."""
-    metrics = run.json("metrics.json")
+    metrics = run.metrics()
     for note in run.notes:
         print(f"note: {note}")
     said = any(note.startswith("left out") for note in run.notes)
-    if (skipped := metrics["data"]["skipped"]) and not said:
+    if (skipped := metrics["data"].get("skipped")) and not said:
         print(f"note: {skipped} of the folder's files cannot be read and were left out")
-    rate = f"{metrics['images_per_second']:.0f} images/s, {metrics['precision']}"
+    rate = f"{metrics['images_per_second']:.0f} images/s, {metrics.get('precision', '')}"
     print(f"{metrics['epochs']} epochs, {metrics['seconds']:.1f} s, {rate}")
     print(f"run directory: {run.path}")
     sentence = warning_note(metrics)

@@ -11,21 +11,19 @@ from reproduce import data
 from reproduce.config import Config
 from reproduce.files import TEXT, read_json
 from reproduce.methods.data_and_network import FOLDERS
-from reproduce.runs.directory import Run
+from reproduce.runs.directory import ANEW, Run
 from reproduce.settings import ConfigError
-
-ANEW = "-p resume False trains it anew in its place, -p results_dir in another"
 
 
 def recognise(run: Run) -> None:
-    """Make sure that a finished run may be shown, before it is: ConfigError where it was trained on
-    other images than are here now. Where a folder was moved, ``run`` becomes the finished one of
-    the same images, with a note."""
+    """Make sure that a finished run may be shown, before it is: ConfigError where it is damaged, or
+    was trained on other images than are here now. Where a folder was moved, ``run`` becomes the
+    finished one of the same images, with a note."""
     config = run.config
     if not config.resume:
         return
     if run.finished:
-        known, now = run.json("metrics.json").get("data", {}).get("sha256"), data.digest(config)
+        known, now = run.metrics()["data"].get("sha256"), data.digest(config)
         if not now:
             where = repr(config.folder or config.dataset)
             run.notes.append(f"{where} is not here: its images are not compared with the run's")
@@ -53,8 +51,9 @@ def alike(run: Run):
         except ConfigError:
             continue  # damaged; whoever reads that run says it
         theirs = {name: config.get(name, default) for name, default in names.items()}
+        about = metrics.get("data")
         if path.suffix != ".partial" and {**theirs, **by_content} == ours:
-            yield path, metrics.get("data", {}).get("sha256"), theirs["folder"]
+            yield path, about.get("sha256") if isinstance(about, dict) else None, theirs["folder"]
 
 
 def difference(run: Run) -> str:

@@ -31,6 +31,8 @@ from reproduce.runs.provenance import machine_and_code, now, provenance
 from reproduce.settings import ConfigError
 
 SCORES = ("acc", "nmi", "ari")
+SHOWN = {"data": dict, "epochs": int, "seconds": float | int, "images_per_second": float | int}
+ANEW = "-p resume False trains it anew in its place, -p results_dir in another"
 
 
 class Run(Place):
@@ -50,13 +52,34 @@ class Run(Place):
         self.parts: list[dict] = []  # from each start of the run to its end or interruption
 
     def history(self) -> list[dict]:
-        """The rows that the run yielded, one per epoch; None where a column was not measured."""
+        """The rows that the run yielded, one per epoch; None where a column was not measured.
+        ConfigError where history.csv is damaged."""
 
         def number(column: str, text: str):
             return None if text == "" else int(text) if column == "epoch" else float(text)
 
-        with open(self.path / "history.csv", newline="") as file:
-            return [{k: number(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
+        try:
+            text = (self.path / "history.csv").read_text(encoding="utf-8")
+            table = csv.DictReader(io.StringIO(text), strict=True)
+            rows = [{k: number(k, v) for k, v in row.items()} for row in table]
+        except (OSError, ValueError, TypeError, csv.Error):  # also a row that is too short
+            rows, text = [], ""
+        epochs = self.json("metrics.json").get("epochs", len(rows))
+        if not text.endswith("\n") or [row["epoch"] for row in rows] != [*range(1, epochs + 1)]:
+            raise self.damaged("history.csv")
+        return rows
+
+    def metrics(self) -> dict:
+        """The metrics.json of a finished run; ConfigError where it lacks what is shown of it."""
+        metrics = self.json("metrics.json")
+        rules = metrics.get("scores")
+        whole = isinstance(rules, dict) and all(isinstance(s, dict) for s in rules.values())
+        if whole and all(isinstance(metrics.get(name), kind) for name, kind in SHOWN.items()):
+            return metrics
+        raise self.damaged("metrics.json")
+
+    def damaged(self, file: str) -> ConfigError:
+        return self.unusable(self.path, f"has a damaged {file}: {ANEW}")
 
     # ---- where it comes from
 

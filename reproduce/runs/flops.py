@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ from reproduce.methods import METHODS, Method
 from reproduce.networks import backbones, muon
 from reproduce.networks.weights import moments_of
 from reproduce.runs.directory import find, whole_or_left_out
-from reproduce.settings import types_of
+from reproduce.settings import ConfigError, types_of
 
 PETA = 1e15
 COLUMNS = "pflop", "pflop_with_start"
@@ -136,16 +137,24 @@ def _of_image(config: Config, channels: int, n_clusters: int) -> list[int]:
 
 def of_run(config: Config, channels: int, n_clusters: int, n_train: int) -> dict[str, float]:
     """{"pflop": of all its steps, and, where it started from another run that can be read,
-    "pflop_with_start": with all that led there}."""
+    "pflop_with_start": with all that led there}; ConfigError where that one is damaged."""
     pflop = of_epochs(config, config.epochs, channels, n_clusters, n_train)
     start = Path(os.path.expanduser(config.weights))
     start = start if start.is_dir() else ROOT / start  # as committed runs name theirs
     if not config.weights or not (start / "metrics.json").is_file():
         return {"pflop": pflop}
-    before = of_directory(start).get("pflop_with_start")
-    return (
-        {"pflop": pflop} if before is None else {"pflop": pflop, "pflop_with_start": pflop + before}
-    )
+    try:
+        before = of_directory(start).get("pflop_with_start")
+        if before is None:
+            return {"pflop": pflop}
+        if math.isfinite(whole := pflop + before):
+            return {"pflop": pflop, "pflop_with_start": whole}
+        why = f"its PFLOP are {before}"
+    except ConfigError as error:
+        why = str(error)
+    except Exception as error:  # whatever its damage is
+        why = f"{type(error).__name__}: {error}"
+    raise ConfigError(f"weights: {str(start)!r} is the directory of a damaged run: {why}")
 
 
 def of_directory(run: Path, counted: Mapping[str, float] | None = None) -> dict[str, float]:

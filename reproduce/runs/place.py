@@ -42,16 +42,18 @@ class Place:
     def finished(self) -> bool:
         """Whether its directory is whole: metrics.json is there and can be read."""
         try:
-            return isinstance(self.json("metrics.json"), dict)
-        except (OSError, ValueError):
+            self.json("metrics.json")
+        except ConfigError:
             return False
+        return True
 
     @property
     def has_checkpoint(self) -> bool:
         return any(self.partial.glob("checkpoint*.pt"))
 
     def json(self, file: str) -> dict:
-        return json.loads((self.path / file).read_text())
+        """One of its files; ConfigError where it cannot be read."""
+        return read_json(self.path / file, "results_dir")
 
     @contextlib.contextmanager
     def lock(self):

@@ -170,7 +170,7 @@ def test_the_images_are_cached_where_they_were_for_the_run(place, tmp_path, monk
     assert list((tmp_path / "here").glob("folder-*.npz")) and not (tmp_path / "no").exists()
 
 
-def test_runs_of_other_seeds_and_other_k_are_found(place):
+def test_runs_of_other_seeds_and_other_k_are_found(place, capsys):
     path = trained(place, "crlc")
     trained(place, "crlc", seed=1)
     trained(place, "crlc", n_clusters=3)
@@ -178,6 +178,17 @@ def test_runs_of_other_seeds_and_other_k_are_found(place):
     found = looked_at(place, path)
     runs = look.related(found)
     assert runs[["K", "seed"]].values.tolist() == [[2, 0], [2, 1], [3, 0]]
+    for i, (file, content) in enumerate(
+        [("config.json", "{"), ("config.json", "{}"), ("metrics.json", "{}"), ("model.pt", "x")]
+    ):
+        damaged = path.with_name(f"damaged {i}")
+        shutil.copytree(path, damaged)
+        (damaged / file).write_text(content)
+    assert len(look.related(found)) == 3
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert [f"damaged {i}" in line for i, line in zip((0, 2, 3), said)] == [True] * 3, said
+    for i in range(4):
+        shutil.rmtree(path.with_name(f"damaged {i}"))
     assert runs["between_heads"].between(-1, 1).all()
     assert look.agreement([[0, 0, 1, 1], [1, 1, 0, 0]]) == 1
     assert np.isnan(look.agreement([[0, 1]]))

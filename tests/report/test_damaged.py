@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from fake_runs import write_run
 
+from reproduce.__main__ import main
+from reproduce.config import Config
 from reproduce.own_images.clusterer import Clusterer
-from reproduce.report import results, run_pages
+from reproduce.report import notebook, results, run_pages
 from reproduce.runs import directory, flops
 from reproduce.settings import ConfigError
 from reproduce.sweeps import sweep
+from reproduce.train import fit
 
 TABLES = results.history, results.heads, results.protocols, results.traces, results.mass
 JSON = "config.json", "metrics.json", "provenance.json"
@@ -151,12 +154,71 @@ def test_apply_of_a_damaged_run_is_one_sentence(trained, tmp_path, damage):
         Clusterer(path)
 
 
+SHOWN = {
+    "metrics.json empty": lambda p: (p / "metrics.json").write_text("{}"),
+    "data in a list": lambda p: put(p, data=[]),
+    "no data": lambda p: put(p, data=None),
+    "scores in words": lambda p: put(p, scores={"aligned_average": "good"}),
+    "epochs in words": lambda p: put(p, epochs="many"),
+    "history.csv cut": cut("history.csv"),
+    "history.csv cut after a line": lambda p: (p / "history.csv").write_text("epoch,loss\n"),
+    "history.csv of other bytes": lambda p: (p / "history.csv").write_bytes(b"\xff"),
+    "no history.csv": lambda p: (p / "history.csv").unlink(),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_a_damaged_run_is_not_shown(trained, tmp_path, capsys, kind):
+    """But one sentence says which file it is, and how to train it anew."""
+    folder, path = copied(trained, tmp_path)
+    words = [word for k, v in TINY.items() for word in ("-p", k, str(v))]
+    words = ["train", *words, "-p", "results_dir", str(folder)]
+    assert main(words) == 0 and "already finished" in capsys.readouterr().out
+    SHOWN[kind](path)
+    assert main(words) == 2
+    said, file = capsys.readouterr().err, "history.csv" if "history" in kind else "metrics.json"
+    assert f"{str(path)!r} has a damaged {file}: -p resume False trains it anew" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"git": []}'])
+def test_a_damaged_provenance_is_one_sentence(trained, tmp_path, content):
+    folder, path = copied(trained, tmp_path)
+    (path / "provenance.json").write_text(content)
+    with pytest.raises(ConfigError, match=f"results_dir: '{path}"):
+        notebook.print_provenance(Config.from_params({**TINY, "results_dir": str(folder)}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: (p / "metrics.json").write_text('{"data": []}'),
+        lambda p: put(p, pflop="many", pflop_with_start="many"),
+        lambda p: (p / "metrics.json").write_text("{"),
+        lambda p: (p / "metrics.json").write_text("[]"),
+    ],
+)
+def test_a_damaged_start_is_told_before_training(trained, tmp_path, damage):
+    """And not at the end, when what led to a run is counted."""
+    folder, path = copied(trained, tmp_path)
+    damage(path)
+    config = Config.from_params({**TINY, "results_dir": str(folder), "weights": str(path)})
+    with pytest.raises(ConfigError, match="weights: .* is the directory of a damaged run: "):
+        next(fit(config))
+
+
+def copied(trained, base):
+    """The results of a run once more, and its directory there."""
+    shutil.copytree(trained.parents[2], base / "results")
+    return base / "results", base / "results" / trained.relative_to(trained.parents[2])
+
+
+TINY = dict(epochs=1, limit=96, batch_size=32, width=4, n_heads=2, head_hidden=8)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    from reproduce import Config, fit
-
     folder = tmp_path_factory.mktemp("results")
-    tiny = dict(epochs=1, limit=96, batch_size=32, width=4, n_heads=2, head_hidden=8)
-    run = sweep.Run(Config.from_params({**tiny, "results_dir": str(folder)}))
+    run = sweep.Run(Config.from_params({**TINY, "results_dir": str(folder)}))
     list(fit(run.config, run))
     return run.path
