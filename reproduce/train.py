@@ -42,8 +42,8 @@ def fit(config: Config, run: Run | None = None) -> Iterator[dict]:
     of other data than is here now, or if processes differ in settings, code or data; Diverged if a
     loss is not finite; Lost in the processes that are left when one of them is gone."""
     run = run or Run(config)
-    content.recognise(run)
     loggers.check(config)
+    content.recognise(run)
     shown = run.finished and config.resume
     if not shown:
         find_device(config)

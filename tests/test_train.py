@@ -546,6 +546,11 @@ def test_what_shall_follow_a_run_is_asked_before_its_data(config, monkeypatch):
     with pytest.raises(ConfigError, match="the package tensorboard is not installed"):
         list(fit(config.replace(tensorboard=True)))
     assert not Path(config.results_dir).exists()
+    run = Run(config)
+    run.path.mkdir(parents=True)
+    (run.path / "metrics.json").write_text("{}")  # finished: its images would be compared
+    with pytest.raises(ConfigError, match="the package tensorboard is not installed"):
+        list(fit(config.replace(tensorboard=True)))
 
 
 def test_the_device_of_a_setting(config, monkeypatch):

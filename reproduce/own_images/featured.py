@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.data.folder import list_images, relative, unreadable
-from reproduce.files import ROOT, TEXT, in_table, quoting, read_json
+from reproduce.files import ROOT, TEXT, atomic, in_table, quoting, read_json
 from reproduce.own_images import duplicates, edits, pretrained
 from reproduce.own_images.clusterer import Batch, Clusterer
 from reproduce.own_images.features import Features, read_values, take
@@ -94,7 +94,8 @@ def follow(path: Path, settings: Grouping, features: Features) -> None:
         if then is not None and identity_of(then) == identity_of(settings):
             for table in ("clusters.csv", "clusters.parquet"):
                 (other / table).unlink(missing_ok=True)
-            write_json(other / "config.json", {**config, "folder": str(features.folder)})
+            with atomic(other / "config.json") as temporary:
+                write_json(temporary, {**config, "folder": str(features.folder)})
             path.parent.mkdir(parents=True, exist_ok=True)
             other.replace(path)
             with contextlib.suppress(OSError):  # other runs of that folder are still there

@@ -97,7 +97,8 @@ def save(figure, name: str, caption: str, results_dir: str | Path = "") -> None:
     from IPython.display import Image, Markdown, display
 
     path = folder(results_dir) / f"{name}.png"
-    figure.savefig(path, metadata={"Software": None})  # its bytes depend on the figure alone
+    with atomic(path) as temporary:  # its bytes depend on the figure alone
+        figure.savefig(temporary, format="png", metadata={"Software": None})
     width = round(figure.get_figwidth() * 80)
     plt.close(figure)
     display(Image(filename=path, width=width, alt=caption))

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from reproduce import processes
 from reproduce.config import Config, readers
 from reproduce.evaluation.extractor import MEASURED
-from reproduce.files import ROOT
+from reproduce.files import ROOT, atomic
 from reproduce.methods import METHODS, Method
 from reproduce.networks import backbones, muon
 from reproduce.networks.weights import moments_of
@@ -183,7 +183,7 @@ def of_directory(run: Path, counted: Mapping[str, float] | None = None) -> dict[
 def write(results: Path) -> Path:
     """Count the runs below a folder anew and write its pflop.csv: "run", and ``COLUMNS``."""
     file = results / "pflop.csv"
-    with open(file, "w", newline="", encoding="utf-8") as out:
+    with atomic(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, ["run", *COLUMNS], lineterminator="\n")
         writer.writeheader()
         for run in find(results):

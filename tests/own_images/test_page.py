@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -379,6 +380,27 @@ def test_files_that_are_no_clusters_json_are_said_to_be_none(opened, tmp_path):
     opened.locator("#import").set_input_files(tmp_path / "x.json")
     opened.locator("#note").get_by_text("not in this run").wait_for()
     assert json.loads(save(opened).read_text())["moved"] == {"gone.png": 0}, "it is kept"
+
+
+def test_small_pictures_are_all_there_or_as_before(tmp_path, monkeypatch):
+    files, thumbs = ["a.png", "b.png"], tmp_path / "thumbs"
+    for file in files:
+        Image.new("RGB", (9, 9), "red").save(tmp_path / file)
+    page.draw_sheets(tmp_path, files, thumbs)
+    before = {path.name: path.read_bytes() for path in thumbs.iterdir()}
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "a.png")
+
+    def full(sheet, path, **how):
+        Path(path).write_bytes(b"cut")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(Image.Image, "save", full)
+        page.draw_sheets(tmp_path, files, thumbs)
+    assert {path.name: path.read_bytes() for path in thumbs.iterdir()} == before
+    page.draw_sheets(tmp_path, files, thumbs)
+    assert (thumbs / "0000.jpg").read_bytes() != before["0000.jpg"]
+    assert not (tmp_path / ".thumbs.tmp").exists()
 
 
 def test_small_pictures_are_drawn_once_and_show_the_whole_image(made):

@@ -97,6 +97,20 @@ OF_ONE_TABLE = {
 }
 
 
+def test_a_count_that_is_cut_off_leaves_the_file_before(runs, monkeypatch):
+    folder, _ = runs
+    file = flops.write(folder)
+    before = file.read_text()
+
+    def stopped(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flops, "of_directory", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        flops.write(folder)
+    assert file.read_text() == before and [*folder.glob("*.csv")] == [file]
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_run_is_left_out_in_one_sentence(runs, capsys, kind):
     folder, path = runs

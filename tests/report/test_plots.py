@@ -4,6 +4,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -53,6 +55,22 @@ def test_save_writes_the_same_bytes_and_shows_them_with_their_caption(tmp_path, 
     assert plots.folder() == ROOT / "figures"
     picture, caption = shown[:2]
     assert picture.alt == "It rises." and caption.data == "*It rises.*" and len(shown) == 4
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    figure, _ = plt.subplots()
+    plots.save(figure, "line", "It rises.", tmp_path)
+    before = (tmp_path / "figures" / "line.png").read_bytes()
+
+    def full(figure, path, **how):
+        Path(path).write_bytes(b"cut")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(figure), "savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        plots.save(plt.figure(), "line", "It rises.", tmp_path)
+    (left,) = (tmp_path / "figures").iterdir()
+    assert left.read_bytes() == before
 
 
 def test_umap_is_computed_once_and_clusters_have_the_number_of_their_class(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from PIL import Image
 from reproduce.data.decoding import decoders
 from reproduce.data.folder import FORMATS, read_image
 from reproduce.data.sets import evenly
-from reproduce.files import atomic, printable, read_json
+from reproduce.files import atomic, printable, read_json, settle
 from reproduce.own_images import edits
 from reproduce.own_images.tables import Own
 from reproduce.own_images.verdict import sentence_of
@@ -161,8 +161,9 @@ def draw_sheets(folder: Path, files: list[str], target: Path, levels: tuple = ()
     key = hashlib.sha256(json.dumps([1, side, levels, stamps]).encode()).hexdigest()
     if (target / "key").exists() and (target / "key").read_text() == key:
         return
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     with decoders() as pool:
         for first in range(0, len(paths), SHEET):
             part = paths[first : first + SHEET]
@@ -171,8 +172,10 @@ def draw_sheets(folder: Path, files: list[str], target: Path, levels: tuple = ()
             drawn = pool.map(lambda path: small_picture(path, side - 2, levels), part)
             for i, small in enumerate(drawn):
                 sheet.paste(small, (i % COLUMNS * side + 1, i // COLUMNS * side + 1))
-            sheet.save(target / f"{first // SHEET:04d}.jpg", quality=82)
-    (target / "key").write_text(key)
+            sheet.save(temporary / f"{first // SHEET:04d}.jpg", quality=82)
+    (temporary / "key").write_text(key)
+    shutil.rmtree(target, ignore_errors=True)
+    settle(temporary, target)
 
 
 def levels_of(run: Path) -> tuple[int, ...]:
