@@ -1,10 +1,12 @@
 """The blocks of the campaign: which runs they hold, in which order, and one of them through
 papermill."""
 
+import itertools
 import json
 import math
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from reproduce.__main__ import main
 from reproduce.config import Config
 from reproduce.data import sets as data
 from reproduce.files import ROOT
+from reproduce.loop import keeping
+from reproduce.loop.keeping import Keeper
 from reproduce.methods import METHODS
 from reproduce.runs import flops
 from reproduce.runs.directory import Run
@@ -285,9 +289,15 @@ def test_candidates_of_an_hour_and_a_night_stay_within_their_arithmetic():
         assert sum(cost) < most
 
 
-@pytest.mark.usefixtures("each_epoch")
 def test_ten_minutes_rehearsed_and_a_block_that_is_cut_off(tmp_path, monkeypatch, capsys):
-    """The very command, with few images and a tiny network; each run starts from the one before."""
+    """The very command, with few images and a tiny network; each run starts from the one before. An
+    epoch takes 90 seconds by the clock that checkpoints go by."""
+    now, end = itertools.count(step=0.01), Keeper.end_of_epoch
+    epochs = []  # that have ended
+    clock = SimpleNamespace(perf_counter=lambda: 90 * len(epochs) + next(now))
+    monkeypatch.setattr(keeping, "time", clock)
+    ended = lambda keeper, *words: (end(keeper, *words), epochs.append(1))[0]  # noqa: E731
+    monkeypatch.setattr(Keeper, "end_of_epoch", ended)
     few_images(tmp_path)
     monkeypatch.chdir(tmp_path)
     given = {
