@@ -16,13 +16,13 @@ from reproduce.config import Config
 from reproduce.files import read_json
 from reproduce.settings import ConfigError, short_repr
 
-# what wrappers, MoCo, BYOL, DINO, Lightning and others put before the names of a network's tensors,
-# the outer before the inner, and the names under which they keep such a dict in a file
+# what wrappers, MoCo, BYOL, CC, DINO, Lightning and others put before the names of a network's
+# tensors, the outer before the inner, and the names under which they keep such a dict in a file
 PREFIXES = (
-    "_orig_mod. module. model. net. encoder_q. online_encoder. online_network. student. backbone. "
-    "encoder. trunk."
+    "_orig_mod. module. model. net. encoder_q. base_encoder. online_encoder. online_network. "
+    "student. teacher. backbone. encoder. convnet. resnet. trunk."
 ).split()
-STATES = "state_dict model_state_dict model student online_network net".split()
+STATES = "state_dict model_state_dict model student teacher online_network net".split()
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # moments that torchvision trains with
 
 

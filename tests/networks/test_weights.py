@@ -204,6 +204,22 @@ def test_a_state_dict_is_read_with_the_prefixes_of_wrappers(tmp_path):
         {f"online_encoder.net.{k}": v for k, v in state.items()},
         {"state_dict": {f"model.backbone.{k}": v for k, v in state.items()}},
         {"model": {f"_orig_mod.{k}": v for k, v in state.items()}},
+        # CC, MoCo v3, SimCLR, DINO's teacher alone
+        {
+            "net": {f"resnet.{k}": v for k, v in state.items()}
+            | {"instance_projector.0.weight": torch.zeros(3)}
+        },
+        {
+            "state_dict": {f"module.base_encoder.{k}": v for k, v in state.items()}
+            | {f"module.momentum_encoder.{k}": v + 1 for k, v in state.items()}
+            | {"module.predictor.0.weight": torch.zeros(3)}
+        },
+        {f"convnet.{k}": v for k, v in state.items()} | {"projection_head.0.bias": torch.ones(2)},
+        {"teacher": {f"backbone.{k}": v for k, v in state.items()}, "epoch": 100},
+        {
+            "state_dict": {f"student.backbone.{k}": v for k, v in state.items()}
+            | {f"teacher.backbone.{k}": v + 1 for k, v in state.items()}
+        },
     ):
         torch.save(wrapped, tmp_path / "w.pt")
         torch.nn.init.zeros_(backbone.stem[0].weight)
