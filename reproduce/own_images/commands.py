@@ -61,9 +61,10 @@ def apply(args) -> None:
 
 
 def clusters(args) -> None:
-    from reproduce.own_images import choose, edits, page, tables
+    from reproduce.own_images import choose, edits, grouping, page, tables
 
-    given_here = {"n_clusters": args.n_clusters, "bad_images": "skip", **given(args)}
+    own = given(args, Config, grouping.Grouping)
+    given_here = {"n_clusters": args.n_clusters, "bad_images": "skip", **own}
     plan = choose.plan(args.folder, given_here)
     out = page.place(args.out, plan.folder)
     if args.edits:

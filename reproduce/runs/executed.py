@@ -21,7 +21,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from reproduce.files import NOTEBOOKS, ROOT, atomic, read_json
-from reproduce.runs import html
+from reproduce.runs import html, kernel
 from reproduce.runs.directory import warning_note
 from reproduce.settings import ConfigError
 
@@ -33,6 +33,7 @@ PHOTOGRAPH = 1 << 14  # colours that no drawing has
 def execute(notebook: Path, executed: Path, **parameters) -> None:
     """papermill; ConfigError with the notebook's name and what went wrong if it fails."""
     os.environ.setdefault("PYTHONHASHSEED", "0")  # the kernel's: the same page twice
+    kernel.own_first(os.environ)
     quiet = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
     try:
         content = papermill.execute_notebook(notebook, None, parameters, **quiet)

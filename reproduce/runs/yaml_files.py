@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from reproduce.settings import ConfigError, read_word, short_repr
+from reproduce.config import Config
+from reproduce.settings import ConfigError, Settings, read_word, short_repr, types_of
 
 
 class Ambiguous(yaml.YAMLError):
@@ -74,9 +75,16 @@ def read_settings(path: str | Path) -> dict:
     return settings
 
 
-def given(args) -> dict:
-    """The settings file, overridden by ``-p name value``, read as papermill reads it."""
+def given(args, *kinds: type[Settings]) -> dict:
+    """The settings file, overridden by ``-p name value``, read as papermill reads it. kinds: of the
+    settings that may be given; of ``Config`` where none is named."""
     settings = read_settings(args.settings) if getattr(args, "settings", None) else {}
-    for name, value in args.parameter:
-        settings[name] = read_word(value)
-    return settings
+    return settings | {name: value_of(name, word, *kinds) for name, word in args.parameter}
+
+
+def value_of(name: str, word: str, *kinds: type[Settings]) -> Any:
+    """A word of the command line as the value of a setting: as ``read_word`` has it; but a number
+    stays as it is written where the setting is a text, as a folder called 2023 or 007."""
+    value, number = read_word(word), (int, float)
+    text = any(types_of(settings).get(name) is str for settings in kinds or (Config,))
+    return word if text and type(value) in number else value

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from reproduce.config import Config
 from reproduce.files import NOTEBOOKS, settle
-from reproduce.runs import content, status
+from reproduce.runs import content, kernel, status
 from reproduce.runs.directory import Run, read_metrics, whole_or_left_out
 from reproduce.runs.stopping import Stopped
-from reproduce.settings import ConfigError, read_word, short_repr
+from reproduce.runs.yaml_files import value_of
+from reproduce.settings import ConfigError, short_repr
 from reproduce.sweeps import launch
 from reproduce.sweeps.launch import Outcome
 
@@ -38,14 +39,14 @@ def parse_grid(words: list[str]) -> dict[str, list]:
     """``["lambda1=0.1,1", "seed=0,1"]`` -> {"lambda1": [0.1, 1], "seed": [0, 1]}, values read as
     those of ``-p``."""
     texts = named(words, "grid", "name=value,value", "write its values in one, separated by commas")
-    return {k: [*map(read_word, text.split(","))] for k, text in texts.items()}
+    return {k: [value_of(k, word) for word in text.split(",")] for k, text in texts.items()}
 
 
 def parse_one(word: str, option: str = "one") -> dict:
     """``"head_init=torch,head_bias=False"`` -> one factor: the settings that change together."""
     form, how = "name=value or name=value,name=value", f"repeat --{option} for each of its values"
     texts = named(word.split(","), option, form, how)
-    return {name: read_word(text) for name, text in texts.items()}
+    return {name: value_of(name, text) for name, text in texts.items()}
 
 
 def named(words: list[str], option: str, form: str, how: str) -> dict[str, str]:
@@ -244,6 +245,7 @@ def execute(run: Run, jobs: int, keep: bool = True) -> Outcome:
     for name, value in run.config.changed().items():
         words += ["-y", yaml.safe_dump({name: value})]
     environment = {**os.environ}
+    kernel.own_first(environment)
     if jobs > 1:  # else the run decides
         environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // jobs))
     try:

@@ -10,16 +10,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from jupyter_client.kernelspec import KernelSpecManager
 
 from reproduce import Config, ConfigError, fit
 from reproduce.__main__ import given, main, parser
 from reproduce.files import ROOT
+from reproduce.own_images.grouping import Grouping
 from reproduce.report.results import load
-from reproduce.runs import stopping
+from reproduce.runs import kernel, stopping
 from reproduce.runs.directory import Run, find
 from reproduce.sweeps import campaign, launch, sweep
 
@@ -581,3 +584,42 @@ def test_train_without_jupyter(tmp_path):
         wrong.returncode == 2
         and wrong.stderr.strip() == "error: unknown parameter 'lamda1': did you mean 'lambda1'?"
     )
+
+
+def test_a_text_may_be_a_number_on_the_command_line():
+    """A folder called 2023 or 007; in YAML it stands in quotes."""
+    for folder in ("2023", "007", "1e5", "nan"):
+        words = SimpleNamespace(parameter=[("folder", folder), ("epochs", "1e1"), ("seed", "007")])
+        config = Config.from_params({**given(words), "dataset": "folder"})
+        assert (config.folder, config.epochs, config.seed) == (folder, 10, 7)
+    assert sweep.parse_grid(["folder=2023,007", "seed=1"]) == {
+        "folder": ["2023", "007"],
+        "seed": [1],
+    }
+    assert sweep.parse_one("data_dir=5,lambda1=5") == {"data_dir": "5", "lambda1": 5}
+    words = SimpleNamespace(parameter=[("features", "12"), ("steps", "12")])
+    assert given(words, Config, Grouping) == {"features": "12", "steps": 12}
+    for word in ("True", "None"):
+        with pytest.raises(ConfigError, match="folder must be a text, got"):
+            Config.from_params(given(SimpleNamespace(parameter=[("folder", word)])))
+    with pytest.raises(ConfigError, match=r"folder must be a text, got 2023 \(int\)"):
+        Config.from_params({"folder": 2023})
+
+
+def test_notebooks_run_in_this_python(tmp_path, monkeypatch):
+    """Whatever another kernel of the same name there is, as one of an environment that is gone."""
+    other = tmp_path / "kernels" / "python3"
+    other.mkdir(parents=True)
+    gone = {"argv": [str(tmp_path / "gone" / "python")], "display_name": "x", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(gone))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    assert KernelSpecManager().get_kernel_spec("python3").argv == gone["argv"]
+    said = []
+    monkeypatch.setattr(sweep.launch, "module", lambda *words: said.append(words[2]) or (1, "x"))
+    sweep.execute(Run(Config.from_params({"results_dir": str(tmp_path)})), 1)
+    for _ in range(2):
+        kernel.own_first(os.environ)
+        argv = KernelSpecManager().get_kernel_spec("python3").argv
+        assert argv[1:3] == ["-m", "ipykernel_launcher"] and argv[0] in ("python", sys.executable)
+    assert os.environ["JUPYTER_PATH"].split(os.pathsep)[1:] == [str(tmp_path)]
+    assert said[0]["JUPYTER_PATH"] == os.environ["JUPYTER_PATH"]
