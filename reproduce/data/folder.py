@@ -29,7 +29,8 @@ READS_HEIC = importlib.util.find_spec("pillow_heif") is not None  # an extra
 if READS_HEIC:
     importlib.import_module("pillow_heif").register_heif_opener()
     FORMATS += ("HEIF",)
-SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
+SUFFIXES = ".avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .pgm .png .ppm".split()
+SUFFIXES += ".tif .tiff .webp".split()
 Image.core.set_block_size(64 << 20)  # bytes; blocks that large go back to the system when freed
 PAGES = os.sysconf("SC_PHYS_PAGES")  # of this machine's memory
 RUBBISH = (  # folders that systems make beside a user's, in small letters

@@ -917,12 +917,18 @@ def test_what_is_left_out_of_a_folder_is_counted_by_kind(home):
     pictures(home / "images", "a.png", "b/c.png")
     for name in "1.MOV 2.mp4 b/3.mov b/4.avi b/x.DNG .5.mov __MACOSX/6.mov".split():
         put((home / "images" / name).parent, Path(name).name, b"x")
-    for name in ("bad.jpg", "phone.HEIC"):
+    for name in ("bad.jpg", "phone.HEIC", "README", "b/no"):
         put(home / "images", name, b"x")
+    for name in "1.jxl 2.JP2 3.psd 4.svg 5.tga b/6.dcm".split():
+        put(home / "images", name, b"x")
+    Image.new("RGB", (8, 8)).save(home / "images" / "b" / "named", "PNG")
+    Image.new("RGB", (8, 8)).save(home / "images" / "d.JPE", "JPEG")
+    os.mkfifo(home / "images" / "pipe")
     config = {"folder": str(home / "images"), "image_size": 8, "bad_images": "skip"}
     config = Config.from_params({"dataset": "folder", "data_dir": str(home / "data"), **config})
     images = data.load(config)
-    assert images.files == ("a.png", "b/c.png") and images.skipped == ("bad.jpg", "phone.HEIC")
+    assert images.files == ("a.png", "d.JPE", "b/c.png")
+    assert images.skipped == ("bad.jpg", "phone.HEIC")
     heic = [
         "left out: 1 file that cannot be read: 'bad.jpg'",
         "left out: 1 HEIC photograph, which pip install -e '.[heic]' makes readable: 'phone.HEIC'",
@@ -933,6 +939,8 @@ def test_what_is_left_out_of_a_folder_is_counted_by_kind(home):
         *heic,
         "left out: 4 videos: '1.MOV', '2.mp4', 'b/3.mov' and 1 more",
         "left out: 1 RAW photograph: 'b/x.DNG'",
+        "left out: 6 images of another format: '1.jxl', '2.JP2', '3.psd' and 3 more",
+        "left out: 1 image without a suffix, such as .jpg, by which images are known: 'b/named'",
     ]
 
 
