@@ -11,17 +11,19 @@ import sys
 import time
 from pathlib import Path
 
-from reproduce import Diverged, fit
-from reproduce.config import Config
-from reproduce.files import NOTEBOOKS, ROOT, is_packed
-from reproduce.methods.data_and_network import FOLDERS
-from reproduce.own_images import commands as own_images
-from reproduce.processes import Lost
-from reproduce.runs import status as how_far
 from reproduce.runs import stopping
-from reproduce.runs.directory import Run
-from reproduce.runs.yaml_files import given
-from reproduce.settings import ConfigError, short_repr
+
+with stopping.at_once():  # torch takes seconds
+    from reproduce.config import Config
+    from reproduce.files import NOTEBOOKS, ROOT, is_packed
+    from reproduce.methods.data_and_network import FOLDERS
+    from reproduce.own_images import commands as own_images
+    from reproduce.processes import Lost
+    from reproduce.runs import status as how_far
+    from reproduce.runs.directory import Run
+    from reproduce.runs.yaml_files import given
+    from reproduce.settings import ConfigError, Diverged, short_repr
+    from reproduce.train import fit
 
 REPEAT: dict = {"action": "append", "default": []}  # an option that may be given many times
 

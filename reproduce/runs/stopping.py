@@ -6,9 +6,12 @@ several processes that share it, after the next one (``processes.Asked``)."""
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _waits, _asked = False, 0  # whether a run trains; the signal that came meanwhile
@@ -26,18 +29,37 @@ class Stopped(KeyboardInterrupt):
 def signals() -> Iterator[None]:
     """Signals raise Stopped, at once or, within ``waiting``, in ``at_checkpoint``. What is ignored,
     as by nohup, still is."""
+    with handled_by(_take):
+        yield
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Signals end the process with a sentence: while it imports, where an exception may come out of
+    any module as another."""
+    with handled_by(_end):
+        yield
+
+
+@contextlib.contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where none can be taken
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     taken = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
     for number in taken:
-        signal.signal(number, _take)
+        signal.signal(number, handler)
     try:
         yield
     finally:
         for number in taken:
             signal.signal(number, before[number])
+
+
+def _end(number: int, frame) -> None:
+    print("stopped", file=sys.stderr, flush=True)
+    os._exit(128 + number)
 
 
 def _take(number: int, frame) -> None:

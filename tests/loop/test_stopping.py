@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from test_kill import TINY, left_behind
 
 from reproduce import Config, fit
 from reproduce.__main__ import main
+from reproduce.files import PACKAGE
 from reproduce.own_images import apply
 from reproduce.runs import stopping
 from reproduce.runs.directory import Run
@@ -108,3 +111,16 @@ def test_a_disk_that_is_full_when_the_weights_are_written(tmp_path, capsys, monk
     assert main(words(tmp_path)) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "cannot be written any more: No space left on device" in said and not run.finished
+
+
+@pytest.mark.parametrize("number, status", SIGNALS.items())
+def test_a_signal_while_torch_is_imported_is_a_sentence(tmp_path, number, status):
+    (tmp_path / "torch.py").write_text("import time; print('here', flush=True); time.sleep(60)")
+    path = os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])
+    command = [sys.executable, "-m", "reproduce", "status"]
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, **streams, env={**os.environ, "PYTHONPATH": path}) as process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=10)[1] == "stopped\n"
+    assert process.returncode == status
