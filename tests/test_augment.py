@@ -54,6 +54,12 @@ def close(ours, theirs, atol=1e-5):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
+def test_a_fixed_crop_of_less_than_a_pixel_is_the_whole_image():
+    x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    tiny = augmenter(side=8, crop="fixed", crop_scale=0.001)
+    assert torch.equal(tiny.clean(x), augmenter(side=8, crop="fixed", crop_scale=1.0).clean(x))
+
+
 # ---- transforms, draw by draw
 
 

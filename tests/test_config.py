@@ -419,6 +419,11 @@ CONTRADICTIONS = [
         dict(neighbour_from=0.5, neighbour_weight=0.5),
     ),
     (
+        dict(covariance_weight=0.5, lambda2=0),
+        ["covariance_weight is 0.5", "lambda2 is 0"],
+        dict(covariance_weight=0.5, lambda2=1),
+    ),
+    (
         dict(neighbour_weight=0.5, lambda2=0),
         ["neighbour_weight is 0.5", "lambda2 is 0"],
         dict(neighbour_weight=0.5, lambda2=1),

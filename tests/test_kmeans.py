@@ -278,6 +278,16 @@ def test_duplicates(k):
     assert model.cluster_centers_.isfinite().all() and model.n_iter_ < 10
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_one_start_on_fewer_samples_than_clusters(kind):
+    """Of those that differ: one sample is taken at a time, which numpy makes a scalar of."""
+    x = np.eye(3, 2, dtype=np.float32).repeat([4, 3, 1], 0)
+    for k in range(4, 9):
+        model = KMeans(k, n_init=1).fit(kind(x))
+        assert model.inertia_ == pytest.approx(0, abs=1e-12)
+        assert same_partition(model.labels_, np.arange(3).repeat([4, 3, 1]))
+
+
 def test_all_samples_the_same():
     model = KMeans(3).fit(torch.ones(20, 2))
     assert model.inertia_ == 0 and (model.cluster_centers_ == 1).all()
@@ -333,6 +343,10 @@ def test_cosine_does_not_see_the_length_of_samples():
     assert (cosine.argmax(1) == a.labels_).all()
     assert a.inertia_ == pytest.approx(float((2 - 2 * cosine.amax(1)).sum()))
     assert not same_partition(a.labels_, KMeans(6).fit(x * scale).labels_)
+    for factor in (1e12, 1e-12):
+        c = KMeans(6, metric="cosine").fit(x * factor)
+        torch.testing.assert_close(c.cluster_centers_, a.cluster_centers_)
+        assert (c.labels_ == a.labels_).all() and c.inertia_ == pytest.approx(a.inertia_)
 
 
 def test_place_and_scale_do_not_matter():

@@ -145,6 +145,17 @@ def tar(path: Path, *members: tuple[str, bytes]) -> Path:
     return path
 
 
+def test_a_folder_in_a_tar_is_no_label(tmp_path, small_shards):
+    file = tar(tmp_path / "tars" / "a.tar", ("1.png", noise(0)), ("1.cls/x.png", noise(1)))
+    with tarfile.open(file, "a") as archive:
+        folder = tarfile.TarInfo("1.cls")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    packed.pack(tmp_path / "tars", tmp_path / "packed", 8)
+    images = load(tmp_path)
+    assert {*images.files} == {"a.tar/1.png", "a.tar/1.cls/x.png"} and not images.labelled
+
+
 def test_tar_archives_with_labels(tmp_path, small_shards):
     """A label may come before or after its image; names of classes are their numbers."""
     tar(
@@ -338,6 +349,18 @@ def test_packing_goes_on_after_a_kill(place):
     same(load(place), load(place, "again"))
     names = sorted(path.name for path in target.iterdir())
     assert names == ["index.json", *(f"pixels-0000{k}.npy" for k in range(4)), "rows.npz"]
+
+
+def test_a_link_to_a_file_that_has_changed_is_another_image(tmp_path, small_shards):
+    put(tmp_path / "kept", *(f"{i}.png" for i in range(3)))
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.png").symlink_to(tmp_path / "kept" / f"{i}.png")
+    packed.pack(tmp_path / "images", tmp_path / "packed", 8)
+    packed.pack(tmp_path / "images", tmp_path / "packed", 8)
+    (tmp_path / "kept" / "1.png").write_bytes(noise(9, (30, 14)))
+    with pytest.raises(ConfigError, match="is packed already, with another side or of other"):
+        packed.pack(tmp_path / "images", tmp_path / "packed", 8)
 
 
 def test_a_shard_of_changed_files_is_packed_anew(place):

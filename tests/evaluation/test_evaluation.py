@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn import metrics as theirs
 from torch import nn
 
-from reproduce import Config, kmeans, metrics
+from reproduce import Config, fit, kmeans, metrics
 from reproduce.augment import Augment
 from reproduce.data import sets as data
 from reproduce.data.sets import Images, evenly
@@ -456,3 +456,13 @@ def test_an_embedding_is_kept_on_the_axes_of_largest_variance():
     exact = torch.linalg.svdvals(x - x.mean(0)).square()[:64] / 300
     torch.testing.assert_close(kept.var(0, correction=0), exact, rtol=1e-3, atol=1e-3)
     assert reduced(x[:, :64]) is not None and torch.equal(reduced(x[:, :64]), x[:, :64])
+
+
+def test_measured_statistics_are_the_evaluations_alone(tmp_path):
+    """What DeepCluster clusters before an epoch is the same whenever it was evaluated."""
+    tiny = dict(method="deepcluster", limit=64, batch_size=32, width=4, pseudo_clusters=8, epochs=4)
+    places = {"results_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data")}
+    config = Config.from_params({**tiny, **places, "eval_batchnorm": "measured"})
+    one, four = ([*fit(config.replace(evaluate_every=n))] for n in (1, 4))
+    assert [row["loss"] for row in one] == [row["loss"] for row in four]
+    assert "knn_acc" in one[0] and "knn_acc" not in four[0]

@@ -90,6 +90,25 @@ def test_features_that_are_no_numbers(tmp_path, capsys, monkeypatch):
     )
 
 
+def test_features_that_are_no_numbers_before_an_epoch(tmp_path, capsys, monkeypatch):
+    """DeepCluster clusters them."""
+    before = METHODS["deepcluster"].before_epoch
+
+    def beyond(self, epoch, extract):
+        factor = math.inf if epoch == 2 else 1.0
+        return before(self, epoch, lambda network: extract(lambda x: network(x) * factor))
+
+    monkeypatch.setattr(METHODS["deepcluster"], "before_epoch", beyond)
+    tiny = words(tmp_path, method="deepcluster", pseudo_clusters=10)
+    named = zip(tiny[1::3], tiny[2::3])
+    named = [(name, value) for name, value in named if name not in ("n_heads", "head_hidden")]
+    assert main(["train", *(word for pair in named for word in ("-p", *map(str, pair)))]) == 3
+    assert "error: diverged: features: not finite for whole images" in capsys.readouterr().err
+    (told,) = (tmp_path / "results").rglob("metrics.json")
+    told = json.loads(told.read_text())
+    assert told["status"] == "diverged" and told["epochs"] == 1
+
+
 def test_papermill_ends_in_one_sentence_and_not_with_zero(tmp_path):
     done = subprocess.run(
         [

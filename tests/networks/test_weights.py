@@ -334,3 +334,59 @@ def test_a_run_says_which_backbone_it_has(place):
     assert Run(config).path == path, "as when all of it is given"
     with pytest.raises(ConfigError, match="do not fit backbone 'small'"):
         list(fit(config.replace(width=8), None))
+
+
+# ---- weights in a directory that is not what it was
+
+
+def directory(folder, channels=3, **settings):
+    """A directory as a run on images with so many channels leaves it, as far as weights go."""
+    config = Config(**{"width": 4, **settings})
+    folder.mkdir()
+    state = backbones.build(config, channels).state_dict()
+    torch.save({f"backbone.{k}": v for k, v in state.items()}, folder / "model.pt")
+    said = {"width": 4, "normalize": config.normalize, **settings}
+    (folder / "config.json").write_text(json.dumps(said))
+    np.savez(folder / "apply.npz", mean=np.zeros(channels, "f4"), std=np.ones(channels, "f4"))
+    return folder
+
+
+def test_weights_of_colour_images_are_not_for_digits(place, tmp_path):
+    """With sobel a network takes two channels of either."""
+    start = directory(tmp_path / "colour", sobel=True)
+    own = {**TINY, **place, "method": "simclr", "weights": str(start)}
+    with pytest.raises(ConfigError, match="weights: .* 3 channels, but data set 'digits' has 1"):
+        next(fit(Config.from_params(own)))
+
+
+def test_a_damaged_directory_of_weights_is_a_sentence(place, tmp_path):
+    start = directory(tmp_path / "grey", channels=1)
+    own = {**TINY, **place, "method": "simclr", "weights": str(start)}
+    config = Config.from_params(own)
+    for content in (b"", b"PK", (start / "apply.npz").read_bytes()[:-9]):
+        (start / "apply.npz").write_bytes(content)
+        with pytest.raises(ConfigError, match="weights: .*apply.npz' is damaged"):
+            next(fit(config))
+    for value, said in ((3, "backbone must be"), ([], "backbone must be"), ("x", "backbone must")):
+        (start / "config.json").write_text(json.dumps({"backbone": value}))
+        with pytest.raises(ConfigError, match=f"weights: .*config.json' is of no run: {said}"):
+            Config.from_params(own)
+
+
+@pytest.mark.usefixtures("each_epoch")
+def test_a_run_goes_on_from_the_weights_it_began_with(place, tmp_path):
+    start = directory(tmp_path / "grey", channels=1)
+    own = {**TINY, **place, "epochs": 2, "method": "simclr", "weights": str(start), "seed": 5}
+    config = Config.from_params(own)
+    rows = fit(config)
+    next(rows)
+    next(rows)
+    rows.close()
+    kept = (start / "model.pt").read_bytes()
+    torch.manual_seed(1)
+    shutil.rmtree(start)
+    directory(start, channels=1)
+    with pytest.raises(ConfigError, match="begun from other weights than .* put those back, or"):
+        next(fit(config))
+    (start / "model.pt").write_bytes(kept)
+    assert [row["epoch"] for row in fit(config)] == [1, 2]
