@@ -198,9 +198,8 @@ def near_duplicates(run: Look, n: int = 8) -> pd.DataFrame:
     then the cosine of their features."""
     if (run.path / "duplicates.csv").exists():
         twice = tables.read(run.path / "duplicates.csv")
-        pairs = [group.iloc[:2] for _, group in twice.groupby(["group", "kind"])][
-            :n
-        ]  # kinds in turn
+        groups = twice.groupby(["group", "kind"])
+        pairs = [group.iloc[:2] for _, group in groups][:n]
         at = {file: i for i, file in enumerate(run.table["file"])}
         names = [[*map(tables.plain, pair["file"])] for pair in pairs]
         rows = [
