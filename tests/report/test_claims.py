@@ -366,5 +366,6 @@ def test_an_effect_is_measured_when_every_run_is_there(examples):
     found, model = measured.loc["effect"], results.effects(table, "X")
     assert found["verdict"] == "holds" and found["survives"] and found["n"] == 4 + 3 * 3
     assert found["difference"] == pytest.approx(-5, abs=0.5)
-    assert found["shown"] == statistics.points(model.loc["E:S"]) and found["ours"] == ""
+    assert found["shown"] == statistics.points(model.loc["E:S"])
+    assert found["ours"] == "half of the change"
     assert len(found["runs"]) == 13 and found["by_lowest_loss"] == "holds"
