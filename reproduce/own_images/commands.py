@@ -63,8 +63,8 @@ def apply(args) -> None:
 def clusters(args) -> None:
     from reproduce.own_images import choose, edits, grouping, page, tables
 
-    own = given(args, Config, grouping.Grouping)
-    given_here = {"n_clusters": args.n_clusters, "bad_images": "skip", **own}
+    changed = given(args, Config, grouping.Grouping)
+    given_here = {"n_clusters": args.n_clusters, "bad_images": "skip", **changed}
     plan = choose.plan(args.folder, given_here)
     out = page.place(args.out, plan.folder)
     if args.edits:

@@ -18,7 +18,8 @@ OF_RUNS = frozenset(
     config.json provenance.json history.csv metrics.json assignments.csv
     model.pt apply.npz embeddings.npz traces.npz probes.json backbone.pt card.md tensorboard
     lock progress.json checkpoint.pt checkpoint.previous.pt train.ipynb train.html
-    features.npy small.npy votes.npy verdict.json stability.csv duplicates.csv outliers.csv
+    features.npy small.npy votes.npy verdict.json notes.json stability.csv
+    duplicates.csv outliers.csv
     clusters.csv clusters.parquet probabilities.npy similar.npz clusters.ipynb clusters.html
     """.split()
 )
