@@ -164,13 +164,12 @@ def load_weights(
         raise wrong_run(run, "has no model.pt, which stays where a run was made: make it again")
     metrics = read_json(path / "metrics.json")
     config = Config.from_params({**read_json(path / "config.json"), "data_dir": data_dir})
-    status, epochs = metrics.get("status"), metrics.get("epochs")
+    status = metrics.get("status")
     if status != "finished":
         raise wrong_run(run, f"is not a finished run: its metrics.json has the status {status!r}")
-    sizes = metrics.get("data")
-    sizes = [sizes.get(name) for name in SIZES] if isinstance(sizes, dict) else [None]
-    if {type(number) for number in [epochs, *sizes]} != {int} or "weights_sha256" not in metrics:
+    if not is_whole(metrics):
         raise wrong_run(run, "has a damaged metrics.json")
+    epochs = metrics["epochs"]
     if epochs < config.epochs or not config.epochs:
         trained = f"was trained for {epochs} of {config.epochs} epochs"
         raise wrong_run(run, f"{trained}: an untrained model is not evaluated")
@@ -184,6 +183,16 @@ def load_weights(
         measured = "the weights that this run's metrics were measured on"
         raise wrong_run(file, f"does not hold {measured}")
     return config, metrics, weights
+
+
+def is_whole(metrics: dict) -> bool:
+    """Whether the metrics of a finished run have what its weights and images are known by."""
+    about, texts = metrics.get("data"), [metrics.get("weights_sha256")]
+    if not isinstance(about, dict) or not isinstance(metrics.get("scores"), dict):
+        return False
+    numbers = [metrics.get("epochs"), *(about.get(name) for name in SIZES)]
+    texts += [about.get("name"), about.get("sha256")]
+    return {*map(type, numbers)} == {int} and {*map(type, texts)} == {str}
 
 
 def new_method(config: Config, metrics: dict, weights: dict, channels: int) -> Method:
