@@ -238,7 +238,7 @@ def test_scores_by_rule_and_what_is_picked_by_label_is_called_oracle():
     each = [scores.of(head.numpy()) for head in heads]
     acc = [one["acc"] for one in each]
     assert list(rows[0]) == [
-        "first_head_acc", "mean_of_heads_acc", "lowest_loss_head_acc", "aligned_average_acc"
+        "nmi", "first_head_acc", "mean_of_heads_acc", "lowest_loss_head_acc", "aligned_average_acc"
     ]  # fmt: skip
     assert rows[0]["mean_of_heads_acc"] == pytest.approx(sum(acc) / 4)
     assert rows[0]["lowest_loss_head_acc"] == acc[2] and rows[0]["first_head_acc"] == acc[0]
@@ -369,8 +369,8 @@ def test_without_labels_all_but_the_scores_is_the_same(tmp_path, own):
         assert made.pseudo_labels() == {}
         found.append((row, *made.finish(), made.state_dict()))
     (row, results, arrays, _, state), (row_bare, results_bare, arrays_bare, _, state_bare) = found
-    accuracies = [name for name in row if name.endswith("_acc")]
-    assert accuracies and not any(name.endswith("_acc") for name in row_bare)
+    accuracies = [name for name in row if name.endswith("_acc") or name == "nmi"]
+    assert len(accuracies) > 1 and not {*accuracies} & {*row_bare}
     assert {k: v for k, v in row.items() if k not in accuracies} == row_bare
     of_labels = {"scores", "knn_acc", "kmeans_protocols", "heads"}
     assert {k: v for k, v in results.items() if k not in of_labels} == {
