@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from reproduce.files import read_json
-from reproduce.metrics import lowest_loss_head
+from reproduce.kmeans import KMeans
+from reproduce.metrics import lowest_loss_head, nmi
 from reproduce.runs import directory as runs
 from reproduce.settings import ConfigError
 
@@ -84,6 +85,22 @@ def probes(table: pd.DataFrame, *keep: str) -> pd.DataFrame:
         return pd.DataFrame(layers).T.rename_axis("layer").reset_index()
 
     return _each(table, keep, "layer acc features", read)
+
+
+def nmi_over_k(run: Path, numbers: Iterable[int]) -> pd.DataFrame:
+    """The NMI, in 0..1, of the labels and of k-means on the features that a run has kept, for each
+    number of clusters k that at least twice as many images have: "clusters", and "by chance" the
+    same with its images shuffled. Empty where the run has kept no features, or has no labels."""
+    rows, file = [], run / "embeddings.npz"
+    if file.exists():
+        with np.load(file) as stored:
+            features, labels = stored["embedding"].astype(np.float32), stored["labels"].astype(int)
+        rng = np.random.default_rng(0)
+        for k in numbers if labels.min() >= 0 else ():
+            if 2 * k < len(labels):
+                found = KMeans(k, n_init=2).fit_predict(features).numpy()
+                rows.append((k, nmi(labels, found), nmi(labels, rng.permutation(found))))
+    return pd.DataFrame(rows, columns=["k", "clusters", "by chance"]).set_index("k")
 
 
 def chosen_head(metrics: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ from fake_runs import kmeans_protocols, write_method, write_run
 
 from reproduce.config import Config
 from reproduce.files import ROOT
-from reproduce.report import results
+from reproduce.report import recorded, results
 from reproduce.report.notebook import ReportParameters
 from reproduce.settings import ConfigError
 from reproduce.sweeps import campaign
@@ -224,3 +224,17 @@ def test_a_run_that_chose_a_setting_does_not_answer_for_it(tmp_path, monkeypatch
     write_run(tmp_path, entropy="sample", seed=201)
     assert sorted(results.load(tmp_path)["seed"]) == [0, 200, 201]
     assert sorted(results.load(tmp_path, under_way=True)["seed"]) == [0, 100, 200, 201]
+
+
+def test_the_nmi_of_a_runs_features_over_the_number_of_clusters(tmp_path):
+    """Four groups far apart are known best by four clusters; half of the images is too many."""
+    labels = np.arange(80) % 4
+    draws = np.random.default_rng(0).normal(size=(80, 3))
+    features = np.eye(4, 3)[labels] * 50 + draws
+    np.savez(tmp_path / "embeddings.npz", embedding=features.astype(np.float16), labels=labels)
+    found = recorded.nmi_over_k(tmp_path, (2, 4, 8, 40))
+    assert [*found.index] == [2, 4, 8] and found["clusters"].idxmax() == 4
+    assert found.loc[4, "clusters"] == pytest.approx(1) and found["by chance"].max() < 0.3
+    np.savez(tmp_path / "embeddings.npz", embedding=features, labels=-np.ones(80, int))
+    assert recorded.nmi_over_k(tmp_path, (2, 4)).empty
+    assert recorded.nmi_over_k(tmp_path / "none", (2, 4)).empty
